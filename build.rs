@@ -1,0 +1,65 @@
+//! Embeds the step files and the catalog, and refuses to build when a step file uses an unknown value or a
+//! release build is not static.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+include!("src/plan/value_names.rs");
+
+fn main() {
+    println!("cargo:rerun-if-changed=steps");
+    println!("cargo:rerun-if-changed=src/plan/value_names.rs");
+    println!("cargo:rerun-if-env-changed=CARGO_CFG_TARGET_FEATURE");
+    refuse_dynamic_release();
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let steps = toml_files(Path::new("steps"));
+    for (name, path) in &steps {
+        check_values(name, &fs::read_to_string(path).expect("a step file is readable"));
+    }
+    write_table(&out.join("steps.rs"), "The step files, in the order in which they run.", &steps);
+    write_table(&out.join("catalog.rs"), "The catalog's files.", &toml_files(Path::new("steps/catalog")));
+}
+
+/// An environment RUSTFLAGS replaces .cargo/config.toml's flags silently; a dynamic binary would then be shipped.
+fn refuse_dynamic_release() {
+    let features = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    let is_static = features.split(',').any(|f| f == "crt-static");
+    let is_release = env::var("PROFILE").is_ok_and(|p| p == "release");
+    assert!(
+        is_static || !is_release,
+        "a release build must be static: unset RUSTFLAGS, or add `-C target-feature=+crt-static` to it"
+    );
+}
+
+fn toml_files(dir: &Path) -> Vec<(String, PathBuf)> {
+    let mut files: Vec<_> = fs::read_dir(dir)
+        .expect("the directory exists")
+        .map(|e| e.expect("the directory is readable").path())
+        .filter(|p| p.extension().is_some_and(|e| e == "toml"))
+        .map(|p| (p.file_name().expect("a file has a name").to_string_lossy().into_owned(), p))
+        .collect();
+    files.sort();
+    files
+}
+
+fn check_values(file: &str, text: &str) {
+    for (number, line) in text.lines().enumerate() {
+        let mut rest = line;
+        while let Some((_, after)) = rest.split_once("${") {
+            let (name, tail) = after.split_once('}').unwrap_or((after, ""));
+            assert!(VALUE_NAMES.contains(&name), "{file}:{}: no value is called {name}", number + 1);
+            rest = tail;
+        }
+    }
+}
+
+fn write_table(to: &Path, doc: &str, files: &[(String, PathBuf)]) {
+    let mut code = format!("/// {doc}\npub const EMBEDDED: &[(&str, &str)] = &[\n");
+    for (name, path) in files {
+        let path = fs::canonicalize(path).expect("the file exists");
+        let _ = writeln!(code, "    ({name:?}, include_str!({:?})),", path.display().to_string());
+    }
+    code.push_str("];\n");
+    fs::write(to, code).expect("OUT_DIR is writable");
+}

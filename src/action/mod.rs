@@ -1,0 +1,153 @@
+//! Actions: one typed piece of wanted state each, with one predicate, `check`, that serves as dry run, skip
+//! decision and proof. An action touches the machine only through [`Host`].
+
+pub mod apt_components;
+pub mod apt_index;
+pub mod apt_key;
+pub mod apt_package;
+pub mod apt_pin;
+pub mod apt_source;
+pub mod deb;
+pub mod device_query;
+pub mod file;
+pub mod kernel_module;
+pub mod library_path;
+pub mod link;
+pub mod service;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::host::Host;
+
+/// What a check found. `Unknown` is never "fine".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// The machine is as wanted.
+    Satisfied {
+        /// What was looked at, for people.
+        evidence: String,
+    },
+    /// Work is needed.
+    Needed {
+        /// What differs.
+        why: String,
+    },
+    /// It could not be told.
+    Unknown {
+        /// What stood in the way.
+        why: String,
+    },
+}
+
+/// What applying did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// The work is done; `check` will be asked again.
+    Done,
+    /// The work takes effect with the next boot.
+    RebootNeeded {
+        /// Why.
+        why: String,
+    },
+}
+
+impl Check {
+    /// Satisfied, with evidence.
+    pub fn satisfied(evidence: impl Into<String>) -> Self {
+        Self::Satisfied { evidence: evidence.into() }
+    }
+
+    /// Work is needed, with the reason.
+    pub fn needed(why: impl Into<String>) -> Self {
+        Self::Needed { why: why.into() }
+    }
+
+    /// Could not tell, with the reason.
+    pub fn unknown(why: impl Into<String>) -> Self {
+        Self::Unknown { why: why.into() }
+    }
+
+    /// `satisfied`, `needed` or `unknown`.
+    pub fn state(&self) -> &'static str {
+        match self {
+            Self::Satisfied { .. } => "satisfied",
+            Self::Needed { .. } => "needed",
+            Self::Unknown { .. } => "unknown",
+        }
+    }
+
+    /// Evidence or reason.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Satisfied { evidence: text } | Self::Needed { why: text } | Self::Unknown { why: text } => {
+                text
+            }
+        }
+    }
+}
+
+/// What every kind of action can do.
+pub(crate) trait Converge {
+    /// Looks, and changes nothing.
+    async fn check(&self, host: &Host) -> Result<Check>;
+    /// Makes it so. Called only after `check` said `Needed`.
+    async fn apply(&self, host: &Host) -> Result<Applied>;
+    /// The wanted state in a few words ("package cuda-toolkit-12-8").
+    fn describe(&self) -> String;
+}
+
+macro_rules! actions {
+    ($($(#[$doc:meta])* $variant:ident($type:path),)*) => {
+        /// The closed set of actions. In a step file: `[[action]]` with one key, the action's name.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum Action { $($(#[$doc])* $variant($type),)* }
+
+        impl Action {
+            /// Looks, and changes nothing.
+            pub async fn check(&self, host: &Host) -> Result<Check> {
+                match self { $(Self::$variant(a) => a.check(host).await,)* }
+            }
+
+            /// Makes it so.
+            pub async fn apply(&self, host: &Host) -> Result<Applied> {
+                match self { $(Self::$variant(a) => a.apply(host).await,)* }
+            }
+
+            /// The wanted state in a few words.
+            pub fn describe(&self) -> String {
+                match self { $(Self::$variant(a) => a.describe(),)* }
+            }
+        }
+    };
+}
+
+actions! {
+    /// A file with this content.
+    File(file::File),
+    /// A symbolic link.
+    Link(link::Link),
+    /// A keyring that holds exactly one pinned key.
+    AptKey(apt_key::AptKey),
+    /// A repository's index, fetched apart and verified before the machine's apt sees the repository.
+    AptIndex(apt_index::AptIndex),
+    /// Pins: the repository negative as a whole, our packages positive.
+    AptPin(apt_pin::AptPin),
+    /// A repository in apt's sources.
+    AptSource(apt_source::AptSource),
+    /// Components of the distribution's own archive.
+    AptComponents(apt_components::AptComponents),
+    /// Packages, by apt.
+    AptPackage(apt_package::AptPackage),
+    /// Packages as files, by URL and SHA-256.
+    Deb(deb::Deb),
+    /// Directories of the dynamic linker.
+    LibraryPath(library_path::LibraryPath),
+    /// Loaded kernel modules.
+    KernelModule(kernel_module::KernelModule),
+    /// A running systemd service.
+    Service(service::Service),
+    /// A GPU that works.
+    DeviceQuery(device_query::DeviceQuery),
+}

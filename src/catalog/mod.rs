@@ -1,0 +1,8 @@
+//! Which driver branches, toolkits and cuDNN versions exist, and what fits which GPU and operating system.
+//! Data in `steps/catalog/*.toml`; choosing is a pure function of (facts, config).
+
+pub mod choose;
+pub mod data;
+
+pub use choose::{Stack, choose};
+pub use data::Catalog;

@@ -1,0 +1,242 @@
+//! The configuration's shape. Names are fixed; every key is optional; unknown keys are errors; versions are strings.
+
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration, with every default filled in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Where packages come from.
+    pub source: SourceConfig,
+    /// The kernel driver.
+    pub driver: DriverConfig,
+    /// The CUDA toolkit.
+    pub cuda: CudaConfig,
+    /// cuDNN.
+    pub cudnn: CudnnConfig,
+    /// Search paths of login shells and of the dynamic linker.
+    pub profile: ProfileConfig,
+    /// What to do in cases of doubt.
+    pub policy: PolicyConfig,
+    /// Who is told.
+    pub report: ReportConfig,
+}
+
+/// `[source]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SourceConfig {
+    /// `nvidia`, `distro`, or the URL of a mirror of NVIDIA's `compute/cuda/repos` tree.
+    pub packages: String,
+}
+
+/// `[driver]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DriverConfig {
+    /// `auto`, `none`, a branch (`580`) or a full version (`535.309.01`).
+    pub branch: String,
+    /// Open or proprietary kernel modules.
+    pub flavour: Flavour,
+    /// Modules built and signed by the distribution, or built here by DKMS.
+    pub modules: Modules,
+}
+
+/// Kernel module flavour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flavour {
+    /// By the GPU's architecture.
+    #[default]
+    Auto,
+    /// NVIDIA's open kernel modules.
+    Open,
+    /// NVIDIA's proprietary kernel modules.
+    Proprietary,
+}
+
+/// Where kernel modules come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Modules {
+    /// Prebuilt where the distribution has them, DKMS otherwise.
+    #[default]
+    Auto,
+    /// The distribution's signed modules only.
+    Prebuilt,
+    /// DKMS only.
+    Dkms,
+}
+
+/// `[cuda]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CudaConfig {
+    /// `auto`, `none`, a version (`12.8`), or a list of versions, the first of which is the default.
+    pub toolkit: OneOrMany,
+}
+
+/// A string or a list of strings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+/// `[cudnn]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CudnnConfig {
+    /// `auto`, `none`, or a version (`9.8.0`).
+    pub version: String,
+    /// `.deb` files to install instead of packages from the repository.
+    pub deb: Vec<DebConfig>,
+}
+
+/// One entry of `cudnn.deb`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DebConfig {
+    /// `https://…` or `http://…` (the sum is what is trusted).
+    pub url: String,
+    /// 64 hexadecimal digits.
+    pub sha256: String,
+}
+
+/// `[profile]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ProfileConfig {
+    /// Whether PATH, `LD_LIBRARY_PATH`, the linker's directories and `/usr/local/cuda` are set up.
+    pub path: bool,
+}
+
+/// `[policy]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PolicyConfig {
+    /// What a machine without GPU means.
+    pub on_no_gpu: OnNoGpu,
+    /// The instance types an image is baked for (with `on-no-gpu = "install"`).
+    #[serde(rename = "for")]
+    pub bake_for: Vec<String>,
+    /// Whether the unit may reboot the machine.
+    pub reboot: Reboot,
+    /// `auto`, `always` or `never`: hold the kernel packages.
+    pub hold_kernel: String,
+    /// `auto`, or how many GPUs there must be.
+    pub expect_gpus: ExpectGpus,
+}
+
+/// What a machine without GPU means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNoGpu {
+    /// An error (exit code 3).
+    #[default]
+    Fail,
+    /// Nothing to do (exit code 0).
+    Skip,
+    /// Install for the instance types named in `for`.
+    Install,
+}
+
+/// Whether the unit may reboot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reboot {
+    /// The unit reboots when it must; a run by hand exits 10.
+    #[default]
+    Auto,
+    /// Nobody reboots.
+    Never,
+}
+
+/// How many GPUs there must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ExpectGpus {
+    /// Exactly so many.
+    Count(u32),
+    /// `auto`: as many as the instance type has.
+    Auto(String),
+}
+
+/// `[report]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ReportConfig {
+    /// CloudWatch.
+    pub cloudwatch: CloudwatchConfig,
+}
+
+/// `report.cloudwatch`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CloudwatchConfig {
+    /// `auto` (when the instance has a role), `true` or `false`.
+    pub enabled: Enabled,
+    /// Metric namespace.
+    pub namespace: String,
+}
+
+/// A switch that may be left to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Enabled {
+    /// `true` or `false`.
+    Fixed(bool),
+    /// `auto`.
+    Auto(String),
+}
+
+impl Default for SourceConfig {
+    fn default() -> Self {
+        Self { packages: "nvidia".into() }
+    }
+}
+
+impl Default for DriverConfig {
+    fn default() -> Self {
+        Self { branch: "auto".into(), flavour: Flavour::Auto, modules: Modules::Auto }
+    }
+}
+
+impl Default for CudaConfig {
+    fn default() -> Self {
+        Self { toolkit: OneOrMany::One("auto".into()) }
+    }
+}
+
+impl Default for CudnnConfig {
+    fn default() -> Self {
+        Self { version: "auto".into(), deb: Vec::new() }
+    }
+}
+
+impl Default for ProfileConfig {
+    fn default() -> Self {
+        Self { path: true }
+    }
+}
+
+impl Default for PolicyConfig {
+    fn default() -> Self {
+        Self {
+            on_no_gpu: OnNoGpu::Fail,
+            bake_for: Vec::new(),
+            reboot: Reboot::Auto,
+            hold_kernel: "auto".into(),
+            expect_gpus: ExpectGpus::Auto("auto".into()),
+        }
+    }
+}
+
+impl Default for CloudwatchConfig {
+    fn default() -> Self {
+        Self { enabled: Enabled::Auto("auto".into()), namespace: "GpuBootstrap".into() }
+    }
+}

@@ -1,0 +1,1 @@
+//! Running a plan: lock, receipt, and `check → apply → check`.

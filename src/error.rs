@@ -1,0 +1,230 @@
+//! One error type for the whole agent: a stable code, a sentence, a hint, and the cause chain.
+//!
+//! The codes stand in one table, below, with their exit code and meaning, so that `docs/status.md` can be
+//! tested against it and a caller can match on [`Code`] without parsing text.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// `Result` with the agent's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Exit codes of the process. Fixed: scripts, units and CloudFormation stacks depend on them.
+pub mod exit {
+    /// The machine is in the wanted state.
+    pub const CONVERGED: u8 = 0;
+    /// Something failed; `--resume` may help.
+    pub const FAILED: u8 = 1;
+    /// Wrong usage, bad configuration or bad plan.
+    pub const USAGE: u8 = 2;
+    /// This host is not supported: no GPU, wrong operating system, not NVIDIA.
+    pub const UNSUPPORTED: u8 = 3;
+    /// Another run holds the lock.
+    pub const LOCKED: u8 = 4;
+    /// A GPU was found, but it does not work.
+    pub const UNHEALTHY: u8 = 5;
+    /// Not allowed (not root).
+    pub const NOT_ALLOWED: u8 = 6;
+    /// `--resume` found nothing to resume.
+    pub const NOTHING_TO_RESUME: u8 = 7;
+    /// A reboot is needed before the run can go on.
+    pub const REBOOT_NEEDED: u8 = 10;
+    /// Interrupted by SIGINT; `--resume` goes on.
+    pub const INTERRUPTED: u8 = 130;
+    /// Terminated by SIGTERM; `--resume` goes on.
+    pub const TERMINATED: u8 = 143;
+    /// What `--ssm` exits with where another run would exit 10: Systems Manager reboots on it.
+    pub const REBOOT_NEEDED_SSM: u8 = 194;
+}
+
+macro_rules! codes {
+    ($($variant:ident $name:literal $exit:ident $meaning:literal;)*) => {
+        /// Stable identifier of a kind of failure. Names are never changed or reused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Code { $(#[doc = $meaning] $variant,)* }
+
+        impl Code {
+            /// Every code, in the order of the table (for the test of `docs/status.md`).
+            pub const ALL: &'static [Code] = &[$(Code::$variant,)*];
+
+            /// The kebab-case name that status files, logs and metrics carry.
+            pub fn name(self) -> &'static str {
+                match self { $(Code::$variant => $name,)* }
+            }
+
+            /// The process exit code that belongs to it, one of [`exit`].
+            pub fn exit_code(self) -> u8 {
+                match self { $(Code::$variant => exit::$exit,)* }
+            }
+
+            /// What it means, one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Code::$variant => $meaning,)* }
+            }
+        }
+    };
+}
+
+// One row per code, grouped by the module that raises it. Keep docs/status.md in step (a test compares them).
+codes! {
+    // cli and engine
+    Usage "usage" USAGE "The command line is wrong.";
+    NotRoot "not-root" NOT_ALLOWED "This command changes the machine and needs root.";
+    Locked "locked" LOCKED "Another run holds the lock.";
+    NothingToResume "nothing-to-resume" NOTHING_TO_RESUME "There is no earlier run to resume.";
+    PlanChanged "plan-changed" USAGE "The new plan would reverse or downgrade a finished step.";
+    VerifyFailed "verify-failed" FAILED "An action was applied, but its check still says that work is needed.";
+    CheckUnknown "check-unknown" FAILED "An action's check could not tell the state of the machine.";
+    Interrupted "interrupted" INTERRUPTED "The run was interrupted by SIGINT.";
+    Terminated "terminated" TERMINATED "The run was ended by SIGTERM.";
+    RebootNeeded "reboot-needed" REBOOT_NEEDED "The work goes on after a reboot.";
+    // host
+    Io "io" FAILED "A file operation failed.";
+    Exec "exec" FAILED "A program could not be run, or it failed.";
+    ExecTimeout "exec-timeout" FAILED "A program did not end within its time limit.";
+    DiskFull "disk-full" FAILED "There is not enough disk space for what will be installed.";
+    Fetch "fetch" FAILED "A download failed.";
+    FetchDenied "fetch-denied" FAILED "The server refuses the download.";
+    NotADeb "not-a-deb" FAILED "A download that should be a package is something else (often a login page).";
+    ChecksumMismatch "checksum-mismatch" FAILED "The bytes do not have the expected SHA-256; nothing was kept.";
+    // config and plan
+    ConfigRead "config-read" USAGE "A configuration file cannot be read.";
+    ConfigSyntax "config-syntax" USAGE "A configuration file is not valid TOML.";
+    ConfigUnknownKey "config-unknown-key" USAGE "A configuration file has a key that does not exist.";
+    ConfigType "config-type" USAGE "A configuration value has the wrong type or an impossible value.";
+    StepInvalid "step-invalid" USAGE "A step file is not valid.";
+    // facts
+    MetadataDisabled "metadata-disabled" FAILED "The instance metadata service is switched off for this instance.";
+    MetadataUnreachable "metadata-unreachable" FAILED "The instance metadata service did not answer in time.";
+    MetadataInvalid "metadata-invalid" FAILED "The instance metadata service gave an answer that makes no sense.";
+    FactsUnreadable "facts-unreadable" FAILED "A fact about this machine could not be read.";
+    // catalog: refusals
+    NoGpu "no-gpu" UNSUPPORTED "There is no NVIDIA GPU on this machine.";
+    NotNvidia "not-nvidia" UNSUPPORTED "The accelerator of this machine is not made by NVIDIA.";
+    FractionalGpu "fractional-gpu" UNSUPPORTED "A fractional GPU needs AWS's GRID driver, which is not in any apt repository.";
+    UnsupportedOs "unsupported-os" UNSUPPORTED "This operating system or version is not supported.";
+    UnsupportedArch "unsupported-arch" UNSUPPORTED "This processor architecture is not supported.";
+    Container "container" UNSUPPORTED "A container has no kernel of its own to load a driver into.";
+    ImpossibleWish "impossible-wish" UNSUPPORTED "The configuration asks for a combination that does not exist.";
+    UnknownInstanceType "unknown-instance-type" USAGE "The named instance type is not in the catalog.";
+    CatalogInvalid "catalog-invalid" USAGE "A catalog file is not valid.";
+    // apt and dpkg
+    AptFailed "apt-failed" FAILED "apt-get failed.";
+    AptLocked "apt-locked" FAILED "Another program held apt's or dpkg's lock for too long.";
+    DpkgBroken "dpkg-broken" FAILED "dpkg's database has half-installed packages that could not be repaired.";
+    // device query
+    DriverNotLoaded "driver-not-loaded" UNHEALTHY "The NVIDIA kernel module is not loaded.";
+    DriverMismatch "driver-mismatch" UNHEALTHY "The loaded kernel module and the installed libraries have different versions.";
+    GpuCount "gpu-count" UNHEALTHY "Fewer GPUs work than the machine should have.";
+    LibraryMissing "library-missing" UNHEALTHY "A CUDA library that the plan installed cannot be found.";
+    // rehearsal
+    RehearsalUnavailable "rehearsal-unavailable" UNSUPPORTED "This machine lacks something that the rehearsal needs.";
+    RehearsalFailed "rehearsal-failed" FAILED "The rehearsal itself (not the run inside it) failed.";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What went wrong (`message`: lower case, with the path, URL or argument list), what to do (`hint`), and why (`source`).
+#[derive(Debug)]
+pub struct Error {
+    code: Code,
+    message: String,
+    hint: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// A failure of kind `code`; `message` is lower case, without a full stop.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None, source: None }
+    }
+
+    /// One line that a tired operator can act on.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The cause; printed below the message, never mixed into it.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// A failed file operation: `verb` names it ("read", "rename to …").
+    pub fn io(verb: &str, path: impl AsRef<std::path::Path>, source: std::io::Error) -> Self {
+        let code = match source.raw_os_error() {
+            Some(nix::libc::ENOSPC | nix::libc::EDQUOT) => Code::DiskFull,
+            _ => Code::Io,
+        };
+        Self::new(code, format!("cannot {verb} {}", path.as_ref().display())).because(source)
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The sentence, without its causes.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do about it, if there is something more to say than the message does.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// The causes, outermost first, each as text.
+    pub fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut next: Option<&(dyn StdError + 'static)> = self.source();
+        while let Some(cause) = next {
+            causes.push(cause.to_string());
+            next = cause.source();
+        }
+        causes
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|s| s as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_kebab_case() {
+        let mut names: Vec<_> = Code::ALL.iter().map(|c| c.name()).collect();
+        assert!(
+            names.iter().all(|n| n.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'))
+        );
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        assert_eq!(before, names.len());
+    }
+
+    #[test]
+    fn causes_are_listed_outermost_first() {
+        let inner = std::io::Error::other("the disk is on fire");
+        let e = Error::new(Code::Fetch, "outer").because(Error::new(Code::Io, "middle").because(inner));
+        assert_eq!(e.causes(), ["middle", "the disk is on fire"]);
+    }
+}

@@ -1,0 +1,52 @@
+//! What is true of this machine. Every fact keeps its source. Parsers are pure; [`gather`] is the one place
+//! that reads the machine.
+
+pub mod disk;
+pub mod gpu;
+pub mod identity;
+pub mod os;
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::host::Host;
+use crate::imds;
+
+/// A value and where it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fact<T> {
+    /// The value.
+    pub value: T,
+    /// The file, URL or program it came from.
+    pub source: String,
+}
+
+impl<T> Fact<T> {
+    /// A fact read from `source`.
+    pub fn new(value: T, source: impl Into<String>) -> Self {
+        Self { value, source: source.into() }
+    }
+}
+
+/// All facts the plan follows from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Facts {
+    /// Who this machine is.
+    pub identity: identity::Identity,
+    /// Operating system, kernel, architecture.
+    pub os: os::Os,
+    /// GPUs and what belongs to them.
+    pub gpu: gpu::GpuFacts,
+    /// Free space where packages go.
+    pub disk: disk::Disk,
+}
+
+/// Reads every fact. `metadata` is `None` with `--no-imds`.
+pub async fn gather(host: &Host, metadata: Option<&imds::Client>) -> Result<Facts> {
+    Ok(Facts {
+        identity: identity::gather(host, metadata).await?,
+        os: os::gather(host)?,
+        gpu: gpu::gather(host).await?,
+        disk: disk::gather(host)?,
+    })
+}

@@ -1,0 +1,1 @@
+//! dpkg: the authority over what is installed, read from its database.

@@ -1,0 +1,179 @@
+//! Running programs inside the root: closed standard input, a scrubbed environment, a time limit, and output
+//! that is kept for the error message.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use crate::error::{Code, Error, Result};
+
+/// Output kept per stream; a program that prints more is read on, and the middle is dropped.
+const KEEP_OUTPUT: usize = 1 << 20;
+
+/// Runs programs, below the same root as [`super::files::Files`].
+#[derive(Clone, Debug)]
+pub struct Exec {
+    root: PathBuf,
+}
+
+/// A program call: arguments as a list, never a shell string.
+#[derive(Clone, Debug)]
+pub struct Call {
+    program: String,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    limit: Duration,
+}
+
+/// What a program left behind.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Exit status; 128 + signal when killed.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Call {
+    /// A call of `program` (found in the fixed PATH), limited to 60 s unless [`Call::limit`] says otherwise.
+    pub fn new(program: &str) -> Self {
+        Self { program: program.into(), args: Vec::new(), env: Vec::new(), limit: Duration::from_secs(60) }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<I: IntoIterator<Item = S>, S: Into<String>>(mut self, args: I) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets an environment variable. Nothing else is inherited but what [`Exec`] sets.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// The time after which the program is killed.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// The argument list as one line for messages.
+    pub fn line(&self) -> String {
+        std::iter::once(&self.program).chain(&self.args).cloned().collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Output {
+    /// Whether it exited with 0.
+    pub fn ok(&self) -> bool {
+        self.status == 0
+    }
+
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// The last lines of standard error (or output), for a cause chain.
+    pub fn tail(&self) -> String {
+        let text = String::from_utf8_lossy(if self.stderr.is_empty() { &self.stdout } else { &self.stderr });
+        let lines: Vec<_> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+        lines[lines.len().saturating_sub(8)..].join("\n")
+    }
+}
+
+impl Exec {
+    /// Runs programs below `root`.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Runs the call to its end and returns its output, whatever the exit status. Fails when the program
+    /// cannot be started (`exec`) or exceeds its limit (`exec-timeout`; its process group is killed).
+    pub async fn output(&self, call: &Call) -> Result<Output> {
+        let mut command = self.command(call);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+        command.process_group(0).kill_on_drop(true);
+        let mut child = command
+            .spawn()
+            .map_err(|e| Error::new(Code::Exec, format!("cannot run {}", call.line())).because(e))?;
+        let pid = child.id();
+        let mut out = child.stdout.take();
+        let mut err = child.stderr.take();
+        let work = async {
+            let (stdout, stderr, status) = tokio::join!(drain(&mut out), drain(&mut err), child.wait());
+            (stdout, stderr, status)
+        };
+        let Ok((stdout, stderr, status)) = tokio::time::timeout(call.limit, work).await else {
+            kill_group(pid);
+            return Err(Error::new(
+                Code::ExecTimeout,
+                format!("{} did not end within {} s", call.line(), call.limit.as_secs()),
+            ));
+        };
+        let status = status
+            .map_err(|e| Error::new(Code::Exec, format!("cannot wait for {}", call.line())).because(e))?;
+        let status = status.code().unwrap_or_else(|| {
+            128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or_default()
+        });
+        Ok(Output { status, stdout, stderr })
+    }
+
+    /// Like [`Exec::output`], and a non-zero exit status is an error (`exec`) that carries the last lines printed.
+    pub async fn run(&self, call: &Call) -> Result<Output> {
+        let output = self.output(call).await?;
+        if output.ok() {
+            return Ok(output);
+        }
+        Err(Error::new(Code::Exec, format!("{} failed with status {}", call.line(), output.status))
+            .because(output.tail()))
+    }
+
+    /// The command with the root and the environment applied; standard streams are the caller's to set.
+    pub fn command(&self, call: &Call) -> Command {
+        let mut command = if self.root == std::path::Path::new("/") {
+            Command::new(&call.program)
+        } else {
+            let mut c = Command::new("chroot");
+            c.arg(&self.root).arg(&call.program);
+            c
+        };
+        command.args(&call.args);
+        // A fixed environment: LD_*, APT_CONFIG, DPKG_* and DEBCONF_* of the caller must not steer what root runs.
+        command.env_clear();
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("HOME", "/root").env("LC_ALL", "C.UTF-8");
+        command.envs(call.env.iter().map(|(k, v)| (k, v)));
+        command
+    }
+}
+
+async fn drain(stream: &mut Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8> {
+    let Some(stream) = stream else { return Vec::new() };
+    let mut kept = Vec::new();
+    let mut chunk = vec![0; 16 * 1024];
+    // A read error on a pipe means that the other side is gone; what came before is what there is.
+    while let Ok(n @ 1..) = stream.read(&mut chunk).await {
+        kept.extend_from_slice(&chunk[..n]);
+        if kept.len() > KEEP_OUTPUT {
+            kept.drain(KEEP_OUTPUT / 4..kept.len() - KEEP_OUTPUT / 2);
+        }
+    }
+    kept
+}
+
+fn kill_group(pid: Option<u32>) {
+    if let Some(pid) = pid.and_then(|p| i32::try_from(p).ok()) {
+        // The group may be gone already: nothing to do then.
+        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+}

@@ -1,0 +1,84 @@
+//! The only door to the machine. Actions, facts and reports reach files, programs, the network and the
+//! clock through [`Host`], so that `--root DIR` and the documented environment names move all of it at once.
+
+pub mod apt;
+pub mod clock;
+pub mod dpkg;
+pub mod exec;
+pub mod fetch;
+pub mod files;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::report::event::Progress;
+
+/// Everything the agent may touch.
+pub struct Host {
+    /// The file tree: `/`, or a directory treated as if chrooted into it.
+    pub files: files::Files,
+    /// Running programs (inside the root).
+    pub exec: exec::Exec,
+    /// Downloads.
+    pub fetch: fetch::Fetch,
+    /// Time, boot id.
+    pub clock: clock::Clock,
+    progress: Arc<dyn Fn(Progress) + Send + Sync>,
+}
+
+impl Host {
+    /// A host over `root` (`/` for the machine itself). Nothing is touched until a method is called.
+    pub fn new(root: PathBuf) -> Self {
+        Self {
+            exec: exec::Exec::new(root.clone()),
+            files: files::Files::new(root),
+            fetch: fetch::Fetch::new(),
+            clock: clock::Clock,
+            progress: Arc::new(|_| {}),
+        }
+    }
+
+    /// Sends progress of long work (bytes, packages) to `sink`; the engine connects it to the event stream.
+    #[must_use]
+    pub fn with_progress(mut self, sink: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Arc::new(sink);
+        self
+    }
+
+    /// Says how far a piece of long work has come. Never blocks, never fails.
+    pub fn progress(&self, progress: Progress) {
+        (self.progress)(progress);
+    }
+}
+
+/// Where the agent keeps its state, under the root.
+pub mod paths {
+    /// State that survives a reboot.
+    pub const STATE_DIR: &str = "/var/lib/gpu-bootstrap";
+    /// The receipt: what happened to each step. It explains; it never decides.
+    pub const RECEIPT: &str = "/var/lib/gpu-bootstrap/receipt.json";
+    /// Packages being installed at this moment; honoured whatever the receipt says.
+    pub const IN_FLIGHT: &str = "/var/lib/gpu-bootstrap/in-flight.json";
+    /// What `auto` chose on this image.
+    pub const CHOICE: &str = "/var/lib/gpu-bootstrap/choice.json";
+    /// Held by flock for the whole run; names its holder.
+    pub const LOCK: &str = "/var/lib/gpu-bootstrap/lock";
+    /// Verified downloads, named by their SHA-256.
+    pub const CACHE_DIR: &str = "/var/lib/gpu-bootstrap/cache";
+    /// The last result, kept over reboots.
+    pub const LAST_RESULT: &str = "/var/lib/gpu-bootstrap/result.json";
+    /// Size of every file of the packages we installed, as recorded when they were installed.
+    pub const PACKAGE_FILES_DIR: &str = "/var/lib/gpu-bootstrap/packages";
+    /// apt index files fetched and verified apart from the machine's own lists.
+    pub const LISTS_DIR: &str = "/var/lib/gpu-bootstrap/lists";
+    /// Files of others that stood in the way, kept.
+    pub const SET_ASIDE_DIR: &str = "/var/lib/gpu-bootstrap/set-aside";
+    /// Live status, rewritten at each event.
+    pub const STATUS: &str = "/run/gpu-bootstrap/status.json";
+    /// The result of the last run, written only at its end.
+    pub const RESULT: &str = "/run/gpu-bootstrap/result.json";
+    /// Distribution's configuration layer.
+    pub const CONFIG_VENDOR_DIR: &str = "/usr/lib/gpu-bootstrap";
+    /// The administrator's configuration layer.
+    pub const CONFIG_DIR: &str = "/etc/gpu-bootstrap";
+}

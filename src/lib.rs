@@ -1,0 +1,19 @@
+//! gpu-bootstrap: turns a bare Ubuntu or Debian instance into one where CUDA provably works.
+//!
+//! Data flows one way: facts → config → catalog → plan → engine (actions → host) → events → reports.
+//! [`boot`] is that sentence as a function; start reading there.
+
+pub mod action;
+pub mod boot;
+pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod facts;
+pub mod host;
+pub mod imds;
+pub mod plan;
+pub mod rehearse;
+pub mod report;
+pub mod user_data_stub;

@@ -1,0 +1,1 @@
+//! `plan` for people and machines.

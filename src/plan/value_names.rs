@@ -1,0 +1,32 @@
+// The closed list of values that a step file may use as `${name}`. build.rs includes this file, too, and
+// refuses to build when a step file uses a name that is not here.
+pub const VALUE_NAMES: &[&str] = &[
+    // The repository that packages come from (source = "nvidia" or a mirror)
+    "repository.url",            // text: base URL with a trailing slash
+    "repository.fingerprint",    // text: 40 hexadecimal digits
+    "repository.key",            // text: the ASCII-armoured public key
+    "repository.label",          // text: Label of the Release file
+    "repository.date-floor",     // text: oldest acceptable date of the index
+    "repository.may-supply",     // list: patterns of package names that it may supply at all
+    "repository.always-allow",   // list: patterns pinned positive besides the closure
+    "repository.packages",       // list: every package that any step asks this repository for
+    "distro.components",         // list: components of the distribution that must be enabled
+    // The driver
+    "driver.branch",             // text
+    "driver.packages",           // list
+    "driver.modules",            // list: kernel modules to load, in order
+    "driver.version",            // text: "" when any version of the branch will do
+    "fabric-manager.packages",   // list
+    // Toolkit and cuDNN
+    "cuda.version",              // text: versions of the toolkits, joined by ", "
+    "cuda.packages",             // list
+    "cuda.home",                 // text: directory of the default toolkit
+    "cuda.library-dirs",         // list: directories for the dynamic linker
+    "cuda.profile",              // text: the script for /etc/profile.d
+    "cudnn.version",             // text
+    "cudnn.packages",            // list
+    "cudnn.debs",                // list of { url, sha256 }
+    // The check at the end
+    "expect.gpus",               // number: 0 when unknown
+    "expect.libraries",          // list: sonames that ldconfig must list
+];

@@ -1,0 +1,1 @@
+//! `user-data render`: the shell stub that a launch template carries.
