@@ -1,5 +1,6 @@
 // The closed list of values that a step file may use as `${name}`. build.rs includes this file, too, and
 // refuses to build when a step file uses a name that is not here.
+/// Every value name.
 pub const VALUE_NAMES: &[&str] = &[
     // The repository that packages come from (source = "nvidia" or a mirror)
     "repository.url",            // text: base URL with a trailing slash
