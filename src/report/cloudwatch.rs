@@ -1,0 +1,1 @@
+//! One PutMetricData at the end of a run.
