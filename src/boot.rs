@@ -173,8 +173,9 @@ async fn run_plan(
     signals: &mut Signals,
 ) -> Result<Outcome> {
     let identity = &prepared.facts.identity;
-    let begun = plan::build(&prepared.facts, &prepared.config, stack)
-        .and_then(|plan| begin(options, host, reports, prepared, stack, &plan).map(|receipt| (plan, receipt)));
+    let begun = plan::build(&prepared.facts, &prepared.config, stack).and_then(|plan| {
+        begin(options, host, reports, prepared, stack, &plan).map(|receipt| (plan, receipt))
+    });
     let (plan, before) = match begun {
         Ok(begun) => begun,
         Err(error) => return fail(reports, error),
@@ -219,8 +220,11 @@ fn begin(
     let receipt = match receipt::load(&host.files, identity.instance_id())? {
         Found::Ours(receipt) => receipt,
         Found::None if options.resume => {
-            return Err(Error::new(Code::NothingToResume, "there is no earlier run on this instance to resume")
-                .with_hint("run without --resume to begin one"));
+            return Err(Error::new(
+                Code::NothingToResume,
+                "there is no earlier run on this instance to resume",
+            )
+            .with_hint("run without --resume to begin one"));
         }
         Found::None => Receipt::new(identity.instance_id()),
         Found::SetAside(text) => {
@@ -350,8 +354,11 @@ fn require_root() -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    Err(Error::new(Code::NotRoot, "a run installs packages and writes below /etc, /usr and /var: it needs root")
-        .with_hint("run it with sudo; `plan` and `detect` work without"))
+    Err(Error::new(
+        Code::NotRoot,
+        "a run installs packages and writes below /etc, /usr and /var: it needs root",
+    )
+    .with_hint("run it with sudo; `plan` and `detect` work without"))
 }
 
 /// An error as people see it on standard error: the sentence, its causes, what to do.

@@ -20,7 +20,12 @@ use crate::user_data_stub;
 
 /// Turns a bare Ubuntu or Debian instance into one where CUDA provably works.
 #[derive(Debug, Parser)]
-#[command(name = "gpu-bootstrap", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(
+    name = "gpu-bootstrap",
+    version,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

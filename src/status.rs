@@ -38,8 +38,11 @@ pub fn show(options: &Options) -> Result<u8> {
             return print(status, options);
         }
         if options.timeout.is_some_and(|limit| began.elapsed() >= limit) {
-            return Err(Error::new(Code::WaitTimeout, "the run was not over when the time-out of `status --wait` came")
-                .with_hint("`gpu-bootstrap status` shows how far it is"));
+            return Err(Error::new(
+                Code::WaitTimeout,
+                "the run was not over when the time-out of `status --wait` came",
+            )
+            .with_hint("`gpu-bootstrap status` shows how far it is"));
         }
         std::thread::sleep(POLL);
     }

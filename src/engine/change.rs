@@ -55,14 +55,18 @@ pub fn refuse_reversal(before: &Stack, after: &Stack, receipt: &Receipt) -> Resu
     {
         reversed.push(format!("cuDNN {} → {}", old.version, new.version));
     }
-    if done("cuda-toolkit") && std::mem::discriminant(&before.source) != std::mem::discriminant(&after.source) {
+    if done("cuda-toolkit") && std::mem::discriminant(&before.source) != std::mem::discriminant(&after.source)
+    {
         reversed.push(format!("packages from {} → {}", source(&before.source), source(&after.source)));
     }
     if reversed.is_empty() {
         return Ok(());
     }
-    Err(Error::new(Code::PlanChanged, format!("the new plan takes back what is installed: {}", reversed.join(", ")))
-        .with_hint("run with --replan if that is what you want, or put the configuration back"))
+    Err(Error::new(
+        Code::PlanChanged,
+        format!("the new plan takes back what is installed: {}", reversed.join(", ")),
+    )
+    .with_hint("run with --replan if that is what you want, or put the configuration back"))
 }
 
 fn flavour(open: bool) -> &'static str {

@@ -96,7 +96,9 @@ async fn run_step(step: &Step, host: &Host, receipt: &mut Receipt, reports: &Rep
                     Code::VerifyFailed,
                     format!("{} was applied, but it is still not as wanted: {why}", action.describe()),
                 )
-                .with_hint("something else may be changing it at the same time; run again, then look at that"));
+                .with_hint(
+                    "something else may be changing it at the same time; run again, then look at that",
+                ));
             }
         }
     }
@@ -113,7 +115,10 @@ async fn look(step: &Step, action: &Action, host: &Host, reports: &Reports) -> R
         why: check.why().into(),
     });
     if let Check::Unknown { why } = &check {
-        return Err(Error::new(Code::CheckUnknown, format!("cannot tell the state of {}: {why}", action.describe())));
+        return Err(Error::new(
+            Code::CheckUnknown,
+            format!("cannot tell the state of {}: {why}", action.describe()),
+        ));
     }
     Ok(check)
 }
@@ -128,7 +133,13 @@ fn note_running(step: &Step, host: &Host, receipt: &mut Receipt) -> Result<()> {
     receipt.save(&host.files)
 }
 
-fn note_done(step: &Step, changed: bool, evidence: &[String], host: &Host, receipt: &mut Receipt) -> Result<()> {
+fn note_done(
+    step: &Step,
+    changed: bool,
+    evidence: &[String],
+    host: &Host,
+    receipt: &mut Receipt,
+) -> Result<()> {
     let now = host.clock.now();
     let record = receipt.record(&step.id);
     record.digest.clone_from(&step.digest);

@@ -21,7 +21,8 @@ pub fn acquire(files: &Files) -> Result<Lock> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut held) => {
             let line = format!("pid {}\n", std::process::id());
-            let written = held.set_len(0).and_then(|()| held.rewind()).and_then(|()| held.write_all(line.as_bytes()));
+            let written =
+                held.set_len(0).and_then(|()| held.rewind()).and_then(|()| held.write_all(line.as_bytes()));
             written.map_err(|e| Error::io("write", paths::LOCK, e))?;
             Ok(Lock { _held: held })
         }

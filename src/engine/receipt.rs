@@ -103,8 +103,9 @@ impl Receipt {
 
     /// Writes it durably, readable by root only.
     pub fn save(&self, files: &Files) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self)
-            .map_err(|e| Error::new(crate::error::Code::Io, format!("cannot write {}", paths::RECEIPT)).because(e))?;
+        let json = serde_json::to_vec_pretty(self).map_err(|e| {
+            Error::new(crate::error::Code::Io, format!("cannot write {}", paths::RECEIPT)).because(e)
+        })?;
         files.write(paths::RECEIPT, &json, 0o600)
     }
 }

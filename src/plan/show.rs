@@ -57,7 +57,12 @@ pub async fn look(plan: &Plan, choices: &[String], host: &Host) -> Shown {
             };
             actions.push(ShownAction { action: action.describe(), state: state.into(), why });
         }
-        steps.push(ShownStep { id: step.id.clone(), title: step.title.clone(), digest: step.digest.clone(), actions });
+        steps.push(ShownStep {
+            id: step.id.clone(),
+            title: step.title.clone(),
+            digest: step.digest.clone(),
+            actions,
+        });
     }
     Shown { plan_digest: plan.digest.clone(), choices: choices.to_vec(), steps }
 }

@@ -21,7 +21,10 @@ impl Console {
     pub fn new(boot: bool, bars: bool) -> Self {
         let device = boot.then(|| {
             // Without O_NONBLOCK a stopped serial console would stop the run.
-            OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY).open("/dev/console")
+            OpenOptions::new()
+                .write(true)
+                .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
+                .open("/dev/console")
         });
         Self { device: device.and_then(Result::ok), bars: bars.then(ProgressBars::new), titles: Vec::new() }
     }

@@ -68,5 +68,7 @@ fn style(progress: &Progress) -> ProgressStyle {
         (Unit::Items, Some(_)) => "{msg:40!} [{bar:24}] {pos}/{len} {eta} left",
         (Unit::Items, None) => "{msg:40!} {spinner} {pos}",
     };
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }

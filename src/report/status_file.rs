@@ -113,9 +113,9 @@ impl StatusFile {
     }
 
     fn write(&self, path: &str) {
-        let written = serde_json::to_vec_pretty(&self.status)
-            .map_err(|e| e.to_string())
-            .and_then(|json| self.files.write(path, &json, 0o644).map_err(|e| format!("{e}: {}", e.causes().join(": "))));
+        let written = serde_json::to_vec_pretty(&self.status).map_err(|e| e.to_string()).and_then(|json| {
+            self.files.write(path, &json, 0o644).map_err(|e| format!("{e}: {}", e.causes().join(": ")))
+        });
         if let Err(e) = written {
             tracing::warn!("{path} could not be written: {e}");
         }
@@ -190,7 +190,9 @@ impl StatusFile {
         match &event.kind {
             EventKind::ActionChecked { .. } => false,
             EventKind::Progress(_) => {
-                let due = self.progress_written.is_none_or(|last| event.at.duration_since(last) >= PROGRESS_INTERVAL);
+                let due = self
+                    .progress_written
+                    .is_none_or(|last| event.at.duration_since(last) >= PROGRESS_INTERVAL);
                 if due {
                     self.progress_written = Some(event.at);
                 }
