@@ -1,6 +1,7 @@
 //! The run as one readable function: facts → config → plan → converge → report. Start reading here;
 //! `docs/boot.md` has a table with the file behind each phase.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -365,10 +366,10 @@ fn require_root() -> Result<()> {
 pub fn explain(error: &Error) -> String {
     let mut text = format!("gpu-bootstrap: {} [{}]", error.message(), error.code());
     for cause in error.causes() {
-        text.push_str(&format!("\n  because: {}", cause.replace('\n', "\n           ")));
+        let _ = write!(text, "\n  because: {}", cause.replace('\n', "\n           ")); // a String takes everything
     }
     if let Some(hint) = error.hint() {
-        text.push_str(&format!("\n  what to do: {hint}"));
+        let _ = write!(text, "\n  what to do: {hint}");
     }
     text
 }

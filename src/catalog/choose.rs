@@ -106,7 +106,7 @@ pub struct Deb {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// A stack to install.
-    Install(Stack),
+    Install(Box<Stack>),
     /// Nothing, by the user's own policy.
     Nothing {
         /// Why.

@@ -33,16 +33,14 @@ impl ProgressBars {
 
     /// Moves the bar of `progress.what`, making it if it is new.
     pub fn show(&mut self, progress: &Progress) {
-        let bar = match self.open.iter().find(|(what, _)| *what == progress.what) {
-            Some((_, bar)) => bar.clone(),
-            None => {
-                let bar = self.all.add(ProgressBar::new(progress.total.unwrap_or(0)));
-                bar.set_style(style(progress));
-                bar.set_message(progress.what.clone());
-                self.open.push((progress.what.clone(), bar.clone()));
-                bar
-            }
-        };
+        let known = self.open.iter().find(|(what, _)| *what == progress.what).map(|(_, bar)| bar.clone());
+        let bar = known.unwrap_or_else(|| {
+            let bar = self.all.add(ProgressBar::new(progress.total.unwrap_or(0)));
+            bar.set_style(style(progress));
+            bar.set_message(progress.what.clone());
+            self.open.push((progress.what.clone(), bar.clone()));
+            bar
+        });
         if let Some(total) = progress.total {
             bar.set_length(total);
         }
