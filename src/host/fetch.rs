@@ -21,6 +21,7 @@ use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::retry::{Backoff, retry_after};
 use super::{Host, paths};
@@ -63,6 +64,9 @@ enum Expect {
     Anything,
     Deb,
 }
+
+/// A whole download that has no name yet, and its SHA-256.
+type Written = (NamedTempFile, String);
 
 /// Why an attempt failed.
 enum Failed {
@@ -438,12 +442,9 @@ fn not_a_deb(url: &Url, is_page: bool, head: &[u8]) -> Error {
 }
 
 /// Starts the thread that hashes and writes what comes through the queue; it ends with the queue.
-fn start_writer(
-    place: PathBuf,
-    url: String,
-) -> (mpsc::Sender<Vec<u8>>, tokio::task::JoinHandle<Result<(NamedTempFile, String)>>) {
+fn start_writer(place: PathBuf, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHandle<Result<Written>>) {
     let (queue, mut chunks) = mpsc::channel::<Vec<u8>>(QUEUE);
-    let mut work = move || -> io::Result<(NamedTempFile, String)> {
+    let mut work = move || -> io::Result<Written> {
         let mut temp = tempfile::Builder::new()
             .prefix(PARTIAL_PREFIX)
             .permissions(fs::Permissions::from_mode(0o644))
