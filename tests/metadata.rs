@@ -1,5 +1,7 @@
 //! The metadata client and the identity facts, against a service that is as strict as EC2's.
 
+#![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
+
 #[path = "support/imds.rs"]
 mod imds;
 

@@ -1,7 +1,8 @@
 //! A metadata service that is as strict as EC2's: IMDSv2 only, tokens checked, TTL checked. It logs what it is
 //! asked and can be told to fail.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
 
 #[path = "web.rs"]
 pub mod web;

@@ -1,7 +1,8 @@
 //! A small HTTP/1.1 server for tests, on threads of its own: it logs every request, counts connections, and can
 //! misbehave on the wire (reset, hang, garbage, a byte at a time), which a well-behaved library could not.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
