@@ -46,7 +46,7 @@ pub async fn gather(host: &Host, metadata: Option<&imds::Client>) -> Result<Fact
     Ok(Facts {
         identity: identity::gather(host, metadata).await?,
         os: os::gather(host)?,
-        gpu: gpu::gather(host).await?,
+        gpu: gpu::gather(host, gpu::Witnesses::WhenInDoubt).await?,
         disk: disk::gather(host)?,
     })
 }
