@@ -45,7 +45,7 @@ pub struct Facts {
 pub async fn gather(host: &Host, metadata: Option<&imds::Client>) -> Result<Facts> {
     Ok(Facts {
         identity: identity::gather(host, metadata).await?,
-        os: os::gather(host)?,
+        os: os::gather(host).await?,
         gpu: gpu::gather(host, gpu::Witnesses::WhenInDoubt).await?,
         disk: disk::gather(host)?,
     })
