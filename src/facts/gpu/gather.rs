@@ -50,6 +50,7 @@ pub async fn gather(host: &Host, witnesses: Witnesses) -> Result<GpuFacts> {
         gpus: seen.gpus,
         nvswitches: seen.nvswitches,
         other_accelerators: seen.others,
+        sources: inventories.iter().map(|i| i.source.to_owned()).collect(),
         disagreements: notes,
         ..GpuFacts::default()
     };

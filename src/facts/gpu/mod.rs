@@ -76,6 +76,8 @@ pub struct GpuFacts {
     pub driven: Vec<Fact<driver::DrivenGpu>>,
     /// The device number of `nvidia-uvm`, without which CUDA fails although `nvidia-smi` works.
     pub uvm_major: Option<Fact<u32>>,
+    /// The sources of the PCI bus that answered.
+    pub sources: Vec<String>,
     /// One sentence for each point where two sources disagree, or where one cannot be used.
     pub disagreements: Vec<String>,
 }
