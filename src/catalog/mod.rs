@@ -6,5 +6,5 @@ pub mod data;
 mod tables;
 pub mod version;
 
-pub use choose::{Stack, choose};
+pub use choose::{Choice, Stack, choose};
 pub use data::Catalog;
