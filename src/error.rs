@@ -115,6 +115,12 @@ codes! {
     // apt and dpkg
     AptFailed "apt-failed" FAILED "apt-get failed.";
     AptLocked "apt-locked" FAILED "Another program held apt's or dpkg's lock for too long.";
+    AptUnsolvable "apt-unsolvable" FAILED "apt cannot find a set of packages that fulfils the request.";
+    RepositoryUntrusted "repository-untrusted" FAILED "A repository's signature cannot be trusted; nothing was installed from it.";
+    UntrustedSource "untrusted-source" FAILED "apt would take a package from a source whose signatures are switched off.";
+    WouldRemove "would-remove" FAILED "The installation would remove packages that are not NVIDIA's.";
+    WouldDowngrade "would-downgrade" FAILED "The installation would replace a package by an older version.";
+    WrongArchitecture "wrong-architecture" FAILED "A package file is built for another processor architecture.";
     DpkgBroken "dpkg-broken" FAILED "dpkg's database has half-installed packages that could not be repaired.";
     // device query
     DriverNotLoaded "driver-not-loaded" UNHEALTHY "The NVIDIA kernel module is not loaded.";
