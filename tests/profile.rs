@@ -8,7 +8,8 @@ const SHELLS: &[&[&str]] = &[&["dash", "-euc"], &["bash", "-euc"], &["busybox", 
 /// Sources the script `times` times under `-eu` and returns PATH and `LD_LIBRARY_PATH`.
 fn source(shell: &[&str], environment: &[(&str, &str)], times: usize) -> (String, String) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("steps/files/profile.sh");
-    let line = format!(". {}; ", script.display()).repeat(times) + "printf '%s\\n%s\\n' \"$PATH\" \"$LD_LIBRARY_PATH\"";
+    let line = format!(". {}; ", script.display()).repeat(times)
+        + "printf '%s\\n%s\\n' \"$PATH\" \"$LD_LIBRARY_PATH\"";
     // The shell is found with the caller's PATH; what it then sees is only `environment`.
     let shell_path = String::from_utf8(Command::new("which").arg(shell[0]).output().unwrap().stdout).unwrap();
     let mut command = Command::new(shell_path.trim());
@@ -24,7 +25,8 @@ fn source(shell: &[&str], environment: &[(&str, &str)], times: usize) -> (String
 fn the_toolkit_comes_first_and_sourcing_twice_adds_nothing() {
     for shell in SHELLS {
         for times in [1, 2, 3] {
-            let (path, libraries) = source(shell, &[("PATH", "/usr/bin:/bin"), ("LD_LIBRARY_PATH", "/opt/lib")], times);
+            let (path, libraries) =
+                source(shell, &[("PATH", "/usr/bin:/bin"), ("LD_LIBRARY_PATH", "/opt/lib")], times);
             assert_eq!(path, "/usr/local/cuda/bin:/usr/bin:/bin");
             assert_eq!(libraries, "/usr/local/cuda/lib64:/opt/lib");
         }
