@@ -18,7 +18,8 @@ fn cells(line: &str) -> Vec<String> {
 #[test]
 fn every_error_code_is_documented_with_its_exit_code_and_meaning() {
     let text = doc("docs/status.md");
-    let rows: Vec<_> = text.lines().filter(|l| l.starts_with("| `")).map(cells).filter(|c| c.len() == 3).collect();
+    let rows: Vec<_> =
+        text.lines().filter(|l| l.starts_with("| `")).map(cells).filter(|c| c.len() == 3).collect();
     for code in Code::ALL {
         let wanted = [code.name().to_owned(), code.exit_code().to_string(), code.meaning().replace('`', "")];
         assert!(
@@ -30,7 +31,11 @@ fn every_error_code_is_documented_with_its_exit_code_and_meaning() {
         );
     }
     for row in &rows {
-        assert!(Code::ALL.iter().any(|c| c.name() == row[0]), "docs/status.md has a code that does not exist: {}", row[0]);
+        assert!(
+            Code::ALL.iter().any(|c| c.name() == row[0]),
+            "docs/status.md has a code that does not exist: {}",
+            row[0]
+        );
     }
 }
 
@@ -52,7 +57,10 @@ fn every_exit_code_is_documented() {
         exit::REBOOT_NEEDED_SSM,
     ];
     for code in codes {
-        assert!(text.lines().any(|l| l.starts_with(&format!("| {code} |"))), "exit code {code} is not in docs/status.md");
+        assert!(
+            text.lines().any(|l| l.starts_with(&format!("| {code} |"))),
+            "exit code {code} is not in docs/status.md"
+        );
     }
 }
 
@@ -60,7 +68,9 @@ fn every_exit_code_is_documented() {
 fn every_file_that_the_boot_table_names_exists() {
     let text = doc("docs/boot.md");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for name in text.split('`').skip(1).step_by(2).filter(|n| n.starts_with("src/") || n.starts_with("steps/")) {
+    for name in
+        text.split('`').skip(1).step_by(2).filter(|n| n.starts_with("src/") || n.starts_with("steps/"))
+    {
         let exists = match name.split_once('*') {
             Some((prefix, _)) => {
                 let (dir, start) = prefix.rsplit_once('/').unwrap();
@@ -80,7 +90,10 @@ fn every_dependency_has_a_decision() {
     let decisions = doc("docs/decisions/0002-dependencies.md");
     for section in ["dependencies", "dev-dependencies"] {
         for name in manifest[section].as_table().unwrap().keys() {
-            assert!(decisions.contains(&format!("| `{name}` |")), "docs/decisions/0002-dependencies.md lacks {name}");
+            assert!(
+                decisions.contains(&format!("| `{name}` |")),
+                "docs/decisions/0002-dependencies.md lacks {name}"
+            );
         }
     }
 }
