@@ -579,6 +579,7 @@ fn detect_command(built: &Built, args: &[&str]) -> String {
 #[test]
 fn the_command_prints_every_fact_with_its_source() {
     let built = Machine::of_type("p5.48xlarge").driver(OPEN_580).undriven("0000:ca:00.0").build();
+    built.write("/proc/sys/kernel/random/boot_id", "9b2f8a3e-0d5c-4a53-9d0b-3c5d3f1f7a10\n");
     built.write("/var/lib/dpkg/arch", "amd64\n");
     built.write("/etc/os-release", "ID=ubuntu\nVERSION_ID=\"22.04\"\n");
 
