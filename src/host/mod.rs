@@ -23,6 +23,7 @@ pub struct Host {
     pub fetch: fetch::Fetch,
     /// Time, boot id.
     pub clock: clock::Clock,
+    dpkg: dpkg::Cache,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
 }
 
@@ -34,6 +35,7 @@ impl Host {
             files: files::Files::new(root),
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
+            dpkg: dpkg::Cache::default(),
             progress: Arc::new(|_| {}),
         }
     }
