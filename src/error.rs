@@ -117,6 +117,7 @@ codes! {
     AptLocked "apt-locked" FAILED "Another program held apt's or dpkg's lock for too long.";
     AptUnsolvable "apt-unsolvable" FAILED "apt cannot find a set of packages that fulfils the request.";
     RepositoryUntrusted "repository-untrusted" FAILED "A repository's signature cannot be trusted; nothing was installed from it.";
+    IndexOutdated "index-outdated" FAILED "A package list names a file that the repository no longer has.";
     UntrustedSource "untrusted-source" FAILED "apt would take a package from a source whose signatures are switched off.";
     WouldRemove "would-remove" FAILED "The installation would remove packages that are not NVIDIA's.";
     WouldDowngrade "would-downgrade" FAILED "The installation would replace a package by an older version.";

@@ -13,6 +13,7 @@ pub mod file;
 pub mod kernel_module;
 pub mod library_path;
 pub mod link;
+mod package_set;
 pub mod service;
 
 use serde::{Deserialize, Serialize};
