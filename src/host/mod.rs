@@ -24,6 +24,7 @@ pub struct Host {
     /// Time, boot id.
     pub clock: clock::Clock,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
+    notices: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Host {
@@ -35,6 +36,7 @@ impl Host {
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
             progress: Arc::new(|_| {}),
+            notices: Arc::new(|_| {}),
         }
     }
 
@@ -48,6 +50,18 @@ impl Host {
     /// Says how far a piece of long work has come. Never blocks, never fails.
     pub fn progress(&self, progress: Progress) {
         (self.progress)(progress);
+    }
+
+    /// Sends notices to `sink`; the engine connects it to the event stream.
+    #[must_use]
+    pub fn with_notices(mut self, sink: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.notices = Arc::new(sink);
+        self
+    }
+
+    /// Says something that a person should know and that is no failure (a file was set aside). Never fails.
+    pub fn notice(&self, text: &str) {
+        (self.notices)(text);
     }
 }
 
