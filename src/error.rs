@@ -77,6 +77,8 @@ codes! {
     CheckUnknown "check-unknown" FAILED "An action's check could not tell the state of the machine.";
     Interrupted "interrupted" INTERRUPTED "The run was interrupted by SIGINT.";
     Terminated "terminated" TERMINATED "The run was ended by SIGTERM.";
+    RebootLoop "reboot-loop" FAILED "A reboot is asked for again and again.";
+    WaitTimeout "wait-timeout" FAILED "`status --wait` ran out of time; the run itself may go on.";
     RebootNeeded "reboot-needed" REBOOT_NEEDED "The work goes on after a reboot.";
     // host
     Io "io" FAILED "A file operation failed.";

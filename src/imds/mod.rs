@@ -17,6 +17,11 @@ impl Client {
         Self { deadline }
     }
 
+    /// A client as the environment wants it; `None` when AWS_EC2_METADATA_DISABLED says so.
+    pub fn from_env(deadline: Duration) -> Result<Option<Self>> {
+        Ok(Some(Self::new(deadline)))
+    }
+
     /// `GET /latest/<path>`; `None` when the service answers 404 (the item does not exist).
     pub async fn get(&self, path: &str) -> Result<Option<Vec<u8>>> {
         let _ = (path, self.deadline);
