@@ -88,8 +88,8 @@ class Archive:
             text += f"Types: deb\nURIs: {base_url}/{prefix}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n\n"
         return text
 
-    def download(self, packages):
-        """{package: file in the cache} of `packages` and the part of their closure that lies in non-free.
+    def download(self, packages, wanted):
+        """{package: file in the cache} of those packages in the closure of `packages` for which `wanted(name, url)`.
 
         Runs with an apt configuration of its own; this machine's is not touched."""
         folder = os.path.join(self.work, "apt")
@@ -115,7 +115,7 @@ class Archive:
         for line in listing.splitlines():
             url, name, _, digest = line.split()
             url, package = url.strip("'"), name.split("_")[0]
-            if "/non-free/" in url or package in packages:
+            if wanted(package, url):
                 found[package] = self.fetch(url, digest)
         return found
 

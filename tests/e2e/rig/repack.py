@@ -56,6 +56,13 @@ HEADER_PACKAGES = {"libthrust-dev": "cuda-cccl", "libcub-dev": "cuda-cccl", "lib
 COMPILER_TOOLS = {"__nvcc_device_query", "bin2c", "cudafe++", "fatbinary", "nvlink", "ptxas"}
 
 
+def is_input(name, url, small):
+    """Whether a package of Debian's is part of the toolkit (of its small set)."""
+    if small:
+        return name in SMALL
+    return "/nvidia-cuda-toolkit/" in url or name in HEADER_PACKAGES
+
+
 def place(origin, path):
     """(package without series, new path) of a file of Debian's package `origin`; None for what has no place."""
     name = path.rsplit("/", 1)[-1]
@@ -273,7 +280,6 @@ def spare_version(trees, work):
 
 def cached(debs, output, work, small):
     """make(), unless the same script has already made it from the same packages.  Answers the spare package's path."""
-    debs = {name: deb for name, deb in debs.items() if not small or name in SMALL}
     with open(__file__, "rb") as script:
         origin = {"script": hashlib.file_digest(script, "sha256").hexdigest(), "small": small,
                   "debs": sorted(os.path.basename(deb) for deb in debs.values())}
