@@ -109,6 +109,7 @@ codes! {
     UnsupportedOs "unsupported-os" UNSUPPORTED "This operating system or version is not supported.";
     UnsupportedArch "unsupported-arch" UNSUPPORTED "This processor architecture is not supported.";
     Container "container" UNSUPPORTED "A container has no kernel of its own to load a driver into.";
+    RepositoryKeyUnknown "repository-key-unknown" UNSUPPORTED "Nobody here knows the key that signs the repository for this distribution.";
     ImpossibleWish "impossible-wish" UNSUPPORTED "The configuration asks for a combination that does not exist.";
     UnknownInstanceType "unknown-instance-type" USAGE "The named instance type is not in the catalog.";
     CatalogInvalid "catalog-invalid" USAGE "A catalog file is not valid.";

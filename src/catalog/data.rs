@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use super::tables::{
     CudnnFile, Distros, Drivers, Gpus, Instances, KeyRow, RepositoriesFile, RepositoryRow, Toolkits,
 };
+use super::version::Version;
 use crate::error::{Code, Error, Result};
 use crate::facts::os::Arch;
 use crate::plan::step::position;
@@ -198,6 +199,18 @@ impl Catalog {
     pub fn gpu_name(&self, device: u16) -> String {
         let row = self.gpus.gpu.iter().find(|g| g.id.0 == device);
         row.map_or_else(|| format!("NVIDIA GPU 10de:{device:04x}"), |g| format!("NVIDIA {}", g.name))
+    }
+}
+
+impl Catalog {
+    /// What a GPU calls itself to CUDA (`7.5`), for the products that the catalog lists.
+    pub fn compute_capability(&self, device: u16) -> Option<&Version> {
+        self.gpus.gpu.iter().find(|g| g.id.0 == device).map(|g| &g.compute_capability)
+    }
+
+    /// The name of an NVSwitch, for people.
+    pub fn nvswitch_name(&self, device: u16) -> Option<&str> {
+        self.gpus.nvswitch.iter().find(|s| s.id.0 == device).map(|s| s.name.as_str())
     }
 }
 

@@ -204,7 +204,7 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    pub fn contains(&self, version: &Version) -> bool {
+    pub(crate) fn contains(&self, version: &Version) -> bool {
         self.first <= *version && *version <= self.last
     }
 }
