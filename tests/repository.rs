@@ -58,8 +58,7 @@ impl Scene {
 
     fn host(&self) -> Host {
         let notices = Arc::clone(&self.notices);
-        Host::new(self.root.path().to_path_buf())
-            .with_notices(move |n| notices.lock().unwrap().push(n.to_owned()))
+        Host::new(self.root.path().to_path_buf()).with_notices(move |n| notices.lock().unwrap().push(n))
     }
 
     fn notices(&self) -> String {

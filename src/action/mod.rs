@@ -14,6 +14,7 @@ pub mod file;
 pub mod kernel_module;
 pub mod library_path;
 pub mod link;
+mod package_set;
 pub(crate) mod repository;
 pub mod service;
 

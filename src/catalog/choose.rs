@@ -102,8 +102,20 @@ pub struct Deb {
     pub sha256: String,
 }
 
+/// What follows from facts and wishes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// A stack to install.
+    Install(Box<Stack>),
+    /// Nothing, by the user's own policy.
+    Nothing {
+        /// Why.
+        why: String,
+    },
+}
+
 /// Chooses. `earlier` is what an earlier run on this image chose, kept where it still fits.
-pub fn choose(catalog: &Catalog, facts: &Facts, config: &Config, earlier: Option<&Stack>) -> Result<Stack> {
+pub fn choose(catalog: &Catalog, facts: &Facts, config: &Config, earlier: Option<&Stack>) -> Result<Choice> {
     let _ = (catalog, facts, config, earlier);
     todo!("the catalog")
 }

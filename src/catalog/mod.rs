@@ -4,5 +4,5 @@
 pub mod choose;
 pub mod data;
 
-pub use choose::{Stack, choose};
+pub use choose::{Choice, Stack, choose};
 pub use data::Catalog;

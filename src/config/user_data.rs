@@ -1,1 +1,8 @@
-//! Finding our configuration in user-data: plain, gzip, or a part of a MIME message.
+//! Finding our configuration in EC2 user-data.
+
+/// Why user-data holds no configuration of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotOurs {
+    /// Nothing, or white space only.
+    Empty,
+}

@@ -31,6 +31,30 @@ pub struct Driver {
     pub open: bool,
 }
 
+/// Makers and families of accelerators that CUDA does not run on, each refused by its own name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AcceleratorKind {
+    /// A GPU by AMD (g4ad).
+    AmdGpu,
+    /// AWS Inferentia, first or second generation (inf1, inf2).
+    Inferentia,
+    /// AWS Trainium, any generation (trn1, trn2, trn3).
+    Trainium,
+    /// Intel Habana Gaudi (dl1).
+    Gaudi,
+}
+
+/// An accelerator that is not NVIDIA's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Accelerator {
+    /// What it is.
+    pub kind: AcceleratorKind,
+    /// Where it is and its ids.
+    #[serde(flatten)]
+    pub device: PciDevice,
+}
+
 /// Everything about accelerators on this machine.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct GpuFacts {
@@ -39,7 +63,7 @@ pub struct GpuFacts {
     /// NVSwitches: vendor 10de with class 0680.
     pub nvswitches: Vec<Fact<PciDevice>>,
     /// Other accelerators that explain a refusal (AMD GPUs, Inferentia, Trainium, Gaudi), never EC2's console VGA.
-    pub other_accelerators: Vec<Fact<PciDevice>>,
+    pub other_accelerators: Vec<Fact<Accelerator>>,
     /// The loaded NVIDIA kernel module.
     pub driver: Option<Fact<Driver>>,
     /// One sentence for each point where two sources disagree.

@@ -5,6 +5,7 @@ pub mod disk;
 pub mod gpu;
 pub mod identity;
 pub mod os;
+pub mod show;
 
 use serde::Serialize;
 

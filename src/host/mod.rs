@@ -7,6 +7,7 @@ pub mod dpkg;
 pub mod exec;
 pub mod fetch;
 pub mod files;
+pub mod retry;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,8 +24,9 @@ pub struct Host {
     pub fetch: fetch::Fetch,
     /// Time, boot id.
     pub clock: clock::Clock,
+    dpkg: dpkg::Cache,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
-    notices: Arc<dyn Fn(&str) + Send + Sync>,
+    notices: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 impl Host {
@@ -35,6 +37,7 @@ impl Host {
             files: files::Files::new(root),
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
+            dpkg: dpkg::Cache::default(),
             progress: Arc::new(|_| {}),
             notices: Arc::new(|_| {}),
         }
@@ -47,21 +50,21 @@ impl Host {
         self
     }
 
-    /// Says how far a piece of long work has come. Never blocks, never fails.
-    pub fn progress(&self, progress: Progress) {
-        (self.progress)(progress);
-    }
-
-    /// Sends notices to `sink`; the engine connects it to the event stream.
+    /// Sends notices (things to know that are no failure) to `sink`.
     #[must_use]
-    pub fn with_notices(mut self, sink: impl Fn(&str) + Send + Sync + 'static) -> Self {
+    pub fn with_notices(mut self, sink: impl Fn(String) + Send + Sync + 'static) -> Self {
         self.notices = Arc::new(sink);
         self
     }
 
-    /// Says something that a person should know and that is no failure (a file was set aside). Never fails.
-    pub fn notice(&self, text: &str) {
-        (self.notices)(text);
+    /// Says something that a person should know and that is no failure. Never blocks, never fails.
+    pub fn notice(&self, text: impl Into<String>) {
+        (self.notices)(text.into());
+    }
+
+    /// Says how far a piece of long work has come. Never blocks, never fails.
+    pub fn progress(&self, progress: Progress) {
+        (self.progress)(progress);
     }
 }
 
