@@ -45,7 +45,7 @@ impl Converge for AptDistrust {
             let keys = finding.distrusted.join(", ");
             if finding.others.is_empty() {
                 let kept = host.files.set_aside(&finding.path)?;
-                host.notice(&format!(
+                host.notice(format!(
                     "{} held the retired key {keys}: set aside as {}",
                     finding.path,
                     kept.display()
@@ -56,7 +56,7 @@ impl Converge for AptDistrust {
             let bytes = finding.others.iter().flat_map(|c| c.bytes.iter().copied()).collect::<Vec<_>>();
             host.files.write(&rest, &bytes, 0o644)?;
             let kept = host.files.set_aside(&finding.path)?;
-            host.notice(&format!(
+            host.notice(format!(
                 "{} held the retired key {keys} among others: set aside as {}; its other {} keys are in {rest}",
                 finding.path,
                 kept.display(),

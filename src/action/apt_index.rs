@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::io::BufReader;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::repository::packages::{self, Index};
 use super::repository::private::{Private, malformed};
@@ -174,8 +175,7 @@ impl AptIndex {
     /// apt has compared the sums already; this proves that what is kept is what the kept Release file vouches for.
     fn judge_sum(&self, release: &Release, packages: &[u8]) -> Result<()> {
         let Some(vouched) = release.file("Packages") else { return Ok(()) };
-        let sum = ring::digest::digest(&ring::digest::SHA256, packages);
-        let sum = sum.as_ref().iter().fold(String::new(), |hex, b| format!("{hex}{b:02x}"));
+        let sum = format!("{:x}", Sha256::digest(packages));
         if sum == vouched.sha256.to_ascii_lowercase() {
             return Ok(());
         }

@@ -62,7 +62,7 @@ impl Converge for AptPin {
         host.files.write(&self.path, self.content(host, &index)?.as_bytes(), 0o644)?;
         for rival in self.rivals(host)? {
             let kept = host.files.set_aside(&rival)?;
-            host.notice(&format!(
+            host.notice(format!(
                 "{rival} pinned the repository {}: set aside as {}",
                 self.url,
                 kept.display()

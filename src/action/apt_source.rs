@@ -60,7 +60,7 @@ impl Converge for AptSource {
     async fn apply(&self, host: &Host) -> Result<Applied> {
         for rival in self.rivals(host)? {
             let kept = host.files.set_aside(&rival)?;
-            host.notice(&format!(
+            host.notice(format!(
                 "{rival} named the repository {}: set aside as {}",
                 self.url,
                 kept.display()

@@ -51,7 +51,10 @@ impl Root {
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new("chroot");
         command.arg(self.path()).arg(program).args(args);
-        command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8").stdin(std::process::Stdio::null());
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(std::process::Stdio::null());
         command
     }
 
@@ -78,7 +81,12 @@ fn base() -> PathBuf {
         let codename = codename();
         let new = cache_dir().join(format!("{RECIPE}.new.tar"));
         let mut command = Command::new("mmdebstrap");
-        command.args(["--variant=minbase", "--mode=root", "--include=gpgv", "--aptopt=Acquire::Languages \"none\""]);
+        command.args([
+            "--variant=minbase",
+            "--mode=root",
+            "--include=gpgv",
+            "--aptopt=Acquire::Languages \"none\"",
+        ]);
         command.args(["man", "doc", "locale"].map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")));
         command.args(["--customize-hook=rm -rf \"$1\"/etc/apt/sources.list \"$1\"/var/lib/apt/lists/*"]);
         command.arg(&codename).arg(&new).args(sources(&codename));
@@ -90,14 +98,18 @@ fn base() -> PathBuf {
 
 fn codename() -> String {
     let release = fs::read_to_string("/etc/os-release").unwrap();
-    let line = release.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME=")).expect("a released Debian or Ubuntu");
+    let line = release
+        .lines()
+        .find_map(|l| l.strip_prefix("VERSION_CODENAME="))
+        .expect("a released Debian or Ubuntu");
     line.trim_matches('"').to_owned()
 }
 
 /// This machine's own sources of its release; none lets mmdebstrap take its default.
 fn sources(codename: &str) -> Vec<String> {
     let format = "$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)";
-    let targets = run(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]));
+    let targets =
+        run(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]));
     let mut sources: Vec<String> = targets
         .lines()
         .filter_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {

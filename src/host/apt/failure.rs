@@ -16,6 +16,11 @@ struct Known {
 /// Known causes; the first that matches counts, so that a cause stands before its consequences.
 const KNOWN: &[Known] = &[
     Known {
+        words: &["Redirection from https to"],
+        code: Code::InsecureRedirect,
+        hint: "name the address that the repository has now in its source",
+    },
+    Known {
         words: &["No space left on device", "You don't have enough free space"],
         code: Code::DiskFull,
         hint: "free space on /var and /usr or enlarge the volume, then run again",
@@ -162,6 +167,13 @@ fn cause(output: &Output) -> Cause {
     if let Some((_, why)) = stdout.split_once("have unmet dependencies:") {
         telling.push("The following packages have unmet dependencies:");
         telling.extend(why.lines().skip(1).take_while(|l| l.starts_with(' ')).take(CAUSE_LINES));
+    }
+    // Why a file of an index could not be fetched is said on standard output, indented, after an Err line.
+    let mut lines = stdout.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line.starts_with("Err:") {
+            telling.extend(lines.next_if(|l| l.starts_with(' ')).map(str::trim));
+        }
     }
     for line in stderr.lines() {
         let is_error = ["E: ", "W: ", "dpkg: error", "dpkg-deb: error", "debconf: ", "modprobe: "]
