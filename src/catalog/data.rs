@@ -5,13 +5,18 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use super::tables::{Gpus, Instances};
+use super::tables::{
+    CudnnFile, Distros, Drivers, Gpus, Instances, KeyRow, RepositoriesFile, RepositoryRow, Toolkits,
+};
 use crate::error::{Code, Error, Result};
 use crate::facts::os::Arch;
 use crate::plan::step::position;
 
 include!(concat!(env!("OUT_DIR"), "/catalog.rs")); // pub const EMBEDDED: &[(&str, &str)]
+include!(concat!(env!("OUT_DIR"), "/catalog_keys.rs")); // pub const KEYS: &[(&str, &str)]
 
+/// The one file that an override is laid over instead of replacing.
+const REPOSITORIES: &str = "repositories.toml";
 /// PCI vendor NVIDIA.
 const NVIDIA: u16 = 0x10de;
 /// 3D controller, the class of every data centre GPU since Kepler but the GRID K520 and the Tesla M60.
@@ -22,6 +27,31 @@ const CLASS_3D: u16 = 0x0302;
 pub struct Catalog {
     pub(crate) gpus: Gpus,
     pub(crate) instances: Instances,
+    pub(crate) drivers: Drivers,
+    pub(crate) toolkits: Toolkits,
+    pub(crate) cudnn: CudnnFile,
+    pub(crate) repositories: Repositories,
+    pub(crate) distros: Distros,
+}
+
+/// `repositories.toml` with its overrides applied and its keys read.
+#[derive(Clone, Debug)]
+pub(crate) struct Repositories {
+    pub base: String,
+    pub label: String,
+    pub may_supply: Vec<String>,
+    pub always_allow: Vec<String>,
+    pub keys: Vec<Key>,
+    pub rows: Vec<RepositoryRow>,
+}
+
+/// A public key.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub id: String,
+    pub fingerprint: String,
+    pub armour: String,
+    pub retired: bool,
 }
 
 /// An accelerated EC2 instance type: what its PCI bus holds.
@@ -63,23 +93,60 @@ impl Catalog {
         Self::read(&embedded())
     }
 
-    /// The embedded catalog with the files of `dir` taking the place of the embedded ones of the same name
-    /// (for a repository that is signed again by its mirror, and for rehearsals).
+    /// The embedded catalog with the files of `dir` taking the place of the embedded ones of the same name. Only
+    /// `repositories.toml` is laid over the embedded one instead: it may state nothing but what differs (for a
+    /// mirror that signs its index again, and for rehearsals). Its keys' files are looked for in `dir/keys`, too.
     pub fn with_overrides(dir: &Path) -> Result<Self> {
         let mut sources = embedded();
+        let mut overlay = None;
         for entry in std::fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
             let path = entry.map_err(|e| Error::io("list", dir, e))?.path();
+            if path.extension().is_none_or(|e| e != "toml") {
+                continue;
+            }
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            if let Some(source) = sources.get_mut(&name) {
-                source.text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-                source.shown = path.display().to_string();
+            let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+            let source = Source { shown: path.display().to_string(), text };
+            if !sources.contains_key(&name) {
+                let known = sources.keys().cloned().collect::<Vec<_>>().join(", ");
+                return Err(Error::new(
+                    Code::CatalogInvalid,
+                    format!("{} is no file of the catalog", source.shown),
+                )
+                .with_hint(format!("the catalog's files are {known}")));
+            }
+            if name == REPOSITORIES {
+                overlay = Some(source);
+            } else {
+                sources.insert(name, source);
             }
         }
-        Self::read(&sources)
+        let mut catalog = Self::read(&sources)?;
+        if let Some(source) = overlay {
+            catalog.repositories.overlay(&source, Some(dir))?;
+        }
+        Ok(catalog)
     }
 
     fn read(sources: &BTreeMap<String, Source>) -> Result<Self> {
-        Ok(Self { gpus: parse(sources, "gpus.toml")?, instances: parse(sources, "instances.toml")? })
+        let mut repositories = Repositories {
+            base: String::new(),
+            label: String::new(),
+            may_supply: Vec::new(),
+            always_allow: Vec::new(),
+            keys: Vec::new(),
+            rows: Vec::new(),
+        };
+        repositories.overlay(find(sources, REPOSITORIES)?, None)?;
+        Ok(Self {
+            gpus: parse(find(sources, "gpus.toml")?)?,
+            instances: parse(find(sources, "instances.toml")?)?,
+            drivers: parse(find(sources, "drivers.toml")?)?,
+            toolkits: parse(find(sources, "toolkits.toml")?)?,
+            cudnn: parse(find(sources, "cudnn.toml")?)?,
+            distros: parse(find(sources, "distro.toml")?)?,
+            repositories,
+        })
     }
 
     /// An accelerated instance type by name; `None` for every other type, and for a size that is not known.
@@ -144,14 +211,105 @@ fn embedded() -> BTreeMap<String, Source> {
         .collect()
 }
 
-fn parse<T: DeserializeOwned>(sources: &BTreeMap<String, Source>, name: &str) -> Result<T> {
-    let Some(Source { shown, text }) = sources.get(name) else {
-        return Err(Error::new(Code::CatalogInvalid, format!("the catalog has no {name}")));
-    };
+fn find<'a>(sources: &'a BTreeMap<String, Source>, name: &str) -> Result<&'a Source> {
+    sources.get(name).ok_or_else(|| Error::new(Code::CatalogInvalid, format!("the catalog has no {name}")))
+}
+
+fn parse<T: DeserializeOwned>(source: &Source) -> Result<T> {
+    let Source { shown, text } = source;
     toml::from_str(text).map_err(|e| {
         let (line, column) = e.span().map_or((1, 1), |s| position(text, s.start));
         Error::new(Code::CatalogInvalid, format!("{shown}:{line}:{column}: {}", e.message()))
     })
+}
+
+impl Repositories {
+    /// Takes over what `source` states, and checks that every repository's key is there.
+    fn overlay(&mut self, source: &Source, dir: Option<&Path>) -> Result<()> {
+        let file: RepositoriesFile = parse(source)?;
+        take(&mut self.base, file.base.map(|b| b.trim_end_matches('/').to_owned()));
+        take(&mut self.label, file.label);
+        take(&mut self.may_supply, file.may_supply);
+        take(&mut self.always_allow, file.always_allow);
+        for row in file.key {
+            let key = read_key(row, source, dir)?;
+            self.keys.retain(|k| k.id != key.id);
+            self.keys.push(key);
+        }
+        for row in file.repository {
+            match self.rows.iter_mut().find(|r| r.distro == row.distro) {
+                Some(known) => overlay_row(known, row),
+                None => self.rows.push(row),
+            }
+        }
+        let fault = self.rows.iter().find_map(|row| self.fault(row));
+        fault
+            .map_or(Ok(()), |what| Err(Error::new(Code::CatalogInvalid, format!("{}: {what}", source.shown))))
+    }
+
+    /// The repository's key; `None` where nobody here knows it.
+    pub(crate) fn key_of(&self, row: &RepositoryRow) -> Option<&Key> {
+        self.keys.iter().find(|k| Some(&k.id) == row.key.as_ref())
+    }
+
+    fn fault(&self, row: &RepositoryRow) -> Option<String> {
+        let distro = &row.distro;
+        match (&row.key, self.key_of(row)) {
+            (Some(id), None) => return Some(format!("{distro}: there is no key {id}")),
+            (_, Some(key)) if key.retired => return Some(format!("{distro}: the key {} is retired", key.id)),
+            _ => {}
+        }
+        let required = [
+            ("directories", row.directories.is_none()),
+            ("date-floor", row.date_floor.is_none()),
+            ("toolkits", row.toolkits.is_none()),
+            ("branches", row.branches.is_none()),
+        ];
+        required.iter().find(|(_, missing)| *missing).map(|(name, _)| format!("{distro}: {name} is missing"))
+    }
+}
+
+fn take<T>(place: &mut T, stated: Option<T>) {
+    if let Some(value) = stated {
+        *place = value;
+    }
+}
+
+fn overlay_row(known: &mut RepositoryRow, stated: RepositoryRow) {
+    known.title = stated.title.or(known.title.take());
+    known.directories = stated.directories.or(known.directories.take());
+    known.key = stated.key.or(known.key.take());
+    known.label = stated.label.or(known.label.take());
+    known.date_floor = stated.date_floor.or(known.date_floor.take());
+    known.toolkits = stated.toolkits.or(known.toolkits.take());
+    known.branches = stated.branches.or(known.branches.take());
+    known.cudnn_last = stated.cudnn_last.or(known.cudnn_last.take());
+    known.components = stated.components.or(known.components.take());
+}
+
+fn read_key(row: KeyRow, source: &Source, dir: Option<&Path>) -> Result<Key> {
+    let invalid =
+        |what: &str| Error::new(Code::CatalogInvalid, format!("{}: key {}: {what}", source.shown, row.id));
+    let digits = row.fingerprint.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+    if row.fingerprint.len() != 40 || !digits {
+        return Err(invalid("a fingerprint is 40 hexadecimal digits, in upper case"));
+    }
+    let armour = match (row.armour, &row.file) {
+        (Some(armour), None) => armour,
+        (None, Some(file)) => match dir.map(|d| d.join("keys").join(file)).filter(|p| p.exists()) {
+            Some(path) => std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?,
+            None => KEYS
+                .iter()
+                .find(|(name, _)| name == file)
+                .map(|(_, armour)| (*armour).to_owned())
+                .ok_or_else(|| invalid(&format!("there is no file keys/{file}")))?,
+        },
+        _ => return Err(invalid("a key has either a file or an armour")),
+    };
+    if !armour.trim_start().starts_with("-----BEGIN PGP PUBLIC KEY BLOCK-----") {
+        return Err(invalid("this is no ASCII-armoured public key"));
+    }
+    Ok(Key { id: row.id, fingerprint: row.fingerprint, armour, retired: row.retired })
 }
 
 #[cfg(test)]

@@ -194,3 +194,252 @@ pub(crate) struct Refused {
     #[serde(default, rename = "unverified")]
     pub _unverified: Vec<String>,
 }
+
+/// A range, both ends included.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Range {
+    pub first: Version,
+    pub last: Version,
+}
+
+impl Range {
+    pub fn contains(&self, version: &Version) -> bool {
+        self.first <= *version && *version <= self.last
+    }
+}
+
+/// `drivers.toml`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Drivers {
+    #[serde(rename = "schema")]
+    pub _schema: Schema,
+    pub modules: Vec<String>,
+    pub open_by_default_from: Version,
+    pub nvlink5_packages: Vec<String>,
+    pub nvlink5_modules: Vec<String>,
+    pub pinned: Vec<String>,
+    pub branch: Vec<Branch>,
+    pub packages: Vec<DriverPackages>,
+    pub fabric_manager: Vec<FabricManagerPackages>,
+}
+
+/// What a branch is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BranchKind {
+    Legacy,
+    Feature,
+    Production,
+    Lts,
+}
+
+/// A driver branch.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Branch {
+    pub name: Version,
+    pub kind: BranchKind,
+    pub until: Option<String>,
+    #[serde(default, rename = "unverified")]
+    pub _unverified: Vec<String>,
+}
+
+/// Kernel module flavour, in the catalog's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PackagedFlavour {
+    Open,
+    Proprietary,
+}
+
+/// How NVIDIA's repository packages a driver.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct DriverPackages {
+    pub flavour: PackagedFlavour,
+    pub distros: Vec<String>,
+    pub first_branch: Option<Version>,
+    pub packages: Vec<String>,
+    #[serde(default, rename = "unverified")]
+    pub _unverified: Vec<String>,
+}
+
+/// How NVIDIA's repository packages fabric manager.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct FabricManagerPackages {
+    pub first_branch: Option<Version>,
+    pub last_branch: Option<Version>,
+    pub packages: Vec<String>,
+}
+
+/// `toolkits.toml`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Toolkits {
+    #[serde(rename = "schema")]
+    pub _schema: Schema,
+    pub package: String,
+    pub home: String,
+    pub minor_compatibility: BTreeMap<String, Version>,
+    pub toolkit: Vec<ToolkitRow>,
+}
+
+/// A toolkit: its releases, each with the driver it came with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct ToolkitRow {
+    pub version: Version,
+    pub releases: BTreeMap<Version, Version>,
+    /// All, unless given.
+    pub architectures: Option<Vec<Arch>>,
+    #[serde(default, rename = "unverified")]
+    pub _unverified: Vec<String>,
+}
+
+/// `cudnn.toml`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct CudnnFile {
+    #[serde(rename = "schema")]
+    pub _schema: Schema,
+    /// Newest first.
+    pub series: Vec<CudnnSeries>,
+    pub versions: BTreeMap<Version, Vec<Version>>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Versions of cuDNN that are packaged alike and run on the same GPUs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct CudnnSeries {
+    pub first: Version,
+    pub last: Option<Version>,
+    pub cuda: Vec<Version>,
+    pub first_architecture: Option<String>,
+    #[serde(default = "yes")]
+    pub auto: bool,
+    #[serde(default = "yes")]
+    pub apt: bool,
+    #[serde(default)]
+    pub packages: Vec<String>,
+    #[serde(default)]
+    pub version_suffix: String,
+    #[serde(default, rename = "unverified")]
+    pub _unverified: Vec<String>,
+}
+
+/// `repositories.toml`, whole or as an override: then only what differs is stated.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct RepositoriesFile {
+    #[serde(rename = "schema")]
+    pub _schema: Schema,
+    pub base: Option<String>,
+    pub label: Option<String>,
+    pub may_supply: Option<Vec<String>>,
+    pub always_allow: Option<Vec<String>>,
+    #[serde(default)]
+    pub key: Vec<KeyRow>,
+    #[serde(default)]
+    pub repository: Vec<RepositoryRow>,
+}
+
+/// A public key: in a file of `keys/`, or in place.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct KeyRow {
+    pub id: String,
+    pub fingerprint: String,
+    pub file: Option<String>,
+    pub armour: Option<String>,
+    #[serde(default)]
+    pub retired: bool,
+}
+
+/// One distribution's repository.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct RepositoryRow {
+    pub distro: String,
+    pub title: Option<String>,
+    pub directories: Option<BTreeMap<String, String>>,
+    pub key: Option<String>,
+    pub label: Option<String>,
+    pub date_floor: Option<String>,
+    pub toolkits: Option<Range>,
+    pub branches: Option<Range>,
+    pub cudnn_last: Option<Version>,
+    pub components: Option<Vec<String>>,
+    #[serde(default, rename = "unverified")]
+    pub _unverified: Vec<String>,
+}
+
+/// `distro.toml`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Distros {
+    #[serde(rename = "schema")]
+    pub _schema: Schema,
+    pub kernel: Vec<KernelRow>,
+    pub distro: Vec<DistroRow>,
+}
+
+/// Packages that go with a kernel.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct KernelRow {
+    pub distros: Vec<String>,
+    pub flavours: Vec<String>,
+    pub headers: Vec<String>,
+    #[serde(default)]
+    pub infiniband: Vec<String>,
+}
+
+/// What a distribution packages itself.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct DistroRow {
+    pub name: String,
+    pub title: String,
+    pub components: Vec<String>,
+    pub architectures: Vec<Arch>,
+    pub toolkit: Version,
+    pub toolkit_packages: Vec<String>,
+    pub driver: Vec<DistroDriver>,
+    #[serde(default, rename = "unverified")]
+    pub _unverified: Vec<String>,
+}
+
+/// Drivers that are packaged alike.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct DistroDriver {
+    /// Branch → the version seen.
+    pub branches: BTreeMap<Version, Version>,
+    pub open: Option<ModulePackages>,
+    pub proprietary: Option<ModulePackages>,
+    pub libraries: Vec<String>,
+    pub fabric_manager: Option<Vec<String>>,
+}
+
+/// Kernel modules, compiled already or here.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct ModulePackages {
+    pub prebuilt: Option<Vec<String>>,
+    pub dkms: Option<Vec<String>>,
+}
+
+/// Whether `name` is one of `patterns`, in which a star at the end stands for anything.
+pub(crate) fn matches(patterns: &[String], name: &str) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(beginning) => name.starts_with(beginning),
+        None => pattern == name,
+    })
+}

@@ -2,7 +2,7 @@
 //! `-n`, `-v`, none) are read as well, so that a report can be turned into a test.
 //!
 //! Forms with ids (`-n`, `-nn`, `-mm` with either) are read by their ids alone. Plain `lspci` has names only:
-//! class and vendor are then told by the few names in [`CLASS_NAMES`] and [`VENDOR_NAMES`], and the device id
+//! class and vendor are then told by the few names in `CLASS_NAMES` and `VENDOR_NAMES`, and the device id
 //! stays unknown (unless `lspci` knew no name either, and printed it).
 
 use super::pci::{Address, Function, hex, known_subsystem};

@@ -57,7 +57,7 @@ const KNOWN: &[Known] = &[
     },
     Known {
         words: &["404  Not Found", "404 Not Found"],
-        code: Code::AptFailed,
+        code: Code::IndexOutdated,
         hint: "the repository's index names a file that is not there (it is being updated, or the source is outdated): run again later",
     },
     Known {
@@ -205,7 +205,7 @@ mod tests {
                 "E: Sub-process /usr/bin/sqv returned an error code (1), error message is: Signing key on EB693B3035CD5710E231E123A4B469963BF863CC is not bound:",
                 Code::RepositoryUntrusted,
             ),
-            ("E: Failed to fetch http://r/x.deb  404  Not Found [IP: 1.2.3.4 80]", Code::AptFailed),
+            ("E: Failed to fetch http://r/x.deb  404  Not Found [IP: 1.2.3.4 80]", Code::IndexOutdated),
             ("E: Unable to locate package cuda-toolkit-99", Code::AptUnsolvable),
             ("E: Version '9' for 'hello' was not found", Code::AptUnsolvable),
             ("E: Packages need to be removed but remove is disabled.", Code::WouldRemove),
