@@ -61,9 +61,10 @@ pub(super) fn flat(
     Ok(tree)
 }
 
-/// An archive with a `dists` tree. Every component lists all packages: which of them a package belongs to in the
+/// An archive with a `dists` tree, which the agent knows by its origin to be the distribution's. Every component lists all packages: which of them a package belongs to in the
 /// distribution makes no difference here.
 pub(super) fn archive(
+    origin: &str,
     suite: &str,
     arch: &str,
     components: &[String],
@@ -82,7 +83,7 @@ pub(super) fn archive(
         })
         .collect();
     let head = format!(
-        "Origin: simulated distribution\nLabel: simulated distribution\nSuite: {suite}\nCodename: {suite}\n\
+        "Origin: {origin}\nLabel: {origin}\nSuite: {suite}\nCodename: {suite}\n\
          Architectures: {arch}\nComponents: {}\n",
         components.join(" ")
     );

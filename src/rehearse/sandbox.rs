@@ -1,6 +1,7 @@
 //! The sandbox: fresh namespaces, a copy of the machine's file tree in them, and the simulated services. Commands
 //! are started inside one after the other; when this process ends, so does everything inside.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -110,16 +111,14 @@ impl Sandbox {
             say(&format!("simulated: {line}"));
         }
         if !job.command.is_empty() {
-            self.fill_site(&Wanted::default())?;
+            self.fill_site(&self.wanted()?.unwrap_or_default())?;
             let child = self.spawner.spawn(self.command(&job.command), "the command")?;
             return self.wait(child);
         }
-        let (code, wanted) = self.capture(&[AGENT, "rehearse-inside", "packages"])?;
-        if code != exit::CONVERGED {
-            return Ok(code); // its error stands on standard error
-        }
-        let wanted: Wanted =
-            serde_json::from_slice(&wanted).map_err(|e| failed("read which packages the plan wants", e))?;
+        let wanted = match self.wanted()? {
+            Ok(wanted) => wanted,
+            Err(code) => return Ok(code),
+        };
         let made = self.fill_site(&wanted)?;
         say(&format!("simulated: {made} packages"));
         let (_, plan) = self.capture(&[AGENT, "plan", "--catalog", CATALOG_DIR, "--json"])?;
@@ -133,6 +132,16 @@ impl Sandbox {
         let kept = job.keep.as_deref().map(|dir| verdict.keep(&self.copy, dir)).transpose()?;
         verdict.show(job, &self.simulated, kept.unwrap_or_default())?;
         Ok(code)
+    }
+
+    /// What the plan inside wants; the exit code where there can be no plan (why stands on standard error).
+    fn wanted(&self) -> Result<Result<Wanted, u8>> {
+        let (code, json) = self.capture(&[AGENT, "rehearse-inside", "packages"])?;
+        if code != exit::CONVERGED {
+            return Ok(Err(code));
+        }
+        let wanted = serde_json::from_slice(&json);
+        wanted.map_err(|e| failed("read which packages the plan wants", e)).map(Ok)
     }
 
     /// Makes and publishes the packages that the plan wants, and returns how many these are.
@@ -152,7 +161,16 @@ impl Sandbox {
             .collect();
         let arch = self.os.arch.value.debian_name();
         let suite = &self.os.codename.value;
-        self.site.add(repository::archive(suite, arch, &components, &distribution, &self.signer, now)?);
+        let origin = if setting.debian { "Debian" } else { "Ubuntu" };
+        self.site.add(repository::archive(
+            origin,
+            suite,
+            arch,
+            &components,
+            &distribution,
+            &self.signer,
+            now,
+        )?);
         if let Some((path, label, _)) = nvidia {
             self.site.add(repository::flat(path, label, &from_nvidia, &self.signer, now)?);
         }
@@ -322,6 +340,8 @@ fn fill_copy(copy: &Copy, signer: &Signer, os: &Os) -> Result<Vec<String>> {
         );
         files.write(format!("{SIMULATED_PROGRAMS_DIR}/{name}"), text.as_bytes(), 0o755)?;
     }
+    // An instance is no container, even if this machine is one.
+    files.remove("/.dockerenv")?;
     let moved = take_out_sources(&files)?;
     let source = format!(
         "Types: deb\nURIs: http://{REPOSITORY}/distribution/\nSuites: {}\nComponents: main\nSigned-By: {KEYRING}\n",
@@ -341,21 +361,23 @@ fn fill_copy(copy: &Copy, signer: &Signer, os: &Os) -> Result<Vec<String>> {
         files.remove(path)?;
         files.write(path, text.as_bytes(), 0o644)?;
     }
-    put_in_run(copy, &format!("{CATALOG_DIR}/repositories.toml"), catalog(signer).as_bytes())?;
+    put_in_run(copy, &format!("{CATALOG_DIR}/repositories.toml"), catalog(signer)?.as_bytes())?;
     put_in_run(copy, &format!("{CATALOG_DIR}/keys/rehearsal.asc"), signer.public_key().as_bytes())?;
     Ok(moved)
 }
 
 /// The one difference between the catalog inside and the built-in one: where the repositories are and who signs.
-fn catalog(signer: &Signer) -> String {
+fn catalog(signer: &Signer) -> Result<String> {
     let mut text = format!("schema = 1\nbase = \"http://{REPOSITORY}{REPOSITORIES}\"\n");
-    for id in ["3bf863cc", "8793f200"] {
-        text += &format!(
-            "\n[[key]]\nid = \"{id}\"\nfingerprint = \"{}\"\nfile = \"rehearsal.asc\"\n",
+    for key in Catalog::embedded()?.repositories.keys.iter().filter(|k| !k.retired) {
+        let _ = write!(
+            text,
+            "\n[[key]]\nid = \"{}\"\nfingerprint = \"{}\"\nfile = \"rehearsal.asc\"\n",
+            key.id,
             signer.fingerprint()
         );
     }
-    text
+    Ok(text)
 }
 
 fn take_out_sources(files: &Files) -> Result<Vec<String>> {
