@@ -1,1 +1,4 @@
-//! `user-data render`: the shell stub that a launch template carries.
+//! stub
+
+/// The comment by which a rendered stub is known again.
+pub const MARK: &str = "# gpu-bootstrap user-data stub";
