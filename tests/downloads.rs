@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
 
-#[path = "support/web.rs"]
-mod web;
+#[path = "support/scripted_http.rs"]
+mod scripted_http;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use gpu_bootstrap::error::{Code, Error};
 use gpu_bootstrap::host::fetch::Fetch;
 use gpu_bootstrap::host::{Host, paths};
+use scripted_http::{Reply, Server};
 use sha2::{Digest, Sha256};
-use web::{Reply, Server};
 
 fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))

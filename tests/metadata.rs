@@ -14,7 +14,7 @@ use gpu_bootstrap::error::Code;
 use gpu_bootstrap::facts::identity::{self, Identity};
 use gpu_bootstrap::host::Host;
 use gpu_bootstrap::imds::{Client, Endpoint};
-use imds::web::{Reply, Server};
+use imds::scripted_http::{Reply, Server};
 use imds::{Imds, Running};
 
 const FIVE_SECONDS: Duration = Duration::from_secs(5);

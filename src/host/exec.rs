@@ -13,6 +13,9 @@ use crate::error::{Code, Error, Result};
 /// Output kept per stream; a program that prints more is read on, and the middle is dropped.
 const KEEP_OUTPUT: usize = 1 << 20;
 
+/// Bytes of one line that are handed to [`Exec::stream`]'s listener; a longer line is cut.
+const KEEP_LINE: usize = 4096;
+
 /// Runs programs, below the same root as [`super::files::Files`].
 #[derive(Clone, Debug)]
 pub struct Exec {
@@ -100,6 +103,11 @@ impl Exec {
     /// Runs the call to its end and returns its output, whatever the exit status. Fails when the program
     /// cannot be started (`exec`) or exceeds its limit (`exec-timeout`; its process group is killed).
     pub async fn output(&self, call: &Call) -> Result<Output> {
+        self.stream(call, |_| ()).await
+    }
+
+    /// Like [`Exec::output`]; `on_line` sees each whole line of standard output as it comes (progress).
+    pub async fn stream(&self, call: &Call, mut on_line: impl FnMut(&str)) -> Result<Output> {
         let mut command = self.command(call);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
         command.process_group(0);
@@ -110,8 +118,13 @@ impl Exec {
         let group = Group(child.id());
         let mut out = child.stdout.take();
         let mut err = child.stderr.take();
+        let mut ignored = |_: &str| ();
         let work = async {
-            let (stdout, stderr, status) = tokio::join!(drain(&mut out), drain(&mut err), child.wait());
+            let (stdout, stderr, status) = tokio::join!(
+                drain_lines(&mut out, &mut on_line),
+                drain_lines(&mut err, &mut ignored),
+                child.wait()
+            );
             (stdout, stderr, status)
         };
         let Ok((stdout, stderr, status)) = tokio::time::timeout(call.limit, work).await else {
@@ -158,15 +171,27 @@ impl Exec {
     }
 }
 
-async fn drain(stream: &mut Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8> {
+async fn drain_lines(
+    stream: &mut Option<impl tokio::io::AsyncRead + Unpin>,
+    on_line: &mut impl FnMut(&str),
+) -> Vec<u8> {
     let Some(stream) = stream else { return Vec::new() };
     let mut kept = Vec::new();
+    let mut line = Vec::new();
     let mut chunk = vec![0; 16 * 1024];
     // A read error on a pipe means that the other side is gone; what came before is what there is.
     while let Ok(n @ 1..) = stream.read(&mut chunk).await {
         kept.extend_from_slice(&chunk[..n]);
         if kept.len() > KEEP_OUTPUT {
             kept.drain(KEEP_OUTPUT / 4..kept.len() - KEEP_OUTPUT / 2);
+        }
+        for &byte in &chunk[..n] {
+            if byte == b'\n' {
+                on_line(&String::from_utf8_lossy(&line));
+                line.clear();
+            } else if line.len() < KEEP_LINE {
+                line.push(byte);
+            }
         }
     }
     kept

@@ -4,14 +4,14 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
 
-#[path = "web.rs"]
-pub mod web;
+#[path = "scripted_http.rs"]
+pub mod scripted_http;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use web::{Reply, Request, Server};
+use scripted_http::{Reply, Request, Server};
 
 /// The identity document of an instance of `instance_type`, as EC2 writes it.
 pub fn document(instance_type: &str) -> String {

@@ -1,4 +1,4 @@
-//! A real AWS-compatible server (moto, from PyPI) that verifies Signature Version 4 and IAM policies, in a
+//! A real AWS-compatible server (moto, from the Python package index) that verifies Signature Version 4 and IAM policies, in a
 //! virtual environment that is made on first use below cargo's target directory.
 
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]

@@ -1,252 +1,174 @@
-//! A small HTTP/1.1 server for tests, on threads of its own: it logs every request, counts connections, and can
-//! misbehave on the wire (reset, hang, garbage, a byte at a time), which a well-behaved library could not.
+//! A small web server on the loopback interface, plain or with TLS, answering from a function. Good enough for
+//! apt (keep-alive, pipelining, ranges not needed), and every request is kept for the test to look at.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
+#![allow(dead_code, unreachable_pub, reason = "shared between test files, not each of which uses all of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-/// A request as it came.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// `GET`, `PUT`, …
-    pub method: String,
-    /// The request target.
-    pub path: String,
-    /// Names in lower case.
-    pub headers: Vec<(String, String)>,
-    /// The body.
-    pub body: Vec<u8>,
-    /// Which connection it came by, from 1.
-    pub connection: usize,
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::repository::run;
+
+/// What to answer.
+pub enum Answer {
+    /// 200 with this body.
+    Body(Vec<u8>),
+    /// 404.
+    Missing,
+    /// 302 to this address.
+    Redirect(String),
 }
 
-impl Request {
-    /// A header's value.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
-    }
-}
+type Handler = dyn Fn(&str) -> Answer + Send + Sync;
 
-/// What the server does about a request.
-#[derive(Clone, Debug)]
-pub enum Reply {
-    /// An orderly answer.
-    Send { status: u16, headers: Vec<(String, String)>, body: Vec<u8> },
-    /// An answer whose body ends so many bytes too early.
-    Cut { body: Vec<u8>, missing: usize },
-    /// A status line without reason phrase first, then these bytes, then the end of the connection.
-    Raw(Vec<u8>),
-    /// The connection is reset.
-    Reset,
-    /// The connection is closed without an answer.
-    Close,
-    /// Nothing happens for that long.
-    Hang(Duration),
-    /// A long body, one byte at a time.
-    Drip(Duration),
-}
-
-impl Reply {
-    /// 200 with a body.
-    pub fn ok(body: impl Into<Vec<u8>>) -> Self {
-        Self::status(200, body)
-    }
-
-    /// Any status with a body.
-    pub fn status(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self::Send { status, headers: Vec::new(), body: body.into() }
-    }
-
-    /// Adds a header to an orderly answer.
-    pub fn with(self, name: &str, value: &str) -> Self {
-        match self {
-            Self::Send { status, mut headers, body } => {
-                headers.push((name.into(), value.into()));
-                Self::Send { status, headers, body }
-            }
-            other => other,
-        }
-    }
-}
-
-type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
-
-/// A running server; it stops listening when dropped.
-pub struct Server {
-    /// Where it listens.
-    pub addr: SocketAddr,
+/// A running server; it ends with the test's process.
+pub struct Web {
+    address: SocketAddr,
     scheme: &'static str,
-    shared: Arc<Shared>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
-struct Shared {
-    handler: Box<Handler>,
-    log: Mutex<Vec<Request>>,
-    connections: AtomicUsize,
-    stop: AtomicBool,
-    tls: Option<Arc<rustls::ServerConfig>>,
-}
-
-impl Server {
-    /// Listens on a free port of 127.0.0.1.
-    pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap(), handler)
+impl Web {
+    /// Serves the files below `dir`, over http.
+    pub fn serve(dir: &Path) -> Self {
+        Self::start(None, files(dir))
     }
 
-    /// Listens at `addr`.
-    pub fn start_at(addr: SocketAddr, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        Self::serve(addr, None, Box::new(handler))
+    /// Answers with `handler`, which is given the path, over http.
+    pub fn answer(handler: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start(None, Arc::new(handler))
     }
 
-    /// Listens with TLS on a free port of 127.0.0.1.
-    pub fn start_tls(
-        tls: Arc<rustls::ServerConfig>,
-        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
-    ) -> Self {
-        Self::serve("127.0.0.1:0".parse().unwrap(), Some(tls), Box::new(handler))
+    /// Serves the files below `dir`, over https.
+    pub fn serve_tls(identity: &Identity, dir: &Path) -> Self {
+        Self::start(Some(identity.config()), files(dir))
     }
 
-    fn serve(addr: SocketAddr, tls: Option<Arc<rustls::ServerConfig>>, handler: Box<Handler>) -> Self {
-        let listener = TcpListener::bind(addr).unwrap();
-        let addr = listener.local_addr().unwrap();
+    /// Answers with `handler`, over https.
+    pub fn answer_tls(identity: &Identity, handler: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start(Some(identity.config()), Arc::new(handler))
+    }
+
+    /// `scheme://address` without a trailing slash.
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// The paths asked for so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    fn start(tls: Option<Arc<rustls::ServerConfig>>, handler: Arc<Handler>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let shared = Arc::new(Shared {
-            handler,
-            log: Mutex::default(),
-            connections: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-            tls,
-        });
-        let server = Self { addr, scheme, shared: Arc::clone(&shared) };
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&requests);
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if shared.stop.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(stream) = stream else { continue };
-                let number = shared.connections.fetch_add(1, Ordering::SeqCst) + 1;
-                let shared = Arc::clone(&shared);
-                // An error here is the client going away, which is part of many tests.
-                std::thread::spawn(move || drop(connection(&shared, stream, number)));
+            for stream in listener.incoming().flatten() {
+                let (tls, handler, log) = (tls.clone(), Arc::clone(&handler), Arc::clone(&log));
+                std::thread::spawn(move || connection(stream, tls, &*handler, &log));
             }
         });
-        server
-    }
-
-    /// The URL of a path.
-    pub fn url(&self, path: &str) -> String {
-        format!("{}://{}{path}", self.scheme, self.addr)
-    }
-
-    /// Every request so far.
-    pub fn log(&self) -> Vec<Request> {
-        self.shared.log.lock().unwrap().clone()
-    }
-
-    /// Connections accepted so far.
-    pub fn connections(&self) -> usize {
-        self.shared.connections.load(Ordering::SeqCst)
+        Self { address, scheme, requests }
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        // Wakes the listener, so that it sees the flag.
-        drop(TcpStream::connect_timeout(&self.addr, Duration::from_secs(1)));
-    }
+/// The files below a directory.
+fn files(dir: &Path) -> Arc<Handler> {
+    let dir = dir.to_path_buf();
+    Arc::new(move |path| match std::fs::read(dir.join(path.trim_start_matches('/'))) {
+        Ok(bytes) => Answer::Body(bytes),
+        Err(_) => Answer::Missing,
+    })
 }
 
-trait Wire: Read + Write {}
-impl<T: Read + Write> Wire for T {}
-
-fn connection(shared: &Shared, tcp: TcpStream, number: usize) -> std::io::Result<()> {
-    tcp.set_nodelay(true)?;
-    let raw = tcp.try_clone()?;
-    let wire: Box<dyn Wire> = match &shared.tls {
-        None => Box::new(tcp),
-        Some(config) => {
-            let session = rustls::ServerConnection::new(Arc::clone(config)).map_err(std::io::Error::other)?;
-            Box::new(rustls::StreamOwned::new(session, tcp))
-        }
+fn connection(
+    stream: TcpStream,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    handler: &Handler,
+    log: &Mutex<Vec<String>>,
+) {
+    // A client that hangs up is its own business.
+    let _ = match tls {
+        None => converse(stream, handler, log),
+        Some(config) => rustls::ServerConnection::new(config)
+            .map_err(std::io::Error::other)
+            .and_then(|c| converse(rustls::StreamOwned::new(c, stream), handler, log)),
     };
-    let mut wire = BufReader::new(wire);
-    while let Some(request) = read_request(&mut wire, number)? {
-        shared.log.lock().unwrap().push(request.clone());
-        if !answer((shared.handler)(&request), wire.get_mut(), &raw)? {
-            return Ok(());
-        }
-    }
-    Ok(())
 }
 
-fn read_request(wire: &mut impl BufRead, connection: usize) -> std::io::Result<Option<Request>> {
-    let mut line = String::new();
-    if wire.read_line(&mut line)? == 0 {
-        return Ok(None);
-    }
-    let mut words = line.split_whitespace();
-    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let mut request = Request {
-        method: method.into(),
-        path: path.into(),
-        headers: Vec::new(),
-        body: Vec::new(),
-        connection,
-    };
+/// Requests one after the other until the client closes. The reader gives up its buffer for each answer, which
+/// keeps pipelined requests.
+fn converse(stream: impl Read + Write, handler: &Handler, log: &Mutex<Vec<String>>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
     loop {
         let mut line = String::new();
-        wire.read_line(&mut line)?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
-        request.headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let mut words = line.split_whitespace();
+        let (method, path) =
+            (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or("/").to_owned());
+        loop {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
+                break;
+            }
+        }
+        log.lock().unwrap().push(path.clone());
+        let (status, extra, body) = match handler(&path) {
+            Answer::Body(bytes) => ("200 OK", String::new(), bytes),
+            Answer::Missing => ("404 Not Found", String::new(), b"no".to_vec()),
+            Answer::Redirect(to) => ("302 Found", format!("Location: {to}\r\n"), Vec::new()),
+        };
+        let stream = reader.get_mut();
+        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n{extra}\r\n", body.len())?;
+        if method != "HEAD" {
+            stream.write_all(&body)?;
+        }
+        stream.flush()?;
     }
-    let length = request.header("content-length").map_or(0, |l| l.parse().unwrap());
-    request.body = vec![0; length];
-    wire.read_exact(&mut request.body)?;
-    Ok(Some(request))
 }
 
-/// Does what the reply says; returns whether the connection goes on.
-fn answer(reply: Reply, wire: &mut impl Write, raw: &TcpStream) -> std::io::Result<bool> {
-    match reply {
-        Reply::Send { status, headers, body } => {
-            let mut head = format!("HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n", body.len());
-            for (name, value) in headers {
-                head.push_str(&[&name, ": ", &value, "\r\n"].concat());
-            }
-            wire.write_all(&[head.as_bytes(), b"\r\n", &body].concat())?;
-            wire.flush()?;
-            return Ok(true);
-        }
-        Reply::Cut { body, missing } => {
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-            wire.write_all(&[head.as_bytes(), &body[..body.len() - missing]].concat())?;
-            wire.flush()?;
-        }
-        Reply::Raw(bytes) => {
-            wire.write_all(&bytes)?;
-            wire.flush()?;
-        }
-        Reply::Reset => {
-            let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-            nix::sys::socket::setsockopt(&raw.as_fd(), nix::sys::socket::sockopt::Linger, &linger)?;
-        }
-        Reply::Close => {}
-        Reply::Hang(how_long) => std::thread::sleep(how_long),
-        Reply::Drip(every) => {
-            wire.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?;
-            for _ in 0..1000 {
-                wire.write_all(b"x")?;
-                wire.flush()?;
-                std::thread::sleep(every);
-            }
-        }
+/// A certificate for 127.0.0.1 that signs itself.
+pub struct Identity {
+    dir: tempfile::TempDir,
+}
+
+impl Identity {
+    /// Makes key and certificate with openssl.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let (key, cert) = (at("key.pem"), at("cert.pem"));
+        let mut args = vec!["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+        args.extend(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "3650"]);
+        args.extend(["-keyout", &key, "-out", &cert]);
+        run("openssl", &args);
+        Self { dir }
     }
-    Ok(false)
+
+    /// The certificate file, PEM, for clients to trust.
+    pub fn certificate(&self) -> PathBuf {
+        self.dir.path().join("cert.pem")
+    }
+
+    fn config(&self) -> Arc<rustls::ServerConfig> {
+        let certificate = CertificateDer::from_pem_file(self.certificate()).unwrap();
+        let key = PrivateKeyDer::from_pem_file(self.dir.path().join("key.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        Arc::new(config)
+    }
 }
