@@ -1,1 +1,386 @@
-//! The run as one readable function.
+//! The run as one readable function: facts → config → plan → converge → report. Start reading here;
+//! `docs/boot.md` has a table with the file behind each phase.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::catalog::{Catalog, Choice, Stack, choose};
+use crate::config::schema::Reboot;
+use crate::config::{Config, layers};
+use crate::engine::converge::{Outcome, converge, failed};
+use crate::engine::receipt::{self, Found, Receipt};
+use crate::engine::signals::Signals;
+use crate::engine::{change, lock, reboot};
+use crate::error::{Code, Error, Result, exit};
+use crate::facts::{self, Facts};
+use crate::host::Host;
+use crate::host::files::Files;
+use crate::imds;
+use crate::plan::{self, Plan};
+use crate::report::cloudwatch;
+use crate::report::console::Console;
+use crate::report::event::{EventKind, StepTitle};
+use crate::report::status_file::StatusFile;
+use crate::report::{Listener, Reports};
+
+/// At boot the network may come up late, and nobody waits at a prompt.
+pub const METADATA_DEADLINE_AT_BOOT: Duration = Duration::from_secs(300);
+/// By hand a person waits, and the network is up.
+pub const METADATA_DEADLINE_BY_HAND: Duration = Duration::from_secs(5);
+
+/// What every command that looks at the machine needs to know.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// `/`, or a directory treated as the machine's root.
+    pub root: PathBuf,
+    /// `--config FILE`: the strongest configuration layer.
+    pub config: Option<PathBuf>,
+    /// `--catalog DIR`: files that take the place of the embedded catalog's.
+    pub catalog: Option<PathBuf>,
+    /// `None` with `--no-imds`; otherwise how long the metadata service may take.
+    pub metadata_deadline: Option<Duration>,
+}
+
+/// How a run behaves.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a command-line flag of its own")]
+pub struct RunOptions {
+    /// Where to look.
+    pub inputs: Inputs,
+    /// Go on with an earlier run; an error if there is none.
+    pub resume: bool,
+    /// Accept a plan that takes back what an earlier run finished.
+    pub replan: bool,
+    /// Started by the unit: lines also go to the console.
+    pub boot: bool,
+    /// Reboot the machine where it must be (the unit's right only).
+    pub reboot: bool,
+    /// Exit 194 where a reboot is needed, as Systems Manager wants it.
+    pub ssm: bool,
+    /// Suppress the step lines on standard output.
+    pub quiet: bool,
+}
+
+/// Facts, config, choice and plan, before anything is changed.
+pub struct Prepared {
+    /// What is true of this machine.
+    pub facts: Facts,
+    /// What the user asked for.
+    pub config: Config,
+    /// What follows from both.
+    pub choice: Choice,
+}
+
+/// Facts → config → choice. Changes nothing.
+pub async fn prepare(host: &Host, inputs: &Inputs, metadata: Option<&imds::Client>) -> Result<Prepared> {
+    let catalog = match &inputs.catalog {
+        Some(dir) => Catalog::with_overrides(dir)?,
+        None => Catalog::embedded()?,
+    };
+    let facts = facts::gather(host, metadata).await?;
+    let user_data = facts.identity.user_data.as_ref().map(|f| f.value.as_slice());
+    let extra = inputs.config.as_deref().map(layers::Layer::from_file).transpose()?;
+    let config = layers::load(host, user_data, extra.as_slice())?.config;
+    let choice = choose(&catalog, &facts, &config, change::earlier(&host.files)?.as_ref())?;
+    Ok(Prepared { facts, config, choice })
+}
+
+/// The metadata client that `inputs` ask for.
+pub fn metadata_client(inputs: &Inputs) -> Result<Option<imds::Client>> {
+    inputs.metadata_deadline.map_or(Ok(None), imds::Client::from_env)
+}
+
+/// A whole run. Returns the process's exit code; everything else is said through the reports.
+pub async fn run(options: &RunOptions) -> u8 {
+    let began = Instant::now();
+    let files = Files::new(options.inputs.root.clone());
+    // Not root, or another run's turn: said on standard error only, so that the other run's files stay its own.
+    let held = require_root().and_then(|()| lock::acquire(&files));
+    let _lock = match held {
+        Ok(lock) => lock,
+        Err(error) => {
+            eprintln!("{}", explain(&error));
+            return error.code().exit_code();
+        }
+    };
+    let reports = reports(options, &files);
+    let host = host(options, &reports);
+    let ended = run_locked(options, &host, &reports).await;
+    let exit_code = finish(options, &reports, began, &ended);
+    if ended.may_reboot
+        && options.reboot
+        && matches!(ended.result, Ok(Outcome::RebootNeeded { .. }))
+        && let Err(error) = reboot::reboot(&host).await
+    {
+        eprintln!("{}", explain(&error));
+    }
+    exit_code
+}
+
+/// What a run came to, for [`finish`].
+struct Ended {
+    result: Result<Outcome>,
+    /// There was nothing to do, by the user's own policy.
+    skipped: bool,
+    /// The configuration lets the unit reboot.
+    may_reboot: bool,
+}
+
+impl Ended {
+    fn early(result: Result<Outcome>) -> Self {
+        Self { result, skipped: false, may_reboot: false }
+    }
+}
+
+async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports) -> Ended {
+    let began = Instant::now();
+    let metadata = match metadata_client(&options.inputs) {
+        Ok(client) => client,
+        Err(error) => return Ended::early(fail(reports, error)),
+    };
+    let mut signals = match Signals::take() {
+        Ok(signals) => signals,
+        Err(error) => return Ended::early(fail(reports, error)),
+    };
+    let prepared = tokio::select! {
+        prepared = prepare(host, &options.inputs, metadata.as_ref()) => prepared,
+        error = signals.next() => Err(error),
+    };
+    let prepared = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return Ended::early(fail(reports, error)),
+    };
+    let stack = match &prepared.choice {
+        Choice::Install(stack) => stack,
+        Choice::Nothing { why } => {
+            reports.emit(EventKind::Notice { text: format!("nothing to do: {why}") });
+            return Ended { skipped: true, ..Ended::early(Ok(Outcome::Converged { changed: false })) };
+        }
+    };
+    let result = run_plan(options, host, reports, &prepared, stack, &mut signals).await;
+    report_to_cloudwatch(&prepared, metadata.as_ref(), reports, &result, began).await;
+    Ended { result, skipped: false, may_reboot: prepared.config.policy.reboot == Reboot::Auto }
+}
+
+/// Choice → plan → converge, with the receipt around it.
+async fn run_plan(
+    options: &RunOptions,
+    host: &Host,
+    reports: &Reports,
+    prepared: &Prepared,
+    stack: &Stack,
+    signals: &mut Signals,
+) -> Result<Outcome> {
+    let identity = &prepared.facts.identity;
+    let begun = plan::build(&prepared.facts, &prepared.config, stack).and_then(|plan| {
+        begin(options, host, reports, prepared, stack, &plan).map(|receipt| (plan, receipt))
+    });
+    let (plan, before) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return fail(reports, error),
+    };
+    let mut receipt = before.clone();
+    receipt.begin(&plan, &identity.boot_id.value);
+    let result = tokio::select! {
+        result = converge(&plan, host, &mut receipt, reports) => result,
+        error = signals.next() => fail(reports, error),
+    };
+    let result = note_end(&mut receipt, result, reports);
+    // A run that found everything as it was leaves the receipt as it was, too.
+    if receipt != before
+        && let Err(error) = receipt.save(&host.files)
+    {
+        return result.and(fail(reports, error));
+    }
+    result
+}
+
+/// Loads the receipt, refuses what must be refused, records the choice, and announces the run.
+fn begin(
+    options: &RunOptions,
+    host: &Host,
+    reports: &Reports,
+    prepared: &Prepared,
+    stack: &Stack,
+    plan: &Plan,
+) -> Result<Receipt> {
+    let identity = &prepared.facts.identity;
+    reports.emit(EventKind::RunStarted {
+        steps: plan.steps.iter().map(|s| StepTitle { id: s.id.clone(), title: s.title.clone() }).collect(),
+        plan_digest: plan.digest.clone(),
+        instance_id: identity.instance_id().into(),
+        instance_type: identity.instance_type().map(Into::into),
+        boot_id: identity.boot_id.value.clone(),
+        choices: stack.reasons.clone(),
+    });
+    for text in &prepared.facts.gpu.disagreements {
+        reports.emit(EventKind::Notice { text: text.clone() });
+    }
+    let receipt = match receipt::load(&host.files, identity.instance_id())? {
+        Found::Ours(receipt) => receipt,
+        Found::None if options.resume => {
+            return Err(Error::new(
+                Code::NothingToResume,
+                "there is no earlier run on this instance to resume",
+            )
+            .with_hint("run without --resume to begin one"));
+        }
+        Found::None => Receipt::new(identity.instance_id()),
+        Found::SetAside(text) => {
+            reports.emit(EventKind::Notice { text });
+            Receipt::new(identity.instance_id())
+        }
+    };
+    if let Some(earlier) = change::earlier(&host.files)?
+        && !options.replan
+    {
+        change::refuse_reversal(&earlier, stack, &receipt)?;
+    }
+    if !receipt.plan_digest.is_empty() && receipt.plan_digest != plan.digest {
+        reports.emit(EventKind::Notice { text: difference(&receipt, plan) });
+    }
+    change::record(&host.files, stack)?;
+    Ok(receipt)
+}
+
+/// Which steps are not the ones of the last run.
+fn difference(receipt: &Receipt, plan: &Plan) -> String {
+    let known = |id: &str| receipt.steps.iter().find(|r| r.id == id);
+    let changed = plan.steps.iter().filter_map(|step| match known(&step.id) {
+        Some(record) if record.digest == step.digest => None,
+        Some(_) => Some(format!("{} changed", step.id)),
+        None => Some(format!("{} is new", step.id)),
+    });
+    let gone = receipt.steps.iter().filter(|r| plan.steps.iter().all(|s| s.id != r.id));
+    let all: Vec<_> = changed.chain(gone.map(|r| format!("{} is gone", r.id))).collect();
+    format!("the plan is not the last run's: {}", all.join(", "))
+}
+
+/// Writes the end of the run into the receipt; a reboot too many turns into an error here.
+fn note_end(receipt: &mut Receipt, result: Result<Outcome>, reports: &Reports) -> Result<Outcome> {
+    let result = match result {
+        Ok(Outcome::RebootNeeded { why }) => match reboot::note(receipt, &why) {
+            Ok(()) => Ok(Outcome::RebootNeeded { why }),
+            Err(error) => fail(reports, error),
+        },
+        other => other,
+    };
+    receipt.outcome = outcome_name(&result, false).into();
+    match &result {
+        Ok(Outcome::Converged { .. }) => {
+            receipt.reboots = 0;
+            receipt.reboot_asked_in = None;
+        }
+        Err(error) if matches!(error.code(), Code::Interrupted | Code::Terminated) => {
+            for record in receipt.steps.iter_mut().filter(|r| r.state == "running") {
+                record.state = "interrupted".into();
+            }
+        }
+        Ok(Outcome::RebootNeeded { .. }) | Err(_) => {}
+    }
+    result
+}
+
+/// `converged`, `skipped`, `reboot-needed`, `interrupted` or `failed`.
+fn outcome_name(result: &Result<Outcome>, skipped: bool) -> &'static str {
+    match result {
+        Ok(Outcome::Converged { .. }) if skipped => "skipped",
+        Ok(Outcome::Converged { .. }) => "converged",
+        Ok(Outcome::RebootNeeded { .. }) => "reboot-needed",
+        Err(e) if matches!(e.code(), Code::Interrupted | Code::Terminated) => "interrupted",
+        Err(_) => "failed",
+    }
+}
+
+/// Says how the run ended and returns its exit code.
+fn finish(options: &RunOptions, reports: &Reports, began: Instant, ended: &Ended) -> u8 {
+    let exit_code = match &ended.result {
+        Ok(Outcome::Converged { .. }) => exit::CONVERGED,
+        Ok(Outcome::RebootNeeded { why }) => {
+            reports.emit(EventKind::RebootNeeded { why: why.clone() });
+            if options.ssm { exit::REBOOT_NEEDED_SSM } else { exit::REBOOT_NEEDED }
+        }
+        Err(error) => error.code().exit_code(),
+    };
+    reports.emit(EventKind::RunFinished {
+        outcome: outcome_name(&ended.result, ended.skipped).into(),
+        exit_code,
+        seconds: began.elapsed().as_secs_f64(),
+    });
+    exit_code
+}
+
+/// One PutMetricData at the end: the outcome and how long it took. Its failure is part of the result only.
+async fn report_to_cloudwatch(
+    prepared: &Prepared,
+    metadata: Option<&imds::Client>,
+    reports: &Reports,
+    result: &Result<Outcome>,
+    began: Instant,
+) {
+    let run = cloudwatch::RunMetrics {
+        outcome: outcome_name(result, false),
+        seconds: began.elapsed().as_secs_f64(),
+    };
+    let config = &prepared.config.report.cloudwatch;
+    let delivery = cloudwatch::put(&run, config, &prepared.facts.identity, metadata).await;
+    reports.emit(EventKind::Reported { text: format!("cloudwatch: {delivery}") });
+}
+
+/// Reports an error that no step reported, and passes it on.
+fn fail(reports: &Reports, error: Error) -> Result<Outcome> {
+    reports.emit(failed(None, &error));
+    Err(error)
+}
+
+fn reports(options: &RunOptions, files: &Files) -> Reports {
+    let mut listeners: Vec<Box<dyn Listener>> = vec![Box::new(StatusFile::new(files.clone()))];
+    if !options.quiet {
+        let bars = !options.boot && std::io::stderr().is_terminal();
+        listeners.push(Box::new(Console::new(options.boot, bars)));
+    }
+    Reports::new(listeners)
+}
+
+fn host(options: &RunOptions, reports: &Reports) -> Host {
+    let (progress, notices) = (reports.clone(), reports.clone());
+    Host::new(options.inputs.root.clone())
+        .with_progress(move |p| progress.emit(EventKind::Progress(p)))
+        .with_notices(move |text| notices.emit(EventKind::Notice { text }))
+}
+
+fn require_root() -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::NotRoot,
+        "a run installs packages and writes below /etc, /usr and /var: it needs root",
+    )
+    .with_hint("run it with sudo; `plan` and `detect` work without"))
+}
+
+/// An error as people see it on standard error: the sentence, its causes, what to do.
+pub fn explain(error: &Error) -> String {
+    let mut text = format!("gpu-bootstrap: {} [{}]", error.message(), error.code());
+    for cause in error.causes() {
+        let _ = write!(text, "\n  because: {}", cause.replace('\n', "\n           ")); // a String takes everything
+    }
+    if let Some(hint) = error.hint() {
+        let _ = write!(text, "\n  what to do: {hint}");
+    }
+    text
+}
+
+/// The configuration layer of a file given on the command line.
+impl layers::Layer {
+    /// Reads `path` as it is named (not below `--root`: it is the caller's file).
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::new(Code::ConfigRead, format!("cannot read {name}")).because(e))?;
+        Ok(Self { name, text })
+    }
+}

@@ -1,1 +1,326 @@
-//! Commands and flags.
+//! Commands and flags. `gpu-bootstrap --resume` works without a subcommand: the flags of `run` are the flags
+//! of the program itself.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::boot::{self, Inputs, RunOptions};
+use crate::catalog::Choice;
+use crate::config;
+use crate::error::{Code, Error, Result, exit};
+use crate::facts;
+use crate::host::Host;
+use crate::plan;
+use crate::rehearse;
+use crate::report::log;
+use crate::status;
+use crate::user_data_stub;
+
+/// Turns a bare Ubuntu or Debian instance into one where CUDA provably works.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gpu-bootstrap",
+    version,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the machine as wanted (the default).
+    Run(RunArgs),
+    /// Show what a run would do: the check's answer and reason for every action. Changes nothing.
+    Plan(PlanArgs),
+    /// Show how the last run went, or how the current one is going.
+    Status(StatusArgs),
+    /// Print every fact about this machine, with its source.
+    Detect(DetectArgs),
+    /// Work with configuration files.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Work with EC2 user-data.
+    #[command(subcommand)]
+    UserData(UserDataCommand),
+    /// Run on a throw-away copy of this machine, with a simulated GPU, metadata service and repository.
+    Rehearse(rehearse::Options),
+    #[command(hide = true)]
+    RehearseInside(rehearse::InsideOptions),
+}
+
+/// Where to look, shared by the commands that look.
+#[derive(Args, Debug)]
+struct InputArgs {
+    /// The machine's root, or a directory treated as if chrooted into it.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    /// A configuration file that overrides all other layers.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// A directory with catalog files that take the place of the embedded ones.
+    #[arg(long, value_name = "DIR")]
+    catalog: Option<PathBuf>,
+
+    /// Do not ask the instance metadata service.
+    #[arg(long)]
+    no_imds: bool,
+
+    /// How long the instance metadata service may take, in seconds [default: 5, with --boot 300].
+    #[arg(long, value_name = "SECONDS")]
+    imds_timeout: Option<u64>,
+
+    /// More log lines on standard error (twice for debugging).
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a command-line flag of its own")]
+struct RunArgs {
+    #[command(flatten)]
+    inputs: InputArgs,
+
+    /// Go on with the run that an interruption, a failure or a reboot ended.
+    #[arg(long)]
+    resume: bool,
+
+    /// Accept a plan that takes back or downgrades what an earlier run finished.
+    #[arg(long)]
+    replan: bool,
+
+    /// Show the plan and change nothing (like `plan`).
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Never reboot; exit 10 where a reboot is needed.
+    #[arg(long)]
+    no_reboot: bool,
+
+    /// Started by the systemd unit: wait longer for the metadata service, and write to the console.
+    #[arg(long)]
+    boot: bool,
+
+    /// Exit 194 instead of 10 where a reboot is needed (Systems Manager reboots on it).
+    #[arg(long)]
+    ssm: bool,
+
+    /// Print nothing but errors.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Args, Debug)]
+struct PlanArgs {
+    #[command(flatten)]
+    inputs: InputArgs,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct StatusArgs {
+    /// The machine's root.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    /// Wait until the run is over, and exit with its exit code.
+    #[arg(long)]
+    wait: bool,
+
+    /// Give up waiting after so many seconds.
+    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    timeout: Option<u64>,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct DetectArgs {
+    #[command(flatten)]
+    inputs: InputArgs,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say whether a configuration file is valid, and what it sets.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum UserDataCommand {
+    /// Print the shell stub that a launch template carries.
+    Render(user_data_stub::RenderArgs),
+    /// Say what the agent makes of a user-data file.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// Parses the command line, does what it says, and returns the process's exit code.
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print(); // a closed terminal
+            return if e.use_stderr() { exit::USAGE } else { exit::CONVERGED };
+        }
+    };
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{}", boot::explain(&error));
+            error.code().exit_code()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<u8> {
+    match cli.command.unwrap_or(Command::Run(cli.run)) {
+        Command::Run(args) if args.dry_run => show_plan(&args.inputs, false),
+        Command::Run(args) => {
+            log::start(args.inputs.verbose);
+            runtime()?.block_on(async { Ok(boot::run(&args.options()).await) })
+        }
+        Command::Plan(args) => show_plan(&args.inputs, args.json),
+        Command::Status(args) => status::show(&status::Options {
+            root: args.root,
+            wait: args.wait,
+            timeout: args.timeout.map(Duration::from_secs),
+            json: args.json,
+        }),
+        Command::Detect(args) => detect(&args.inputs, args.json),
+        Command::Config(ConfigCommand::Check { file }) => {
+            print(&config::check(&file)?);
+            Ok(exit::CONVERGED)
+        }
+        Command::UserData(UserDataCommand::Render(args)) => {
+            print(&user_data_stub::render(&args)?);
+            Ok(exit::CONVERGED)
+        }
+        Command::UserData(UserDataCommand::Check { file }) => {
+            print(&user_data_stub::check(&file)?);
+            Ok(exit::CONVERGED)
+        }
+        Command::Rehearse(options) => rehearse::run(&options),
+        Command::RehearseInside(options) => rehearse::inside(&options),
+    }
+}
+
+impl InputArgs {
+    fn inputs(&self, boot: bool) -> Inputs {
+        let deadline = if boot { boot::METADATA_DEADLINE_AT_BOOT } else { boot::METADATA_DEADLINE_BY_HAND };
+        let deadline = self.imds_timeout.map_or(deadline, Duration::from_secs);
+        Inputs {
+            root: self.root.clone(),
+            config: self.config.clone(),
+            catalog: self.catalog.clone(),
+            metadata_deadline: (!self.no_imds).then_some(deadline),
+        }
+    }
+}
+
+impl RunArgs {
+    fn options(&self) -> RunOptions {
+        RunOptions {
+            inputs: self.inputs.inputs(self.boot),
+            resume: self.resume,
+            replan: self.replan,
+            boot: self.boot,
+            reboot: self.boot && !self.no_reboot,
+            ssm: self.ssm,
+            quiet: self.quiet,
+        }
+    }
+}
+
+/// One thread is enough: the work is waiting for the network and for child processes.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(Code::Io, "cannot start the event loop").because(e))
+}
+
+fn show_plan(args: &InputArgs, json: bool) -> Result<u8> {
+    log::start(args.verbose);
+    let inputs = args.inputs(false);
+    let host = Host::new(inputs.root.clone());
+    runtime()?.block_on(async {
+        let metadata = boot::metadata_client(&inputs)?;
+        let prepared = boot::prepare(&host, &inputs, metadata.as_ref()).await?;
+        let stack = match &prepared.choice {
+            Choice::Install(stack) => stack,
+            Choice::Nothing { why } => {
+                print(&format!("nothing to do: {why}\n"));
+                return Ok(exit::CONVERGED);
+            }
+        };
+        let plan = plan::build(&prepared.facts, &prepared.config, stack)?;
+        let shown = plan::show::look(&plan, &stack.reasons, &host).await;
+        print(&if json { to_json(&shown)? } else { shown.text() });
+        Ok(exit::CONVERGED)
+    })
+}
+
+fn detect(args: &InputArgs, json: bool) -> Result<u8> {
+    log::start(args.verbose);
+    let inputs = args.inputs(false);
+    let host = Host::new(inputs.root.clone());
+    runtime()?.block_on(async {
+        let metadata = boot::metadata_client(&inputs)?;
+        let facts = facts::gather_from_every_source(&host, metadata.as_ref()).await?;
+        print(&if json { to_json(&facts::show::json(&facts))? } else { facts::show::text(&facts) });
+        Ok(exit::CONVERGED)
+    })
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::new(Code::Io, "cannot write the answer as JSON").because(e))?;
+    Ok(text + "\n")
+}
+
+/// Prints to standard output; a reader that went away (`| head`) is no error.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn resume_works_without_a_subcommand() {
+        let cli = Cli::try_parse_from(["gpu-bootstrap", "--resume"]).unwrap();
+        assert!(cli.command.is_none() && cli.run.resume);
+    }
+}

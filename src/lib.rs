@@ -16,4 +16,5 @@ pub mod imds;
 pub mod plan;
 pub mod rehearse;
 pub mod report;
+pub mod status;
 pub mod user_data_stub;

@@ -13,6 +13,9 @@ use crate::error::{Code, Error, Result};
 /// Output kept per stream; a program that prints more is read on, and the middle is dropped.
 const KEEP_OUTPUT: usize = 1 << 20;
 
+/// Bytes of one line that are handed to [`Exec::stream`]'s listener; a longer line is cut.
+const KEEP_LINE: usize = 4096;
+
 /// Runs programs, below the same root as [`super::files::Files`].
 #[derive(Clone, Debug)]
 pub struct Exec {
@@ -100,26 +103,37 @@ impl Exec {
     /// Runs the call to its end and returns its output, whatever the exit status. Fails when the program
     /// cannot be started (`exec`) or exceeds its limit (`exec-timeout`; its process group is killed).
     pub async fn output(&self, call: &Call) -> Result<Output> {
+        self.stream(call, |_| ()).await
+    }
+
+    /// Like [`Exec::output`]; `on_line` sees each whole line of standard output as it comes (progress).
+    pub async fn stream(&self, call: &Call, mut on_line: impl FnMut(&str)) -> Result<Output> {
         let mut command = self.command(call);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
-        command.process_group(0).kill_on_drop(true);
+        command.process_group(0);
         let mut child = command
             .spawn()
             .map_err(|e| Error::new(Code::Exec, format!("cannot run {}", call.line())).because(e))?;
-        let pid = child.id();
+        // Dropped on a time-out, and when the run is interrupted: no grandchild is left to work unseen.
+        let group = Group(child.id());
         let mut out = child.stdout.take();
         let mut err = child.stderr.take();
+        let mut ignored = |_: &str| ();
         let work = async {
-            let (stdout, stderr, status) = tokio::join!(drain(&mut out), drain(&mut err), child.wait());
+            let (stdout, stderr, status) = tokio::join!(
+                drain_lines(&mut out, &mut on_line),
+                drain_lines(&mut err, &mut ignored),
+                child.wait()
+            );
             (stdout, stderr, status)
         };
         let Ok((stdout, stderr, status)) = tokio::time::timeout(call.limit, work).await else {
-            kill_group(pid);
             return Err(Error::new(
                 Code::ExecTimeout,
                 format!("{} did not end within {} s", call.line(), call.limit.as_secs()),
             ));
         };
+        group.ended();
         let status = status
             .map_err(|e| Error::new(Code::Exec, format!("cannot wait for {}", call.line())).because(e))?;
         let status = status.code().unwrap_or_else(|| {
@@ -157,9 +171,13 @@ impl Exec {
     }
 }
 
-async fn drain(stream: &mut Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8> {
+async fn drain_lines(
+    stream: &mut Option<impl tokio::io::AsyncRead + Unpin>,
+    on_line: &mut impl FnMut(&str),
+) -> Vec<u8> {
     let Some(stream) = stream else { return Vec::new() };
     let mut kept = Vec::new();
+    let mut line = Vec::new();
     let mut chunk = vec![0; 16 * 1024];
     // A read error on a pipe means that the other side is gone; what came before is what there is.
     while let Ok(n @ 1..) = stream.read(&mut chunk).await {
@@ -167,13 +185,70 @@ async fn drain(stream: &mut Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8
         if kept.len() > KEEP_OUTPUT {
             kept.drain(KEEP_OUTPUT / 4..kept.len() - KEEP_OUTPUT / 2);
         }
+        for &byte in &chunk[..n] {
+            if byte == b'\n' {
+                on_line(&String::from_utf8_lossy(&line));
+                line.clear();
+            } else if line.len() < KEEP_LINE {
+                line.push(byte);
+            }
+        }
     }
     kept
 }
 
-fn kill_group(pid: Option<u32>) {
-    if let Some(pid) = pid.and_then(|p| i32::try_from(p).ok()) {
-        // The group may be gone already: nothing to do then.
-        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+/// The process group of a running program; dropping it kills whatever is left of it.
+struct Group(Option<u32>);
+
+impl Group {
+    /// The program ended by itself: what it left running on purpose (a daemon) stays.
+    fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0.and_then(|p| i32::try_from(p).ok()) {
+            // The group may be gone already: nothing to do then.
+            let _ =
+                nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exec() -> Exec {
+        Exec::new("/".into())
+    }
+
+    #[tokio::test]
+    async fn a_time_out_kills_the_whole_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("mark");
+        let script = format!("(sleep 0.4; touch {}) & wait", mark.display());
+        let call = Call::new("sh").args(["-c", &script]).limit(Duration::from_millis(100));
+        assert_eq!(exec().output(&call).await.unwrap_err().code(), Code::ExecTimeout);
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(!mark.exists());
+    }
+
+    #[tokio::test]
+    async fn the_environment_is_scrubbed_and_input_is_closed() {
+        let call = Call::new("sh").args(["-c", "cat; env"]).env("LANG", "C");
+        let out = exec().run(&call).await.unwrap().text();
+        assert!(out.contains("LANG=C\n") && out.contains("HOME=/root\n"), "{out}");
+        assert!(!out.contains("CARGO"), "{out}");
+    }
+
+    #[tokio::test]
+    async fn a_failure_carries_the_last_words() {
+        let call = Call::new("sh").args(["-c", "echo first >&2; echo last >&2; exit 3"]);
+        let error = exec().run(&call).await.unwrap_err();
+        assert!(error.message().ends_with("failed with status 3"));
+        assert_eq!(error.causes(), ["first\nlast"]);
     }
 }

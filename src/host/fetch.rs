@@ -1,25 +1,658 @@
-//! Downloads: bytes into memory (bounded) or into the cache (hashed while streaming).
+//! Downloads: bytes into memory (bounded) or into the cache (hashed while streaming). Used by the actions, and
+//! for its HTTP client by the CloudWatch report.
+//!
+//! What goes wrong on the way is retried within a budget; what a server means is not. Nothing that does not
+//! have the expected SHA-256 ever gets a name in the cache.
 
+use std::error::Error as StdError;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Once, OnceLock};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use reqwest::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use reqwest::{Response, Url};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::retry::{Backoff, retry_after};
+use super::{Host, paths};
 use crate::error::{Code, Error, Result};
+use crate::report::event::{Progress, Unit};
+
+/// Far servers behind slow proxies still answer in this time.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Silence after which a connection counts as dead.
+const READ: Duration = Duration::from_secs(30);
+/// Attempts at one download.
+const ATTEMPTS: u32 = 5;
+/// Waits between attempts.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// The longest `Retry-After` that is waited for; a server that asks for more is as good as down.
+const LONGEST_ASKED_WAIT: Duration = Duration::from_secs(60);
+/// Redirects followed; mirrors and object stores need one or two.
+const MAX_REDIRECTS: u32 = 5;
+/// Chunks on their way from the network to the writer; bounds memory when the disk is slower.
+const QUEUE: usize = 32;
+/// How a `.deb` begins: it is an `ar` archive.
+const AR_MAGIC: &[u8] = b"!<arch>\n";
+/// Name of unfinished downloads in the cache's directory.
+const PARTIAL_PREFIX: &str = ".download-";
+/// Progress is reported no more often than this.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// The HTTP client of the agent, made on first use (reading root certificates takes milliseconds).
 #[derive(Debug, Default)]
-pub struct Fetch {}
+pub struct Fetch {
+    http: OnceLock<reqwest::Client>,
+    extra_roots: Option<PathBuf>,
+    swept: OnceLock<()>,
+}
+
+/// What the bytes must be, besides having the right sum.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Anything,
+    Deb,
+}
+
+/// A whole download that has no name yet, and its SHA-256.
+type Written = (NamedTempFile, String);
+
+/// Why an attempt failed.
+enum Failed {
+    /// Another attempt may do better, after the time that the server asks for.
+    Maybe(Error, Option<Duration>),
+    /// No other attempt would do better.
+    Surely(Error),
+}
 
 impl Fetch {
-    /// A client that has not connected to anything.
+    /// A client that has not connected to anything. It trusts webpki's roots, the system's, and those in the
+    /// file that `AWS_CA_BUNDLE` names.
     pub fn new() -> Self {
-        Self::default()
+        Self { extra_roots: std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from), ..Self::default() }
     }
 
-    /// Downloads `url` and returns where the verified file lies in the cache (path inside the root).
-    pub async fn into_cache(
+    /// A client that trusts the certificates in `bundle` (PEM) instead of those that `AWS_CA_BUNDLE` names.
+    pub fn trusting(bundle: PathBuf) -> Self {
+        Self { extra_roots: Some(bundle), ..Self::default() }
+    }
+
+    /// The client itself: rustls, hickory, the system's proxies; no redirect is followed.
+    pub fn http(&self) -> Result<&reqwest::Client> {
+        if let Some(http) = self.http.get() {
+            return Ok(http);
+        }
+        let built = builder(roots(self.extra_roots.as_deref())?)?
+            .connect_timeout(CONNECT)
+            .read_timeout(READ)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|e| Error::new(Code::Fetch, "cannot set up the HTTP client").because(e))?;
+        Ok(self.http.get_or_init(|| built))
+    }
+
+    /// Downloads `url` into memory; an answer longer than `limit` bytes is an error.
+    pub async fn get(&self, url: &str, limit: usize) -> Result<Vec<u8>> {
+        let url = parse(url)?;
+        let mut budget = Budget::new();
+        loop {
+            match self.get_once(&url, limit).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(failed) => budget.wait_after(failed).await?,
+            }
+        }
+    }
+
+    /// Downloads `url` and returns where the verified file lies in the cache (path inside the root). A file
+    /// that is there already is hashed again, and fetched again if its sum is wrong.
+    pub async fn into_cache(&self, host: &Host, url: &str, sha256: &str) -> Result<PathBuf> {
+        self.cached(host, url, sha256, Expect::Anything).await
+    }
+
+    /// Like [`Fetch::into_cache`], for a Debian package: an answer that is none (a login page, mostly) is
+    /// recognised by its first bytes, and said so.
+    pub async fn into_cache_deb(&self, host: &Host, url: &str, sha256: &str) -> Result<PathBuf> {
+        self.cached(host, url, sha256, Expect::Deb).await
+    }
+
+    async fn cached(&self, host: &Host, url: &str, sha256: &str, expect: Expect) -> Result<PathBuf> {
+        if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Error::new(
+                Code::ConfigType,
+                format!("the sha256 given for {} is not 64 hexadecimal digits", redact_url(url)),
+            ));
+        }
+        let sha256 = sha256.to_ascii_lowercase();
+        let parsed = parse(url)?;
+        let inside = Path::new(paths::CACHE_DIR).join(&sha256);
+        host.files.make_dir(paths::CACHE_DIR, 0o755)?;
+        let place = host.files.outside(&inside)?;
+        self.sweep(&place);
+        if holds(host, &inside, &place, &sha256).await? {
+            return Ok(inside);
+        }
+        let mut budget = Budget::new();
+        loop {
+            match self.download(host, &parsed, &place, &sha256, expect).await {
+                Ok(()) => return Ok(inside),
+                Err(failed) => budget.wait_after(failed).await?,
+            }
+        }
+    }
+
+    /// Removes downloads that a power cut or SIGKILL left unfinished. Only before this process's first own
+    /// download: the run's lock keeps other runs out.
+    fn sweep(&self, place: &Path) {
+        self.swept.get_or_init(|| {
+            let Some(entries) = place.parent().and_then(|dir| fs::read_dir(dir).ok()) else { return };
+            for path in entries.flatten().map(|e| e.path()) {
+                let is_partial = path
+                    .file_name()
+                    .is_some_and(|n| n.to_string_lossy().starts_with(PARTIAL_PREFIX));
+                if is_partial && let Err(e) = fs::remove_file(&path) {
+                    tracing::warn!(path = %path.display(), error = %e, "cannot remove an unfinished download");
+                }
+            }
+        });
+    }
+
+    async fn get_once(&self, url: &Url, limit: usize) -> Result<Vec<u8>, Failed> {
+        let mut response = self.open(url).await?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| broken(url, e))? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > limit {
+                return Err(Failed::Surely(Error::new(
+                    Code::Fetch,
+                    format!("{} is longer than {limit} bytes", shown(url)),
+                )));
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// One attempt at a whole download into `place`. An unfinished one is removed when its handle is dropped.
+    async fn download(
         &self,
-        host: &super::Host,
-        url: &str,
+        host: &Host,
+        url: &Url,
+        place: &Path,
         sha256: &str,
-    ) -> Result<std::path::PathBuf> {
-        let _ = (host, sha256);
-        Err(Error::new(Code::Fetch, format!("cannot download {url}")))
+        expect: Expect,
+    ) -> Result<(), Failed> {
+        let response = self.open(url).await?;
+        refuse_if_full(host, url, response.content_length())?;
+        let (queue, writer) = start_writer(place.to_owned(), shown(url));
+        let sent = pump(host, url, response, expect, queue).await;
+        let written = writer.await.map_err(|e| {
+            Failed::Surely(Error::new(Code::Io, format!("the writer of {} failed", shown(url))).because(e))
+        })?;
+        // When the disk is full, the queue breaks as well; the disk is the cause that has to be told.
+        let (temp, digest) = written.map_err(Failed::Surely)?;
+        sent?;
+        if digest != sha256 {
+            return Err(Failed::Surely(
+                Error::new(
+                    Code::ChecksumMismatch,
+                    format!("sha256 of {} is {digest}, expected {sha256}; nothing was kept", shown(url)),
+                )
+                .with_hint("run again, or correct the pin"),
+            ));
+        }
+        keep(temp, place).map_err(|e| Failed::Surely(full_hint(Error::io("keep", place, e))))
+    }
+
+    /// A successful answer to GET, redirects followed.
+    async fn open(&self, url: &Url) -> Result<Response, Failed> {
+        let http = self.http().map_err(Failed::Surely)?;
+        let mut at = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = http.get(at.clone()).send().await.map_err(|e| broken(&at, e))?;
+            match redirect_target(&at, &response).map_err(Failed::Surely)? {
+                Some(next) => at = next,
+                None => return accept(&at, response),
+            }
+        }
+        Err(Failed::Surely(Error::new(
+            Code::Fetch,
+            format!("{} was redirected more than {MAX_REDIRECTS} times", shown(url)),
+        )))
+    }
+}
+
+/// Attempts left, and the wait before the next.
+struct Budget {
+    left: u32,
+    backoff: Backoff,
+}
+
+impl Budget {
+    fn new() -> Self {
+        Self { left: ATTEMPTS - 1, backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT) }
+    }
+
+    /// Waits if there is to be another attempt; returns the error if not.
+    async fn wait_after(&mut self, failed: Failed) -> Result<()> {
+        let (error, asked) = match failed {
+            Failed::Surely(error) => return Err(error),
+            Failed::Maybe(error, asked) => (error, asked),
+        };
+        let wait = asked.unwrap_or_else(|| self.backoff.next_wait());
+        if self.left == 0 || wait > LONGEST_ASKED_WAIT {
+            return Err(error);
+        }
+        self.left -= 1;
+        tracing::info!(error = %error, wait_ms = wait.as_millis(), "trying the download again");
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// The URL as it may be shown: without user, password, query and fragment, any of which may be a secret.
+pub fn redact_url(url: &str) -> String {
+    // `user:password@host` without a scheme parses as scheme `user`, so only hierarchical URLs count as parsed.
+    if let Ok(parsed) = Url::parse(url)
+        && parsed.has_host()
+    {
+        return shown(&parsed);
+    }
+    let bare = url.split(['?', '#']).next().unwrap_or_default();
+    match bare.rsplit_once('@') {
+        Some((before, host)) => {
+            let scheme = before.split_once("://").map_or(String::new(), |(s, _)| format!("{s}://"));
+            format!("{scheme}{host}")
+        }
+        None => bare.to_owned(),
+    }
+}
+
+fn shown(url: &Url) -> String {
+    let mut bare = url.clone();
+    bare.set_query(None);
+    bare.set_fragment(None);
+    // Both fail only for URLs that cannot have a user part.
+    let _ = bare.set_username("");
+    let _ = bare.set_password(None);
+    bare.to_string()
+}
+
+fn parse(url: &str) -> Result<Url> {
+    let parsed = Url::parse(url)
+        .map_err(|e| Error::new(Code::Fetch, format!("{} is not a URL", redact_url(url))).because(e))?;
+    if matches!(parsed.scheme(), "http" | "https") {
+        return Ok(parsed);
+    }
+    Err(Error::new(Code::Fetch, format!("{} is neither http nor https", shown(&parsed))))
+}
+
+/// Where a redirect leads, if the answer is one.
+fn redirect_target(from: &Url, response: &Response) -> Result<Option<Url>> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let location = response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
+    let Some(next) = location.and_then(|l| from.join(l).ok()) else {
+        return Err(Error::new(Code::Fetch, format!("{} was redirected to nowhere", shown(from))));
+    };
+    check_redirect(from, &next)?;
+    Ok(Some(next))
+}
+
+fn check_redirect(from: &Url, to: &Url) -> Result<()> {
+    match (from.scheme(), to.scheme()) {
+        (_, "https") | ("http", "http") => Ok(()),
+        ("https", "http") => Err(Error::new(
+            Code::InsecureRedirect,
+            format!("{} was redirected to {}, which is not encrypted", shown(from), shown(to)),
+        )
+        .with_hint("name the final https address in the configuration, or ask who runs the mirror")),
+        (_, other) => {
+            Err(Error::new(Code::Fetch, format!("{} was redirected to a {other} address", shown(from))))
+        }
+    }
+}
+
+/// The answer if it is a success, otherwise what its status means.
+fn accept(url: &Url, response: Response) -> Result<Response, Failed> {
+    let status = response.status();
+    let failed = |code| Error::new(code, format!("{} answered {status}", shown(url)));
+    match status.as_u16() {
+        200 => Ok(response),
+        401 | 403 => Err(Failed::Surely(failed(Code::FetchDenied).with_hint(
+            "the server wants a login, or a signed URL has expired; put the file where this machine may read it",
+        ))),
+        407 => Err(Failed::Surely(failed(Code::FetchDenied).with_hint(
+            "the proxy wants a login: put it into https_proxy (http://user:password@proxy:port)",
+        ))),
+        404 | 410 => Err(Failed::Surely(Error::new(
+            Code::Fetch,
+            format!("{} does not exist ({status})", shown(url)),
+        ))),
+        408 | 425 | 429 | 500..=599 => {
+            let asked = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok());
+            let asked = asked.and_then(|v| retry_after(v, jiff::Timestamp::now()));
+            Err(Failed::Maybe(failed(Code::Fetch), asked))
+        }
+        _ => Err(Failed::Surely(failed(Code::Fetch))),
+    }
+}
+
+/// A connection that failed or broke. reqwest's own text is kept as cause, without the URL, which may hold secrets.
+fn broken(url: &Url, e: reqwest::Error) -> Failed {
+    let e = e.without_url();
+    let error = Error::new(Code::Fetch, format!("cannot download {}", shown(url)));
+    if is_certificate_problem(&e) {
+        return Failed::Surely(error.because(e).with_hint(
+            "check the clock; where a proxy inspects TLS, name its certificate by AWS_CA_BUNDLE or SSL_CERT_FILE",
+        ));
+    }
+    Failed::Maybe(error.because(e), None)
+}
+
+/// Whether the other side's certificate was refused, which no other attempt will change.
+fn is_certificate_problem(e: &(dyn StdError + 'static)) -> bool {
+    if let Some(tls) = e.downcast_ref::<rustls::Error>() {
+        return matches!(tls, rustls::Error::InvalidCertificate(_));
+    }
+    // An io::Error does not name the error it wraps as its source, but that error's source.
+    let wrapped = e.downcast_ref::<io::Error>().and_then(|io| io.get_ref());
+    match (wrapped, e.source()) {
+        (Some(inner), _) => is_certificate_problem(inner),
+        (None, Some(source)) => is_certificate_problem(source),
+        (None, None) => false,
+    }
+}
+
+fn refuse_if_full(host: &Host, url: &Url, length: Option<u64>) -> Result<(), Failed> {
+    let Some(length) = length else { return Ok(()) };
+    let free = host.files.free_bytes(paths::CACHE_DIR).map_err(Failed::Surely)?;
+    if length <= free {
+        return Ok(());
+    }
+    Err(Failed::Surely(full_hint(Error::new(
+        Code::DiskFull,
+        format!(
+            "{} has {length} bytes, but only {free} are free where {} lies",
+            shown(url),
+            paths::CACHE_DIR
+        ),
+    ))))
+}
+
+/// Hands the body to the writer, chunk by chunk, and says how far it has come.
+async fn pump(
+    host: &Host,
+    url: &Url,
+    response: Response,
+    expect: Expect,
+    queue: mpsc::Sender<Vec<u8>>,
+) -> Result<(), Failed> {
+    let total = response.content_length();
+    let is_page = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|t| t.as_bytes().to_ascii_lowercase().starts_with(b"text/html"));
+    let mut meter = Meter::new(host, url, total);
+    let mut head = Vec::new();
+    let mut is_checked = expect == Expect::Anything;
+    let mut body = response.bytes_stream();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|e| broken(url, e))?;
+        meter.add(chunk.len());
+        if !is_checked {
+            head.extend_from_slice(&chunk[..chunk.len().min(AR_MAGIC.len() - head.len())]);
+            is_checked = head.len() == AR_MAGIC.len();
+            if is_checked && head != AR_MAGIC {
+                return Err(Failed::Surely(not_a_deb(url, is_page, &head)));
+            }
+        }
+        if queue.send(chunk.into()).await.is_err() {
+            break; // the writer has failed, and its error will be told
+        }
+    }
+    meter.finish();
+    if is_checked { Ok(()) } else { Err(Failed::Surely(not_a_deb(url, is_page, &head))) }
+}
+
+fn not_a_deb(url: &Url, is_page: bool, head: &[u8]) -> Error {
+    let url = shown(url);
+    if is_page || head.first() == Some(&b'<') {
+        return Error::new(
+            Code::NotADeb,
+            format!("{url} answered with a web page, probably a login page, instead of a Debian package"),
+        )
+        .with_hint("download the package by hand and put it where this machine may read it without a login");
+    }
+    Error::new(
+        Code::NotADeb,
+        format!("{url} is not a Debian package: it begins with \"{}\"", head.escape_ascii()),
+    )
+    .with_hint("check the URL")
+}
+
+/// Starts the thread that hashes and writes what comes through the queue; it ends with the queue.
+fn start_writer(place: PathBuf, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHandle<Result<Written>>) {
+    let (queue, mut chunks) = mpsc::channel::<Vec<u8>>(QUEUE);
+    let mut work = move || -> io::Result<Written> {
+        let mut temp = tempfile::Builder::new()
+            .prefix(PARTIAL_PREFIX)
+            .permissions(fs::Permissions::from_mode(0o644))
+            .tempfile_in(parent(&place))?;
+        let mut hash = Sha256::new();
+        while let Some(chunk) = chunks.blocking_recv() {
+            hash.update(&chunk);
+            temp.write_all(&chunk)?;
+        }
+        temp.as_file().sync_all()?;
+        Ok((temp, format!("{:x}", hash.finalize())))
+    };
+    let to_error = move |e| full_hint(Error::io("write the download of", &url, e));
+    (queue, tokio::task::spawn_blocking(move || work().map_err(to_error)))
+}
+
+/// Gives a verified download its name, durably.
+fn keep(temp: NamedTempFile, place: &Path) -> io::Result<()> {
+    temp.persist(place).map_err(|e| e.error)?;
+    File::open(parent(place))?.sync_all()
+}
+
+/// Whether the cache holds the file already, by its bytes; one with a wrong sum is removed.
+async fn holds(host: &Host, inside: &Path, place: &Path, sha256: &str) -> Result<bool> {
+    if !host.files.exists(inside)? {
+        return Ok(false);
+    }
+    let path = place.to_owned();
+    let digest = tokio::task::spawn_blocking(move || hash_file(&path))
+        .await
+        .map_err(|e| Error::new(Code::Io, format!("hashing {} failed", inside.display())).because(e))?
+        .map_err(|e| Error::io("hash", inside, e))?;
+    if digest == sha256 {
+        return Ok(true);
+    }
+    tracing::warn!(path = %inside.display(), digest, "a cached file has changed; fetching it again");
+    host.files.remove(inside)?;
+    Ok(false)
+}
+
+/// SHA-256 of a file, in lower-case hexadecimal digits.
+fn hash_file(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(format!("{:x}", hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+fn full_hint(e: Error) -> Error {
+    if e.code() == Code::DiskFull {
+        return e
+            .with_hint(format!("make room where {} lies, or use a larger root volume", paths::CACHE_DIR));
+    }
+    e
+}
+
+/// Says how far a download has come, not too often.
+struct Meter<'a> {
+    host: &'a Host,
+    what: String,
+    done: u64,
+    total: Option<u64>,
+    said: Instant,
+}
+
+impl<'a> Meter<'a> {
+    fn new(host: &'a Host, url: &Url, total: Option<u64>) -> Self {
+        let name = url.path_segments().and_then(|mut s| s.next_back()).filter(|n| !n.is_empty());
+        let what = format!("downloading {}", name.or(url.host_str()).unwrap_or_default());
+        let meter = Self { host, what, done: 0, total, said: Instant::now() };
+        meter.say();
+        meter
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.done += bytes as u64;
+        if self.said.elapsed() >= PROGRESS_EVERY {
+            self.said = Instant::now();
+            self.say();
+        }
+    }
+
+    fn finish(&self) {
+        self.say();
+    }
+
+    fn say(&self) {
+        self.host.progress(Progress {
+            what: self.what.clone(),
+            done: self.done,
+            total: self.total,
+            unit: Unit::Bytes,
+        });
+    }
+}
+
+/// A builder with our TLS and the given roots. HTTP/1.1, because parallel downloads over one HTTP/2 connection
+/// would share one connection's throughput.
+fn builder(roots: RootCertStore) -> Result<reqwest::ClientBuilder> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::new(Code::Fetch, "cannot set up TLS").because(e))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .http1_only()
+        .referer(false)
+        .user_agent(concat!("gpu-bootstrap/", env!("CARGO_PKG_VERSION"))))
+}
+
+/// A builder for a client of plain http only: no certificate is trusted, and none is read.
+pub(crate) fn client_without_roots() -> Result<reqwest::ClientBuilder> {
+    builder(RootCertStore::empty())
+}
+
+/// webpki's roots, the system's where there are any, and those of `extra`. A bare instance may lack
+/// ca-certificates; a company's own authority is in the system's store or in the extra file.
+fn roots(extra: Option<&Path>) -> Result<RootCertStore> {
+    let mut store = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let native = rustls_native_certs::load_native_certs();
+    store.add_parsable_certificates(native.certs);
+    for e in native.errors {
+        warn_once(&e);
+    }
+    let Some(path) = extra else { return Ok(store) };
+    let unusable = |why| {
+        Error::new(Code::Fetch, format!("cannot use the certificates in {}", path.display()))
+            .with_hint("correct or unset AWS_CA_BUNDLE")
+            .because(why)
+    };
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|e| unusable(Box::<dyn StdError + Send + Sync>::from(e.to_string())))?;
+    let (added, _) = store.add_parsable_certificates(certificates);
+    if added == 0 {
+        return Err(unusable("it holds no certificate in PEM form".into()));
+    }
+    Ok(store)
+}
+
+fn warn_once(e: &rustls_native_certs::Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| tracing::warn!(error = %e, "cannot read all of the system's root certificates"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shown_urls_hold_no_secret() {
+        for (url, expected) in [
+            ("https://user:geheim@host/p/x.deb?X-Amz-Signature=geheim#geheim", "https://host/p/x.deb"),
+            ("https://host:8443/x.deb", "https://host:8443/x.deb"),
+            ("//user:geheim@host/x?geheim", "host/x"),
+            ("http://user:geheim@[bad/x?geheim", "http://[bad/x"),
+            ("user:geheim@host/x.deb", "host/x.deb"),
+            ("x.deb", "x.deb"),
+        ] {
+            assert_eq!(redact_url(url), expected);
+        }
+    }
+
+    #[test]
+    fn encryption_is_never_lost_on_the_way() {
+        let url = |u: &str| Url::parse(u).unwrap();
+        assert!(check_redirect(&url("http://a/"), &url("http://b/")).is_ok());
+        assert!(check_redirect(&url("http://a/"), &url("https://b/")).is_ok());
+        assert!(check_redirect(&url("https://a/"), &url("https://b/")).is_ok());
+        let e = check_redirect(&url("https://a/x?s=geheim"), &url("http://b/?s=geheim")).unwrap_err();
+        assert_eq!(e.code(), Code::InsecureRedirect);
+        assert!(!e.message().contains("geheim"));
+        assert_eq!(
+            check_redirect(&url("https://a/"), &url("file:///etc/shadow")).unwrap_err().code(),
+            Code::Fetch
+        );
+    }
+
+    #[test]
+    fn only_http_is_fetched() {
+        assert_eq!(parse("ftp://host/x").unwrap_err().code(), Code::Fetch);
+        assert_eq!(parse("/etc/passwd").unwrap_err().code(), Code::Fetch);
+    }
+
+    #[test]
+    fn a_refused_certificate_is_found_below_io_errors() {
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let outer = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, tls));
+        assert!(is_certificate_problem(&outer));
+        assert!(!is_certificate_problem(&io::Error::from(io::ErrorKind::ConnectionRefused)));
+    }
+
+    #[test]
+    fn an_empty_bundle_is_an_error_that_names_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let e = roots(Some(file.path())).unwrap_err();
+        assert!(e.message().contains(&file.path().display().to_string()));
+        assert!(roots(Some(Path::new("/nonexistent/bundle.pem"))).is_err());
     }
 }

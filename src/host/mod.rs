@@ -7,6 +7,7 @@ pub mod dpkg;
 pub mod exec;
 pub mod fetch;
 pub mod files;
+pub mod retry;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +24,9 @@ pub struct Host {
     pub fetch: fetch::Fetch,
     /// Time, boot id.
     pub clock: clock::Clock,
+    dpkg: dpkg::Cache,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
+    notices: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 impl Host {
@@ -34,7 +37,9 @@ impl Host {
             files: files::Files::new(root),
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
+            dpkg: dpkg::Cache::default(),
             progress: Arc::new(|_| {}),
+            notices: Arc::new(|_| {}),
         }
     }
 
@@ -43,6 +48,18 @@ impl Host {
     pub fn with_progress(mut self, sink: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.progress = Arc::new(sink);
         self
+    }
+
+    /// Sends notices (things to know that are no failure) to `sink`.
+    #[must_use]
+    pub fn with_notices(mut self, sink: impl Fn(String) + Send + Sync + 'static) -> Self {
+        self.notices = Arc::new(sink);
+        self
+    }
+
+    /// Says something that a person should know and that is no failure. Never blocks, never fails.
+    pub fn notice(&self, text: impl Into<String>) {
+        (self.notices)(text.into());
     }
 
     /// Says how far a piece of long work has come. Never blocks, never fails.

@@ -1,1 +1,93 @@
-//! `plan` for people and machines.
+//! The plan with the check's answer and reason for every action: for people and as JSON.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::Plan;
+use crate::action::Check;
+use crate::host::Host;
+
+/// A plan and what the machine says to it.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    /// SHA-256 of the plan.
+    pub plan_digest: String,
+    /// One sentence per choice.
+    pub choices: Vec<String>,
+    /// The steps.
+    pub steps: Vec<ShownStep>,
+}
+
+/// One step.
+#[derive(Debug, Serialize)]
+pub struct ShownStep {
+    /// Stable id.
+    pub id: String,
+    /// For people.
+    pub title: String,
+    /// SHA-256 of its filled-in form.
+    pub digest: String,
+    /// The actions.
+    pub actions: Vec<ShownAction>,
+}
+
+/// One action and its check.
+#[derive(Debug, Serialize)]
+pub struct ShownAction {
+    /// The wanted state in a few words.
+    pub action: String,
+    /// `satisfied`, `needed`, `unknown` or `error`.
+    pub state: String,
+    /// Evidence, reason, or the error's sentence.
+    pub why: String,
+}
+
+/// Checks every action and changes nothing. A check that fails is shown as such: a plan is never refused for it.
+pub async fn look(plan: &Plan, choices: &[String], host: &Host) -> Shown {
+    let mut steps = Vec::new();
+    for step in &plan.steps {
+        let mut actions = Vec::new();
+        for action in &step.actions {
+            let (state, why) = match action.check(host).await {
+                Ok(check @ (Check::Satisfied { .. } | Check::Needed { .. } | Check::Unknown { .. })) => {
+                    (check.state(), check.why().to_owned())
+                }
+                Err(e) => ("error", format!("{} [{}]", e.message(), e.code())),
+            };
+            actions.push(ShownAction { action: action.describe(), state: state.into(), why });
+        }
+        steps.push(ShownStep {
+            id: step.id.clone(),
+            title: step.title.clone(),
+            digest: step.digest.clone(),
+            actions,
+        });
+    }
+    Shown { plan_digest: plan.digest.clone(), choices: choices.to_vec(), steps }
+}
+
+impl Shown {
+    /// Whether nothing needs work.
+    pub fn is_satisfied(&self) -> bool {
+        self.steps.iter().flat_map(|s| &s.actions).all(|a| a.state == "satisfied")
+    }
+
+    /// For people: a line per choice, step and action.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        for choice in &self.choices {
+            let _ = writeln!(out, "chosen     {choice}"); // writing to a String cannot fail
+        }
+        for step in &self.steps {
+            let _ = writeln!(out, "{} ({})", step.title, step.id);
+            for action in &step.actions {
+                let _ = writeln!(out, "  {:<9}  {}: {}", action.state, action.action, action.why);
+            }
+        }
+        let todo = self.steps.iter().flat_map(|s| &s.actions).filter(|a| a.state != "satisfied").count();
+        let all = self.steps.iter().map(|s| s.actions.len()).sum::<usize>();
+        let _ = writeln!(out, "{} of {all} actions are satisfied; plan {:.12}", all - todo, self.plan_digest);
+        out
+    }
+}

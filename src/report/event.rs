@@ -23,6 +23,14 @@ pub enum EventKind {
         steps: Vec<StepTitle>,
         /// SHA-256 of the plan, hexadecimal.
         plan_digest: String,
+        /// The instance id, or `local` off EC2.
+        instance_id: String,
+        /// The instance type, where known.
+        instance_type: Option<String>,
+        /// The kernel's id of this boot.
+        boot_id: String,
+        /// One sentence per choice that the catalog made.
+        choices: Vec<String>,
     },
     /// A step begins.
     StepStarted {
@@ -75,6 +83,11 @@ pub enum EventKind {
     RebootNeeded {
         /// Why.
         why: String,
+    },
+    /// What became of a report that leaves the machine.
+    Reported {
+        /// The sentence (`cloudwatch: sent`).
+        text: String,
     },
     /// The run is over.
     RunFinished {

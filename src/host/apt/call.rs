@@ -1,0 +1,126 @@
+//! How every apt and dpkg program is called: the options and the environment that no configuration of the
+//! machine may override, time limits, and progress read while it runs. Called by the rest of `host::apt`.
+
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::host::Host;
+use crate::host::exec::{Call, Output};
+use crate::report::event::{Progress, Unit};
+
+/// `apt-get update`: full indexes are 60 MB; a line of 100 kB/s needs ten minutes for them.
+pub(super) const UPDATE_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// `apt-get install`: 4 GB at 1 MB/s take 70 minutes, and a kernel module built by DKMS ten more. Killing dpkg
+/// half-way is costly, so the limit only has to end what would never end.
+pub(super) const INSTALL_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
+
+/// Simulations only compute; a minute is thirty times what a full-size index needs on a small instance.
+pub(super) const SIMULATE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Options that keep signatures in force whatever `/etc/apt/apt.conf.d` says. A source's own `trusted=yes` is
+/// not an option; [`super::sources`] deals with it.
+const SIGNATURES_ON: [&str; 8] = [
+    "APT::Get::AllowUnauthenticated=0",
+    "APT::Get::Force-Yes=0",
+    "Acquire::AllowInsecureRepositories=0",
+    "Acquire::AllowDowngradeToInsecureRepositories=0",
+    "Acquire::AllowWeakRepositories=0",
+    "APT::Authentication::TrustCDROM=0",
+    "APT::Get::allow-remove-essential=0",
+    "APT::Ignore-Hold=0",
+];
+
+/// Options of behaviour: no question is ever asked, and a changed configuration file stays as it is.
+const BEHAVIOUR: [&str; 7] = [
+    "Acquire::Retries=3",
+    "Dpkg::Use-Pty=0",
+    "APT::Color=0",
+    "APT::Install-Suggests=0",
+    "APT::Get::AutomaticRemove=0",
+    "DPkg::Options::=--force-confdef",
+    "DPkg::Options::=--force-confold",
+];
+
+/// A call of `apt-get` with everything that holds for each of them.
+pub(super) fn apt_get(limit: Duration) -> Call {
+    let options = SIGNATURES_ON.iter().chain(&BEHAVIOUR).flat_map(|o| ["-o".to_owned(), (*o).to_owned()]);
+    quiet(Call::new("apt-get")).args(["-q", "-y"]).args(options).limit(limit)
+}
+
+/// A call of another program of the family (`dpkg`, `apt-mark`), with the same silent environment.
+pub(super) fn program(name: &str, limit: Duration) -> Call {
+    quiet(Call::new(name)).limit(limit)
+}
+
+/// The environment in which neither debconf, nor a configuration file, nor a service restart asks anything.
+fn quiet(call: Call) -> Call {
+    call.env("DEBIAN_FRONTEND", "noninteractive")
+        .env("DEBCONF_NONINTERACTIVE_SEEN", "true")
+        .env("DEBCONF_NOWARNINGS", "yes")
+        .env("UCF_FORCE_CONFFOLD", "1")
+        .env("NEEDRESTART_MODE", "l")
+        .env("NEEDRESTART_SUSPEND", "1")
+        .env("APT_LISTCHANGES_FRONTEND", "none")
+        .env("APT_LISTBUGS_FRONTEND", "none")
+}
+
+/// Runs an `apt-get` call and passes its progress on. The status lines come on standard output among others:
+/// a descriptor of their own would have to be inherited by every maintainer script.
+pub(super) async fn run_with_progress(host: &Host, call: Call) -> Result<Output> {
+    let call = call.args(["-o", "APT::Status-Fd=1"]);
+    host.exec
+        .stream(&call, |line| {
+            if let Some(progress) = status_line(line) {
+                host.progress(progress);
+            }
+        })
+        .await
+}
+
+/// Reads `dlstatus:`/`pmstatus:` lines (`kind:item:percent:text`). Percentages are given in hundredths, so that
+/// small steps of large downloads show.
+fn status_line(line: &str) -> Option<Progress> {
+    let mut parts = line.splitn(4, ':');
+    let what = match parts.next()? {
+        "dlstatus" => "downloading",
+        "pmstatus" => "installing",
+        _ => return None,
+    };
+    let item = parts.next()?;
+    let percent: f64 = parts.next()?.parse().ok()?;
+    let text = parts.next()?;
+    if !(0.0..=100.0).contains(&percent) {
+        return None;
+    }
+    // A package's name says more than "Unpacking x (amd64)"; for downloads the item is only a number.
+    let what =
+        if what == "installing" && item != "dpkg-exec" { format!("{what} {item}") } else { text.to_owned() };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked: 0 to 100")]
+    let done = (percent * 100.0).round() as u64;
+    Some(Progress { what, done, total: Some(10_000), unit: Unit::Items })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_lines_become_progress_and_other_lines_do_not() {
+        let p = status_line("pmstatus:libcuda1:40.5000:Unpacking libcuda1 (amd64)").unwrap();
+        assert_eq!((p.what.as_str(), p.done, p.total), ("installing libcuda1", 4050, Some(10_000)));
+        let p = status_line("dlstatus:1:0.0000:Retrieving file 1 of 75 (3min 2s remaining)").unwrap();
+        assert_eq!(p.what, "Retrieving file 1 of 75 (3min 2s remaining)");
+        for line in ["Setting up hello (2.10-3) ...", "pmstatus:x", "pmstatus:x:many:y", "pmstatus:x:900:y"] {
+            assert!(status_line(line).is_none(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_call_forces_signatures_and_asks_nothing() {
+        let line = apt_get(UPDATE_LIMIT).line();
+        for option in SIGNATURES_ON.iter().chain(&BEHAVIOUR) {
+            assert!(line.contains(option), "{option} in {line}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The four locks of apt and dpkg: who holds them, and waiting until nobody does.
+//!
+//! `DPkg::Lock::Timeout` exists from apt 1.9.11 on and covers only dpkg's frontend lock, so the agent waits by
+//! itself: the same way on every version, for all four, and with the holder's name shown.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::error::{Code, Error, Result};
+use crate::host::Host;
+use crate::report::event::{Progress, Unit};
+
+/// How long others may hold a lock before we give up. First-boot upgrades (cloud-init, unattended-upgrades) take
+/// minutes on small instances; ten is well above what is seen, and well below a stack's creation timeout.
+pub const LOCK_BUDGET: Duration = Duration::from_secs(10 * 60);
+
+/// How often the locks are looked at. Short enough not to be noticed, long enough to cost nothing.
+const POLL: Duration = Duration::from_millis(200);
+
+/// dpkg's frontend lock first: whoever installs anything holds that one longest.
+const LOCKS: [&str; 4] = [
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/apt/lists/lock",
+    "/var/cache/apt/archives/lock",
+];
+
+/// A held lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    path: &'static str,
+    pid: i32,
+    name: Option<String>,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is held by ", self.path)?;
+        match (&self.name, self.pid) {
+            (Some(name), pid) => write!(f, "{name} (process {pid})"),
+            (None, pid @ 1..) => write!(f, "process {pid}"),
+            // The kernel gives no usable id for holders outside our pid namespace and for locks of open files.
+            (None, _) => f.write_str("a process that is not visible from here"),
+        }
+    }
+}
+
+/// Waits until no lock is held, until `deadline`. Shows the holder while it waits.
+pub(super) async fn wait(host: &Host, deadline: Instant) -> Result<()> {
+    let started = Instant::now();
+    let mut shown = None;
+    while let Some(held) = first_held(host)? {
+        if Instant::now() >= deadline {
+            return Err(gave_up(&held.to_string(), started.elapsed()));
+        }
+        if shown.as_ref() != Some(&held) {
+            tracing::info!("waiting: {held}");
+            shown = Some(held.clone());
+        }
+        let waited = started.elapsed().as_secs();
+        let total = Some(waited + deadline.saturating_duration_since(Instant::now()).as_secs());
+        host.progress(Progress { what: format!("waiting: {held}"), done: waited, total, unit: Unit::Items });
+        tokio::time::sleep(POLL.min(deadline.saturating_duration_since(Instant::now()))).await;
+    }
+    Ok(())
+}
+
+/// The error after which nothing more is tried.
+pub(super) fn gave_up(who: &str, waited: Duration) -> Error {
+    Error::new(Code::AptLocked, format!("{who}; gave up after {} s", waited.as_secs()))
+        .with_hint("let the other program finish (systemctl status apt-daily-upgrade.service; cloud-init status), then run again")
+}
+
+fn first_held(host: &Host) -> Result<Option<Held>> {
+    for path in LOCKS {
+        if let Some(pid) = holder(host, path)? {
+            return Ok(Some(Held { path, pid, name: process_name(pid) }));
+        }
+    }
+    Ok(None)
+}
+
+/// The process that holds the lock; `None` when nobody does, or when the lock file does not exist yet.
+fn holder(host: &Host, path: &str) -> Result<Option<i32>> {
+    let file = match std::fs::File::open(host.files.outside(path)?) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("open", path, e)),
+    };
+    let mut query = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_GETLK(&mut query)).map_err(|e| Error::io("query the lock", path, e.into()))?;
+    Ok((query.l_type != libc::F_UNLCK as libc::c_short).then_some(query.l_pid))
+}
+
+/// The holder's program name, from the /proc that belongs to our pid namespace (never the root's own).
+fn process_name(pid: i32) -> Option<String> {
+    if pid <= 0 {
+        return None;
+    }
+    // Gone, or hidden by hidepid: then the number has to do.
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim().to_owned()).filter(|n| !n.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_without_a_visible_process_is_still_a_sentence() {
+        let held =
+            |pid, name: Option<&str>| Held { path: LOCKS[0], pid, name: name.map(Into::into) }.to_string();
+        assert!(held(0, None).ends_with("held by a process that is not visible from here"));
+        assert!(held(-1, None).ends_with("held by a process that is not visible from here"));
+        assert!(held(7, None).ends_with("held by process 7"));
+        assert!(held(7, Some("apt-get")).ends_with("held by apt-get (process 7)"));
+    }
+
+    #[tokio::test]
+    async fn free_and_missing_locks_do_not_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path().into());
+        wait(&host, Instant::now()).await.unwrap();
+        host.files.write("/var/lib/dpkg/lock-frontend", b"", 0o640).unwrap();
+        wait(&host, Instant::now()).await.unwrap();
+    }
+}

@@ -1,0 +1,131 @@
+//! `status`: how the last run went, or how the current one is going. A run that was killed must not look like
+//! one that still works: the lock tells them apart.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::engine::lock;
+use crate::error::{Code, Error, Result, exit};
+use crate::host::files::Files;
+use crate::host::paths;
+use crate::report::status_file::Status;
+
+/// How often a waiting `status` looks.
+const POLL: Duration = Duration::from_millis(100);
+
+/// What `status` is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `/`, or the directory that a run used as root.
+    pub root: PathBuf,
+    /// Wait for the end of the run, and exit with its code.
+    pub wait: bool,
+    /// Longest wait.
+    pub timeout: Option<Duration>,
+    /// JSON instead of text.
+    pub json: bool,
+}
+
+/// Prints the status and returns the exit code: with `--wait` the run's own, otherwise 0.
+pub fn show(options: &Options) -> Result<u8> {
+    let files = Files::new(options.root.clone());
+    let began = Instant::now();
+    loop {
+        let status = read(&files)?;
+        let over = status.as_ref().is_some_and(|s| s.state != "running" && of_this_boot(&files, s));
+        if !options.wait || over {
+            return print(status, options);
+        }
+        if options.timeout.is_some_and(|limit| began.elapsed() >= limit) {
+            return Err(Error::new(
+                Code::WaitTimeout,
+                "the run was not over when the time-out of `status --wait` came",
+            )
+            .with_hint("`gpu-bootstrap status` shows how far it is"));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Whether a status belongs to this boot. A waiting script on a fresh boot means the run of that boot, not the
+/// result that an image or an earlier boot left behind. A status without boot id (the run failed before it knew
+/// it) lies in `/run`, which no reboot survives.
+fn of_this_boot(files: &Files, status: &Status) -> bool {
+    let boot_id = files.read_text("/proc/sys/kernel/random/boot_id").ok().flatten().unwrap_or_default();
+    status.boot_id.is_empty() || status.boot_id == boot_id.trim()
+}
+
+/// The live status of this boot, or the result of an earlier boot. A `running` status whose lock is free
+/// belongs to a run that was killed.
+pub fn read(files: &Files) -> Result<Option<Status>> {
+    for path in [paths::STATUS, paths::LAST_RESULT] {
+        let Some(bytes) = files.read(path)? else { continue };
+        let mut status: Status = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::new(Code::Io, format!("cannot understand {path}")).because(e))?;
+        if status.state == "running" && !lock::is_held(files)? {
+            // Between reading the file and asking the lock the run may have ended well: look again.
+            let again: Option<Status> = files.read(path)?.and_then(|b| serde_json::from_slice(&b).ok());
+            match again {
+                Some(fresh) if fresh.state != "running" => status = fresh,
+                _ => {
+                    status.state = "killed".into();
+                    status.outcome = Some("killed".into());
+                    status.exit_code = Some(exit::FAILED);
+                }
+            }
+        }
+        return Ok(Some(status));
+    }
+    Ok(None)
+}
+
+fn print(status: Option<Status>, options: &Options) -> Result<u8> {
+    let Some(status) = status else {
+        return Err(Error::new(Code::NothingToResume, "there was no run on this machine yet")
+            .with_hint("`gpu-bootstrap plan` shows what a run would do"));
+    };
+    if options.json {
+        let text = serde_json::to_string_pretty(&status)
+            .map_err(|e| Error::new(Code::Io, "cannot write the status as JSON").because(e))?;
+        println!("{text}");
+    } else {
+        print!("{}", text(&status));
+    }
+    Ok(if options.wait { status.exit_code.unwrap_or(exit::FAILED) } else { exit::CONVERGED })
+}
+
+/// For people.
+pub fn text(status: &Status) -> String {
+    let mut out = String::new();
+    let state = status.outcome.as_deref().unwrap_or(&status.state);
+    let _ = write!(out, "{state}"); // writing to a String cannot fail
+    if let Some(code) = status.exit_code {
+        let _ = write!(out, " (exit code {code})");
+    }
+    if let Some(seconds) = status.seconds {
+        let _ = write!(out, " after {seconds:.1} s");
+    }
+    let _ = writeln!(out);
+    for step in &status.steps {
+        let seconds = step.seconds.map(|s| format!(" {s:.1} s")).unwrap_or_default();
+        let _ = writeln!(out, "  {:<8} {}{seconds}", step.state, step.title);
+    }
+    if let Some(p) = &status.progress {
+        let total = p.total.map(|t| format!(" of {t}")).unwrap_or_default();
+        let _ = writeln!(out, "  now: {} ({}{total})", p.what, p.done);
+    }
+    if let Some(error) = &status.error {
+        let _ = writeln!(out, "{} [{}]", error.message, error.code);
+        for cause in &error.causes {
+            let _ = writeln!(out, "  because: {}", cause.replace('\n', "\n           "));
+        }
+        if let Some(hint) = &error.hint {
+            let _ = writeln!(out, "  what to do: {hint}");
+        }
+    }
+    if let Some(why) = &status.reboot {
+        let _ = writeln!(out, "a reboot is needed: {why}");
+    }
+    out
+}
