@@ -89,7 +89,7 @@ codes! {
     FetchDenied "fetch-denied" FAILED "The server refuses the download.";
     NotADeb "not-a-deb" FAILED "A download that should be a package is something else (often a login page).";
     ChecksumMismatch "checksum-mismatch" FAILED "The bytes do not have the expected SHA-256; nothing was kept.";
-    InsecureRedirect "insecure-redirect" FAILED "An https download was redirected to plain http.";
+    InsecureRedirect "insecure-redirect" FAILED "An https download or repository redirects to plain http.";
     // config and plan
     ConfigRead "config-read" USAGE "A configuration file cannot be read.";
     ConfigSyntax "config-syntax" USAGE "A configuration file is not valid TOML.";
@@ -118,11 +118,25 @@ codes! {
     AptLocked "apt-locked" FAILED "Another program held apt's or dpkg's lock for too long.";
     AptUnsolvable "apt-unsolvable" FAILED "apt cannot find a set of packages that fulfils the request.";
     RepositoryUntrusted "repository-untrusted" FAILED "A repository's signature cannot be trusted; nothing was installed from it.";
+    IndexOutdated "index-outdated" FAILED "A package list names a file that the repository no longer has.";
     UntrustedSource "untrusted-source" FAILED "apt would take a package from a source whose signatures are switched off.";
     WouldRemove "would-remove" FAILED "The installation would remove packages that are not NVIDIA's.";
     WouldDowngrade "would-downgrade" FAILED "The installation would replace a package by an older version.";
     WrongArchitecture "wrong-architecture" FAILED "A package file is built for another processor architecture.";
     DpkgBroken "dpkg-broken" FAILED "dpkg's database has half-installed packages that could not be repaired.";
+    // repositories
+    KeyInvalid "key-invalid" FAILED "The catalog's repository key is not an OpenPGP public key.";
+    KeyMismatch "key-mismatch" FAILED "The catalog's repository key does not have the pinned fingerprint.";
+    KeyNotAlone "key-not-alone" FAILED "The catalog's repository key comes with other keys.";
+    IndexTampered "index-tampered" FAILED "A repository's index does not match its signature or its checksums.";
+    IndexTooOld "index-too-old" FAILED "A repository's index is validly signed, but older than it may be.";
+    IndexMalformed "index-malformed" FAILED "A repository's index cannot be parsed.";
+    WrongRepository "wrong-repository" FAILED "A repository is validly signed, but not the one that was asked for.";
+    ForeignPackage "foreign-package" FAILED "A repository offers a package that it must not supply.";
+    PackageNotOffered "package-not-offered" FAILED "A repository does not offer a wanted package.";
+    PinConflict "pin-conflict" FAILED "A preferences file of somebody else's also pins the repository.";
+    SourceConflict "source-conflict" FAILED "A sources file of somebody else's also names the repository.";
+    ComponentMissing "component-missing" FAILED "The distribution's archive cannot supply a wanted component.";
     // device query
     DriverNotLoaded "driver-not-loaded" UNHEALTHY "The NVIDIA kernel module is not loaded.";
     DriverMismatch "driver-mismatch" UNHEALTHY "The loaded kernel module and the installed libraries have different versions.";
@@ -170,8 +184,9 @@ impl Error {
 
     /// A failed file operation: `verb` names it ("read", "rename to …").
     pub fn io(verb: &str, path: impl AsRef<std::path::Path>, source: std::io::Error) -> Self {
-        let code = match source.raw_os_error() {
-            Some(nix::libc::ENOSPC | nix::libc::EDQUOT) => Code::DiskFull,
+        // By kind, not by errno: errors that tempfile has wrapped keep only the kind.
+        let code = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::DiskFull,
             _ => Code::Io,
         };
         Self::new(code, format!("cannot {verb} {}", path.as_ref().display())).because(source)

@@ -1,39 +1,239 @@
-//! `apt-index`
+//! `apt-index`: a repository's index, fetched apart from the machine's own lists, verified, and judged before the
+//! machine's apt ever sees the repository.
+//!
+//! apt itself verifies the signature, against our one key. What apt does not ask is asked here: is it the right
+//! repository (Label), is the index not older than the floor (these repositories carry no Valid-Until, so an old
+//! index stays validly signed for ever), does it offer what is wanted, and nothing that is the distribution's.
+
+use std::collections::BTreeSet;
+use std::io::BufReader;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use super::repository::packages::{self, Index};
+use super::repository::private::{Private, malformed};
+use super::repository::release::{self, Release};
+use super::repository::{matches_any, refusal};
 use super::{Applied, Check, Converge};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
 
-/// index
+/// A verified private index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AptIndex {
     /// Base URL of the flat repository.
     pub url: String,
+    /// dpkg's name of the architecture.
+    pub architecture: String,
     /// Keyring that must have signed it.
     pub keyring: String,
     /// The wanted Label of its Release file.
     pub label: String,
     /// Older indexes are refused.
     pub date_floor: String,
-    /// Patterns of package names that the repository may supply.
+    /// Patterns of package names that the repository may supply. A wanted package that matches none of them is
+    /// the distribution's to supply, and is not looked for here.
     pub may_supply: Vec<String>,
     /// The packages that will be asked for.
     pub packages: Vec<String>,
 }
 
 impl Converge for AptIndex {
-    async fn check(&self, _host: &Host) -> Result<Check> {
-        Ok(Check::unknown("not implemented"))
+    /// Asks neither the network nor the signature again: see [`super::repository::private`].
+    async fn check(&self, host: &Host) -> Result<Check> {
+        let private = Private::of(&self.url);
+        let Some(release) = private.release(host)? else {
+            return Ok(Check::needed(format!("the index of {} has not been fetched yet", self.url)));
+        };
+        if let Err(refused) = self.judge_release(&release) {
+            return Ok(Check::needed(format!("the index that is here does not do: {}", refused.message())));
+        }
+        let size = host.files.lstat(private.packages_path())?.map(|m| m.len());
+        let vouched = release.file("Packages").map(|f| f.size);
+        if size.is_none() || vouched.is_some_and(|v| Some(v) != size) {
+            return Ok(Check::needed(format!(
+                "{} has {} bytes, its Release file says {}",
+                private.packages_path(),
+                size.map_or("no".to_owned(), |s| s.to_string()),
+                vouched.unwrap_or_default()
+            )));
+        }
+        let index = match private.index(host) {
+            Err(e) if e.code() == Code::IndexMalformed => return Ok(Check::needed(e.message())),
+            other => other?,
+        };
+        if let Err(refused) = self.judge_wanted(&index) {
+            return Ok(Check::needed(refused.message()));
+        }
+        Ok(Check::satisfied(format!(
+            "the index of {} ({} packages, dated {}) is verified",
+            self.url,
+            index.count(),
+            release.date
+        )))
     }
 
-    async fn apply(&self, _host: &Host) -> Result<Applied> {
-        Ok(Applied::Done)
+    async fn apply(&self, host: &Host) -> Result<Applied> {
+        let private = Private::of(&self.url);
+        // What an interrupted run left behind could be taken for a fresh answer.
+        host.files.remove_tree(private.incoming_dir())?;
+        let outcome = self.fetch_and_judge(host, &private).await;
+        host.files.remove_tree(private.incoming_dir())?;
+        outcome.map(|()| Applied::Done)
     }
 
     fn describe(&self) -> String {
-        "index".into()
+        format!("verified index of {}", self.url)
     }
+}
+
+impl AptIndex {
+    async fn fetch_and_judge(&self, host: &Host, private: &Private) -> Result<()> {
+        host.files.write(private.sources_path(), self.sources().as_bytes(), 0o644)?;
+        host.apt()
+            .update_apart(&private.sources_path(), &private.incoming_dir())
+            .await
+            .map_err(|e| refusal::explain(&self.url, e))?;
+        let (release_bytes, packages_bytes) = self.fetched(host, private)?;
+        let release = Release::parse(&String::from_utf8_lossy(&release_bytes))
+            .map_err(|why| malformed(&self.url, "Release", &why))?;
+        self.judge_release(&release)?;
+        self.judge_sum(&release, &packages_bytes)?;
+        let index =
+            Index::read(packages_bytes.as_slice()).map_err(|why| malformed(&self.url, "Packages", &why))?;
+        self.judge_foreign(&index, &essential(host)?)?;
+        self.judge_wanted(&index)?;
+        private.keep(host, &release_bytes, &packages_bytes)
+    }
+
+    /// The sources file for apt apart. `By-Hash` is off because this repository once advertised it without having
+    /// it; the plain names exist in every flat repository.
+    fn sources(&self) -> String {
+        format!(
+            "Types: deb\nURIs: {}\nSuites: /\nArchitectures: {}\nSigned-By: {}\nTargets: Packages\nBy-Hash: no\n",
+            self.url, self.architecture, self.keyring
+        )
+    }
+
+    /// The Release and Packages files that apt has verified. apt removes what it could not verify.
+    fn fetched(&self, host: &Host, private: &Private) -> Result<(Vec<u8>, Vec<u8>)> {
+        let dir = private.incoming_dir();
+        let names = host.files.list(&dir)?;
+        let read = |suffixes: &[&str]| -> Result<Option<Vec<u8>>> {
+            let name = names.iter().find(|n| suffixes.iter().any(|s| n.ends_with(s)));
+            name.map_or(Ok(None), |n| host.files.read(format!("{dir}/{n}")))
+        };
+        let plain = read(&["_Packages"])?;
+        // Docker's images tell apt to keep its indexes compressed.
+        let packages = match (plain, read(&["_Packages.gz"])?) {
+            (Some(bytes), _) => Some(bytes),
+            (None, Some(gz)) => Some(gunzip(&self.url, &gz)?),
+            (None, None) => None,
+        };
+        match (read(&["InRelease", "_Release"])?, packages) {
+            (Some(release), Some(packages)) => Ok((release, packages)),
+            (release, _) => Err(Error::new(
+                Code::Fetch,
+                format!(
+                    "{} has no {} for {}",
+                    self.url,
+                    if release.is_none() { "Release file" } else { "Packages file" },
+                    self.architecture
+                ),
+            )
+            .with_hint(
+                "check that the address is that of a flat repository for this distribution and architecture",
+            )),
+        }
+    }
+
+    fn judge_release(&self, release: &Release) -> Result<()> {
+        if release.label != self.label {
+            return Err(Error::new(
+                Code::WrongRepository,
+                format!("{} is labelled {:?}, wanted is {:?}", self.url, release.label, self.label),
+            )
+            .with_hint("the key is the right one, the repository is not: check the address"));
+        }
+        let floor = release::parse_floor(&self.date_floor)
+            .map_err(|why| Error::new(Code::CatalogInvalid, format!("date floor of {}: {why}", self.url)))?;
+        if release.date < floor {
+            return Err(Error::new(
+                Code::IndexTooOld,
+                format!(
+                    "the index of {} is validly signed but dated {}, older than {floor}: a replayed index?",
+                    self.url, release.date
+                ),
+            )
+            .with_hint("a mirror that is not synchronised any more looks the same: use another address"));
+        }
+        Ok(())
+    }
+
+    /// apt has compared the sums already; this proves that what is kept is what the kept Release file vouches for.
+    fn judge_sum(&self, release: &Release, packages: &[u8]) -> Result<()> {
+        let Some(vouched) = release.file("Packages") else { return Ok(()) };
+        let sum = format!("{:x}", Sha256::digest(packages));
+        if sum == vouched.sha256.to_ascii_lowercase() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::IndexTampered,
+            format!(
+                "sha256 of the Packages file of {} is {sum}, its Release file says {}",
+                self.url, vouched.sha256
+            ),
+        )
+        .with_hint("run again; if it stays, do not trust the mirror"))
+    }
+
+    /// A repository for GPUs that offers libc6 wants more than it was added for.
+    fn judge_foreign(&self, index: &Index, essential: &BTreeSet<String>) -> Result<()> {
+        let needed = index.closure(&self.packages);
+        let core = index.names().filter(|n| essential.contains(*n));
+        let foreign = needed.into_iter().chain(core).find(|name| !matches_any(&self.may_supply, name));
+        let Some(name) = foreign else { return Ok(()) };
+        Err(Error::new(
+            Code::ForeignPackage,
+            format!(
+                "{} offers {name} {}, a package of the distribution",
+                self.url,
+                index.newest(name).unwrap_or_default()
+            ),
+        )
+        .with_hint("nothing was installed from it; if the package is the repository's own, add its name to may-supply in the catalog"))
+    }
+
+    fn judge_wanted(&self, index: &Index) -> Result<()> {
+        let ours = |p: &&String| matches_any(&self.may_supply, packages::request_name(p));
+        let Some(missing) = self.packages.iter().filter(ours).find(|p| !index.can_meet(p)) else {
+            return Ok(());
+        };
+        let error = Error::new(Code::PackageNotOffered, format!("{} does not offer {missing}", self.url));
+        let nearest = index.nearest(missing);
+        Err(if nearest.is_empty() {
+            error
+        } else {
+            error.with_hint(format!("it offers {}", nearest.join(", ")))
+        })
+    }
+}
+
+/// The packages that this machine cannot be without.
+fn essential(host: &Host) -> Result<BTreeSet<String>> {
+    const STATUS: &str = "/var/lib/dpkg/status";
+    let file = std::fs::File::open(host.files.outside(STATUS)?).map_err(|e| Error::io("open", STATUS, e))?;
+    packages::essential_closure(BufReader::new(file))
+        .map_err(|why| Error::new(Code::DpkgBroken, format!("{STATUS}: {why}")))
+}
+
+fn gunzip(url: &str, bytes: &[u8]) -> Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut plain = Vec::new();
+    flate2::read::GzDecoder::new(bytes)
+        .read_to_end(&mut plain)
+        .map_err(|e| malformed(url, "Packages.gz", "it cannot be unpacked").because(e))?;
+    Ok(plain)
 }

@@ -1,35 +1,68 @@
-//! `apt-package`
+//! `apt-package`: packages from apt's sources, installed, whole, and held.
 
 use serde::{Deserialize, Serialize};
 
+use super::package_set::{self, Spec, Wanted};
 use super::{Applied, Check, Converge};
 use crate::error::Result;
 use crate::host::Host;
 
-/// packages
+/// Packages, by apt. Satisfied when dpkg has each of them and everything that came with them installed, in the
+/// recorded versions as far as they are held, and every file of theirs has the size recorded at installation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AptPackage {
-    /// Names, possibly `name=version`.
+    /// Names, possibly `name=version`; the version may hold `*`.
     pub packages: Vec<String>,
     /// Whether recommended packages come along.
     #[serde(default)]
     pub recommends: bool,
-    /// Whether the packages and what came with them are held.
+    /// Whether the packages and what came with them are held, as far as they are NVIDIA's: other dependencies
+    /// must get their security updates, and kernel packages must follow the kernel.
     #[serde(default)]
     pub hold: bool,
 }
 
-impl Converge for AptPackage {
-    async fn check(&self, _host: &Host) -> Result<Check> {
-        Ok(Check::unknown("not implemented"))
+impl AptPackage {
+    fn wanted(&self) -> Wanted {
+        let mut parts = self.packages.clone();
+        parts.sort();
+        Wanted {
+            key: package_set::key("apt", &parts),
+            specs: self.packages.iter().map(|p| Spec::parse(p)).collect(),
+            hold: self.hold,
+        }
     }
 
-    async fn apply(&self, _host: &Host) -> Result<Applied> {
+    /// For people: the first package, and how many more were asked for.
+    fn name(&self) -> String {
+        match &self.packages[..] {
+            [] => "no package".into(),
+            [one] => one.clone(),
+            [first, rest @ ..] => format!("{first} (+{})", rest.len()),
+        }
+    }
+}
+
+impl Converge for AptPackage {
+    async fn check(&self, host: &Host) -> Result<Check> {
+        package_set::refuse_empty(self.packages.is_empty(), "apt-package")?;
+        Ok(package_set::examine(host, &self.wanted())?.verdict(&self.name()))
+    }
+
+    async fn apply(&self, host: &Host) -> Result<Applied> {
+        let wanted = self.wanted();
+        host.apt().recover().await?;
+        let found = package_set::examine(host, &wanted)?;
+        let before = package_set::installed_ids(&*host.packages()?);
+        if found.need_apt() {
+            package_set::install(host, &found, self.recommends, |_| None).await?;
+        }
+        package_set::hold_and_record(host, &wanted, &before, Vec::new()).await?;
         Ok(Applied::Done)
     }
 
     fn describe(&self) -> String {
-        "packages".into()
+        format!("package {}", self.packages.join(", "))
     }
 }

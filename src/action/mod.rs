@@ -2,6 +2,7 @@
 //! decision and proof. An action touches the machine only through [`Host`].
 
 pub mod apt_components;
+pub mod apt_distrust;
 pub mod apt_index;
 pub mod apt_key;
 pub mod apt_package;
@@ -13,6 +14,8 @@ pub mod file;
 pub mod kernel_module;
 pub mod library_path;
 pub mod link;
+mod package_set;
+pub(crate) mod repository;
 pub mod service;
 
 use serde::{Deserialize, Serialize};
@@ -130,6 +133,8 @@ actions! {
     Link(link::Link),
     /// A keyring that holds exactly one pinned key.
     AptKey(apt_key::AptKey),
+    /// A retired key that apt must not trust for every repository.
+    AptDistrust(apt_distrust::AptDistrust),
     /// A repository's index, fetched apart and verified before the machine's apt sees the repository.
     AptIndex(apt_index::AptIndex),
     /// Pins: the repository negative as a whole, our packages positive.

@@ -213,6 +213,16 @@ impl Files {
         }
     }
 
+    /// Removes a directory of our own with all that is in it; nothing happens if it is not there.
+    pub fn remove_tree(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        match fs::remove_dir_all(self.outside(path)?) {
+            Ok(()) => Ok(()),
+            Err(e) if is_missing(&e) => Ok(()),
+            Err(e) => Err(Error::io("remove the directory", path, e)),
+        }
+    }
+
     /// Moves somebody else's file out of the way, to be found again under [`paths::SET_ASIDE_DIR`].
     /// Returns its new path (inside the root).
     pub fn set_aside(&self, path: impl AsRef<Path>) -> Result<PathBuf> {

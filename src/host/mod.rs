@@ -24,6 +24,7 @@ pub struct Host {
     pub fetch: fetch::Fetch,
     /// Time, boot id.
     pub clock: clock::Clock,
+    dpkg: dpkg::Cache,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
     notices: Arc<dyn Fn(String) + Send + Sync>,
 }
@@ -36,6 +37,7 @@ impl Host {
             files: files::Files::new(root),
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
+            dpkg: dpkg::Cache::default(),
             progress: Arc::new(|_| {}),
             notices: Arc::new(|_| {}),
         }

@@ -8,6 +8,7 @@ use crate::catalog::Stack;
 use crate::catalog::choose::Source;
 use crate::config::Config;
 use crate::facts::Facts;
+use crate::facts::os::Arch;
 
 include!("value_names.rs");
 
@@ -71,7 +72,7 @@ impl Values {
 
 /// Computes every value. Names that do not apply (no driver, no repository) are left out: a step that uses
 /// them must have a `when` that keeps it away.
-pub fn compute(_facts: &Facts, config: &Config, stack: &Stack) -> Values {
+pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
     let mut v = Values::default();
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
@@ -80,6 +81,13 @@ pub fn compute(_facts: &Facts, config: &Config, stack: &Stack) -> Values {
     match &stack.source {
         Source::Nvidia(r) => {
             v.set("repository.url", r.url.clone());
+            v.set(
+                "repository.architecture",
+                match facts.os.arch.value {
+                    Arch::Amd64 => "amd64",
+                    Arch::Arm64 => "arm64",
+                },
+            );
             v.set("repository.fingerprint", r.fingerprint.clone());
             v.set("repository.key", r.key.clone());
             v.set("repository.label", r.label.clone());

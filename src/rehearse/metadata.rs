@@ -92,7 +92,9 @@ impl Metadata {
     fn listing(&self, path: &str) -> Answer {
         let prefix = format!("{path}/");
         let mut names: Vec<String> = (self.items.keys().filter_map(|k| k.strip_prefix(&prefix)))
-            .map(|rest| rest.split_once('/').map_or(rest.to_owned(), |(directory, _)| format!("{directory}/")))
+            .map(|rest| {
+                rest.split_once('/').map_or(rest.to_owned(), |(directory, _)| format!("{directory}/"))
+            })
             .collect();
         names.sort();
         names.dedup();

@@ -1,7 +1,7 @@
 //! The simulated packages: small, with the names that the plan asks for, and with what later steps and the device
 //! query look for: sonames, `nvcc`, a maintainer script with alternatives, a systemd unit, kernel modules.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::deb::{Content, Package};
 use super::elf;
@@ -105,8 +105,6 @@ fn role(name: &str) -> Role {
 struct Driver {
     /// `580.95.05`
     version: String,
-    /// `580`
-    branch: String,
     open: bool,
     library: String,
     module: String,
@@ -115,8 +113,10 @@ struct Driver {
 impl Driver {
     fn of(wanted: &[Wanted], setting: Setting) -> Self {
         let is_driver = |w: &&Wanted| {
-            matches!(role(w.name), Role::Driver | Role::DriverLibrary | Role::KernelModule | Role::FabricManager)
-                || w.name.contains("pinning")
+            matches!(
+                role(w.name),
+                Role::Driver | Role::DriverLibrary | Role::KernelModule | Role::FabricManager
+            ) || w.name.contains("pinning")
         };
         let named: Vec<_> = wanted.iter().filter(is_driver).collect();
         let exact = named.iter().find_map(|w| w.version.as_deref()).map(upstream);
@@ -137,7 +137,7 @@ impl Driver {
             (false, true) => format!("nvidia-dkms-{branch}-open"),
             (false, false) => format!("nvidia-dkms-{branch}"),
         });
-        Self { version, branch, open, library, module }
+        Self { version, open, library, module }
     }
 
     fn package_version(&self) -> String {
@@ -159,7 +159,7 @@ impl Role {
     fn packages(self, wanted: &Wanted, driver: &Driver, setting: Setting) -> Vec<Package> {
         match self {
             Self::Toolkit => toolkit(wanted, setting),
-            Self::Cudnn => vec![cudnn(wanted, setting)],
+            Self::Cudnn => cudnn(wanted, setting),
             Self::FabricManager => vec![fabric_manager(wanted, driver, setting)],
             Self::Driver => {
                 let version = wanted.version.clone().unwrap_or_else(|| driver.package_version());
@@ -179,7 +179,8 @@ impl Role {
 
 /// A package that holds a note about itself and nothing else.
 fn base(name: &str, version: &str, what: &str, setting: Setting) -> Package {
-    let note = format!("{name} {version}: simulated by gpu-bootstrap rehearse; it holds nothing of NVIDIA's.\n");
+    let note =
+        format!("{name} {version}: simulated by gpu-bootstrap rehearse; it holds nothing of NVIDIA's.\n");
     Package {
         name: name.into(),
         version: version.into(),
@@ -304,23 +305,28 @@ fn compiler(version: &str) -> Content {
 }
 
 /// cuDNN's major version follows the word in the package's name: `libcudnn9-cuda-12`, `cudnn9-cuda-12`, `libcudnn8`.
-fn cudnn(wanted: &Wanted, setting: Setting) -> Package {
+/// Only the library package owns the library; `cudnn9-…` is a metapackage above it.
+fn cudnn(wanted: &Wanted, setting: Setting) -> Vec<Package> {
     let tail = wanted.name.split_once("cudnn").map_or("", |(_, tail)| tail);
     let digits: String = tail.chars().take_while(char::is_ascii_digit).collect();
     let major = if digits.is_empty() { "8".to_owned() } else { digits };
     let version = wanted.version.clone().unwrap_or_else(|| format!("{major}.{CUDNN_RELEASE}-1"));
-    let mut package = base(wanted.name, &version, "cuDNN", setting);
-    let soname = format!("libcudnn.so.{major}");
-    // Only one package may own the library: where the headers are asked for by name, so is the library.
-    if !wanted.name.contains("dev") && !wanted.name.contains("headers") {
-        add_library(&mut package, library_dir(setting.arch), &soname, upstream(&version), setting.arch);
+    let mut asked = base(wanted.name, &version, "cuDNN", setting);
+    if wanted.name.contains("-dev") || wanted.name.contains("-headers") {
+        return vec![asked];
     }
-    package
-}
-
-/// The names of packages, for messages.
-pub(super) fn names(packages: &[Package]) -> BTreeSet<&str> {
-    packages.iter().map(|p| p.name.as_str()).collect()
+    let add_files = |package: &mut Package| {
+        let soname = format!("libcudnn.so.{major}");
+        add_library(package, library_dir(setting.arch), &soname, upstream(&version), setting.arch);
+    };
+    if !wanted.name.starts_with("cudnn") {
+        add_files(&mut asked);
+        return vec![asked];
+    }
+    let mut library = base(&format!("lib{}", wanted.name), &version, "cuDNN", setting);
+    add_files(&mut library);
+    asked.depends = vec![library.name.clone()];
+    vec![asked, library]
 }
 
 #[cfg(test)]
@@ -329,6 +335,10 @@ mod tests {
 
     const DEBIAN: Setting = Setting { arch: Arch::Amd64, debian: true };
     const UBUNTU: Setting = Setting { arch: Arch::Amd64, debian: false };
+
+    fn names(packages: &[Package]) -> Vec<&str> {
+        packages.iter().map(|p| p.name.as_str()).collect()
+    }
 
     fn made(wanted: &[&str], setting: Setting) -> Vec<Package> {
         make(&wanted.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>(), setting)
@@ -351,7 +361,9 @@ mod tests {
 
     #[test]
     fn wished_versions_are_met() {
-        for (pattern, version) in [("580.95.05-*", "580.95.05-1"), ("9.8.0.*", "9.8.0.1-1"), ("12.8.1-1", "12.8.1-1")] {
+        for (pattern, version) in
+            [("580.95.05-*", "580.95.05-1"), ("9.8.0.*", "9.8.0.1-1"), ("12.8.1-1", "12.8.1-1")]
+        {
             assert_eq!(concrete(pattern), version);
         }
         let all = made(&["libcudnn9-cuda-12=9.8.0.*"], UBUNTU);

@@ -46,7 +46,13 @@ impl Site {
 
 /// A repository laid out as NVIDIA's are: everything in one directory. `base` is its URL path, with slashes at
 /// both ends.
-pub(super) fn flat(base: &str, label: &str, packages: &[Package], signer: &Signer, now: Timestamp) -> Result<Tree> {
+pub(super) fn flat(
+    base: &str,
+    label: &str,
+    packages: &[Package],
+    signer: &Signer,
+    now: Timestamp,
+) -> Result<Tree> {
     let mut tree = Tree::new();
     let index = add_packages(&mut tree, base, "./", packages, now)?;
     let head = format!("Origin: NVIDIA\nLabel: {label}\n");
@@ -55,9 +61,10 @@ pub(super) fn flat(base: &str, label: &str, packages: &[Package], signer: &Signe
     Ok(tree)
 }
 
-/// An archive with a `dists` tree. Every component lists all packages: which of them a package belongs to in the
+/// An archive with a `dists` tree, which the agent knows by its origin to be the distribution's. Every component lists all packages: which of them a package belongs to in the
 /// distribution makes no difference here.
 pub(super) fn archive(
+    origin: &str,
     suite: &str,
     arch: &str,
     components: &[String],
@@ -76,7 +83,7 @@ pub(super) fn archive(
         })
         .collect();
     let head = format!(
-        "Origin: simulated distribution\nLabel: simulated distribution\nSuite: {suite}\nCodename: {suite}\n\
+        "Origin: {origin}\nLabel: {origin}\nSuite: {suite}\nCodename: {suite}\n\
          Architectures: {arch}\nComponents: {}\n",
         components.join(" ")
     );
@@ -148,10 +155,13 @@ mod tests {
     fn the_flat_layout_has_everything_in_one_directory() {
         let signer = Signer::generate("test", 1_700_000_000).unwrap();
         let now = Timestamp::from_second(1_700_000_000).unwrap();
-        let package = Package { name: "x".into(), version: "1-1".into(), architecture: "all", ..Package::default() };
+        let package =
+            Package { name: "x".into(), version: "1-1".into(), architecture: "all", ..Package::default() };
         let tree = flat("/repos/debian12/x86_64/", "NVIDIA CUDA", &[package], &signer, now).unwrap();
         let release = String::from_utf8(tree["/repos/debian12/x86_64/Release"].clone()).unwrap();
-        assert!(release.starts_with("Origin: NVIDIA\nLabel: NVIDIA CUDA\nDate: Tue, 14 Nov 2023 22:13:20 UTC\n"));
+        assert!(
+            release.starts_with("Origin: NVIDIA\nLabel: NVIDIA CUDA\nDate: Tue, 14 Nov 2023 22:13:20 UTC\n")
+        );
         let index = &tree["/repos/debian12/x86_64/Packages"];
         assert!(release.contains(&hex(&Sha256::digest(index))));
         assert!(String::from_utf8_lossy(index).contains("\nFilename: ./x_1-1_all.deb\n"));

@@ -16,6 +16,11 @@ struct Known {
 /// Known causes; the first that matches counts, so that a cause stands before its consequences.
 const KNOWN: &[Known] = &[
     Known {
+        words: &["Redirection from https to"],
+        code: Code::InsecureRedirect,
+        hint: "name the address that the repository has now in its source",
+    },
+    Known {
         words: &["No space left on device", "You don't have enough free space"],
         code: Code::DiskFull,
         hint: "free space on /var and /usr or enlarge the volume, then run again",
@@ -57,7 +62,7 @@ const KNOWN: &[Known] = &[
     },
     Known {
         words: &["404  Not Found", "404 Not Found"],
-        code: Code::AptFailed,
+        code: Code::IndexOutdated,
         hint: "the repository's index names a file that is not there (it is being updated, or the source is outdated): run again later",
     },
     Known {
@@ -163,6 +168,13 @@ fn cause(output: &Output) -> Cause {
         telling.push("The following packages have unmet dependencies:");
         telling.extend(why.lines().skip(1).take_while(|l| l.starts_with(' ')).take(CAUSE_LINES));
     }
+    // Why a file of an index could not be fetched is said on standard output, indented, after an Err line.
+    let mut lines = stdout.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line.starts_with("Err:") {
+            telling.extend(lines.next_if(|l| l.starts_with(' ')).map(str::trim));
+        }
+    }
     for line in stderr.lines() {
         let is_error = ["E: ", "W: ", "dpkg: error", "dpkg-deb: error", "debconf: ", "modprobe: "]
             .iter()
@@ -205,7 +217,7 @@ mod tests {
                 "E: Sub-process /usr/bin/sqv returned an error code (1), error message is: Signing key on EB693B3035CD5710E231E123A4B469963BF863CC is not bound:",
                 Code::RepositoryUntrusted,
             ),
-            ("E: Failed to fetch http://r/x.deb  404  Not Found [IP: 1.2.3.4 80]", Code::AptFailed),
+            ("E: Failed to fetch http://r/x.deb  404  Not Found [IP: 1.2.3.4 80]", Code::IndexOutdated),
             ("E: Unable to locate package cuda-toolkit-99", Code::AptUnsolvable),
             ("E: Version '9' for 'hello' was not found", Code::AptUnsolvable),
             ("E: Packages need to be removed but remove is disabled.", Code::WouldRemove),

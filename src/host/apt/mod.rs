@@ -3,17 +3,27 @@
 
 mod call;
 mod failure;
+mod in_flight;
 mod locks;
+pub mod nvidia;
 mod policy;
+mod simulate;
+mod sources;
 
 use std::time::{Duration, Instant};
 
 pub use locks::LOCK_BUDGET;
 
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::host::exec::{Call, Output};
 
-use super::Host;
+use super::{Host, dpkg};
+use in_flight::InFlight;
+use simulate::Plan;
+
+/// An archives directory that is never filled: apt lists only files that it does not have yet, and the list
+/// has to be whole to be judged.
+const NO_ARCHIVES: &str = "/var/lib/gpu-bootstrap/no-archives";
 
 /// apt-get over a [`Host`].
 #[derive(Clone, Copy)]
@@ -31,6 +41,10 @@ pub struct Request {
     pub reinstall: Vec<String>,
     /// Whether recommended packages come along.
     pub recommends: bool,
+    /// Whether packages on hold may be changed (to bring back the version that was held).
+    pub change_held: bool,
+    /// Whether an older version may replace a newer one (for the same reason).
+    pub downgrade: bool,
 }
 
 impl Host {
@@ -86,10 +100,153 @@ impl Apt<'_> {
         updated(&format!("fetch the index of the repository in {sources}"), &output)
     }
 
-    /// Resolves, downloads, verifies and installs.
+    /// Resolves, downloads, verifies and installs: after repairing what a killed run left behind, and only if
+    /// apt's own simulation removes nothing, downgrades nothing, trusts no unsigned source and fits on the disk.
     pub async fn install(&self, request: &Request) -> Result<()> {
-        let _ = request;
+        self.recover().await?;
+        let files = request.files(self.host).await?;
+        let plan = self.plan(request, &files).await?;
+        InFlight::of(&plan, &files).write(self.host)?;
+        let result = self.execute(request, &plan).await;
+        // apt came to an end by itself: what dpkg says is true, even if it says that something failed. Only
+        // when apt was killed does the list stay.
+        if !matches!(&result, Err(e) if e.code() == Code::ExecTimeout) {
+            InFlight::clear(self.host).await?;
+        }
+        result
+    }
+
+    /// Holds packages (names, or `name:arch`) at their installed version.
+    pub async fn hold(&self, packages: &[String]) -> Result<()> {
+        let call =
+            call::program("apt-mark", call::SIMULATE_LIMIT).args(["hold"]).args(packages.iter().cloned());
+        let output = self.locked(&call).await?;
+        if output.ok() { Ok(()) } else { Err(failure::explain("hold packages", &output)) }
+    }
+
+    /// Repairs what a killed run (ours or another's) left behind; does nothing on a healthy machine.
+    pub async fn recover(&self) -> Result<()> {
+        let in_flight = InFlight::read(self.host)?;
+        let broken = !self.host.packages()?.broken().is_empty();
+        if in_flight.is_none() && !broken {
+            return Ok(());
+        }
+        tracing::warn!("an earlier package installation did not finish: repairing it");
+        let configured = self.configure().await?;
+        let mut last = configured;
+        if !self.host.packages()?.broken().is_empty() {
+            last = self.fix_broken().await?;
+        }
+        let names: Vec<String> = self.host.packages()?.broken().iter().map(|p| p.id()).collect();
+        if !names.is_empty() {
+            return Err(Error::new(
+                Code::DpkgBroken,
+                format!("{} could not be repaired", names.join(", ")),
+            )
+            .with_hint("`dpkg --audit` says what is wrong; `apt-get install --reinstall PACKAGE` often helps; then run again")
+            .because(last.tail()));
+        }
+        if let Some(list) = in_flight {
+            self.reinstall_in_flight(&list).await?;
+            InFlight::clear(self.host).await?;
+        }
         Ok(())
+    }
+
+    /// `dpkg --configure -a`. Its failure is not the end: what it could not configure, apt may complete.
+    async fn configure(&self) -> Result<Output> {
+        let args = ["--force-confdef", "--force-confold", "--configure", "-a"];
+        self.locked(&call::program("dpkg", call::INSTALL_LIMIT).args(args)).await
+    }
+
+    /// `apt-get -f install`, judged like any other installation.
+    async fn fix_broken(&self) -> Result<Output> {
+        let request = Request::default();
+        let plan = self.plan(&request, &[]).await?;
+        self.locked(&install_call(&request, &plan)).await
+    }
+
+    /// Installs again, with their scripts, the packages that were in flight and are there: their files may be
+    /// torn in ways that dpkg cannot see. The others come with the request that wanted them.
+    async fn reinstall_in_flight(&self, list: &InFlight) -> Result<()> {
+        let database = self.host.packages()?;
+        let mut versioned = Request { change_held: true, ..Request::default() };
+        let mut any = versioned.clone();
+        for entry in &list.packages {
+            let there = database.installed(&entry.name, Some(&entry.arch));
+            if there.is_none_or(|p| p.version != entry.version) {
+                continue;
+            }
+            match &entry.file {
+                Some(file) if self.host.files.exists(file)? => {
+                    versioned.reinstall.push(file.clone());
+                    any.reinstall.push(file.clone());
+                }
+                _ => {
+                    versioned.reinstall.push(format!("{}:{}={}", entry.name, entry.arch, entry.version));
+                    any.reinstall.push(format!("{}:{}", entry.name, entry.arch));
+                }
+            }
+        }
+        if versioned.reinstall.is_empty() {
+            return Ok(());
+        }
+        let files = versioned.files(self.host).await?;
+        let plan = match self.plan(&versioned, &files).await {
+            Ok(plan) => return self.execute(&versioned, &plan).await,
+            // The repository has moved on meanwhile: a newer version is as whole as the same one.
+            Err(e) if e.code() == Code::AptUnsolvable => self.plan(&any, &files).await?,
+            Err(e) => return Err(e),
+        };
+        self.execute(&any, &plan).await
+    }
+
+    /// What apt would do, refused if it must not happen. `files` are the package files among the request.
+    async fn plan(&self, request: &Request, files: &Files) -> Result<Plan> {
+        self.host.files.make_dir(format!("{NO_ARCHIVES}/partial"), 0o755)?;
+        let base = request_call(request, call::SIMULATE_LIMIT);
+        let simulated = self.locked(&base.clone().args(["--simulate"])).await?;
+        if !simulated.ok() || not_reinstallable(&simulated) {
+            return Err(failure::explain(&request.describe(), &simulated));
+        }
+        let archives = format!("Dir::Cache::archives={NO_ARCHIVES}");
+        let uris = self.locked(&base.args(["--print-uris", "-o", archives.as_str()])).await?;
+        if !uris.ok() {
+            return Err(failure::explain(&request.describe(), &uris));
+        }
+        let plan = Plan::read(&simulated.text(), &uris.text());
+        plan.judge(request.downgrade)?;
+        self.respect_holds(request, files, &plan)?;
+        plan.refuse_unsigned(&sources::unsigned(self.host)?)?;
+        plan.fits(self.host)?;
+        Ok(plan)
+    }
+
+    /// apt's permission to change packages on hold covers all of them; ours covers those that were asked for.
+    fn respect_holds(&self, request: &Request, files: &Files, plan: &Plan) -> Result<()> {
+        let database = self.host.packages()?;
+        for install in plan.installs.iter().filter(|i| i.old.as_ref().is_some_and(|old| *old != i.new)) {
+            let held = database.named(&install.name).any(|p| p.want == dpkg::Want::Hold);
+            if held && !request.names(&install.name) && files.iter().all(|(_, c)| c.name != install.name) {
+                return Err(Error::new(
+                    Code::AptUnsolvable,
+                    format!(
+                        "the installation would change {}, which is on hold; nothing was changed",
+                        install.name
+                    ),
+                )
+                .with_hint(format!("if that is wanted: apt-mark unhold {}, then run again", install.name)));
+            }
+        }
+        Ok(())
+    }
+
+    async fn execute(&self, request: &Request, plan: &Plan) -> Result<()> {
+        let output = self.locked(&install_call(request, plan)).await?;
+        if output.ok() {
+            return Ok(());
+        }
+        Err(failure::explain(&request.describe(), &output))
     }
 
     /// Runs a call once nobody holds a lock, and again when somebody was faster, within one budget.
@@ -120,4 +277,68 @@ fn updated(what: &str, output: &Output) -> Result<()> {
         return Ok(());
     }
     Err(failure::explain(what, output))
+}
+
+/// Package files of a request and what they say they are.
+type Files = [(String, dpkg::Control)];
+
+impl Request {
+    /// Asks each package file among the request what it is.
+    async fn files(&self, host: &Host) -> Result<Vec<(String, dpkg::Control)>> {
+        let mut files = Vec::new();
+        for path in self.packages.iter().chain(&self.reinstall).filter(|p| p.starts_with('/')) {
+            files.push((path.clone(), dpkg::control(host, path).await?));
+        }
+        Ok(files)
+    }
+
+    /// Whether the package of this name was asked for.
+    fn names(&self, name: &str) -> bool {
+        self.packages.iter().chain(&self.reinstall).any(|p| p.split([':', '=']).next() == Some(name))
+    }
+
+    /// For messages: `install a, b and 3 more`.
+    fn describe(&self) -> String {
+        let mut names: Vec<&str> = self.packages.iter().chain(&self.reinstall).map(String::as_str).collect();
+        if names.is_empty() {
+            return "repair broken packages".into();
+        }
+        let more = names.len().saturating_sub(5);
+        names.truncate(5);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("install {}{more}", names.join(", "))
+    }
+}
+
+/// `apt-get install` for a request. `--reinstall` counts for every package named, but changes nothing for those
+/// that are not installed in the wanted version.
+fn request_call(request: &Request, limit: Duration) -> Call {
+    let mut call = call::apt_get(limit).args(["install"]);
+    if request.packages.is_empty() && request.reinstall.is_empty() {
+        // Only here: together with names it would let apt drop a name that it cannot install.
+        call = call.args(["--fix-broken"]);
+    }
+    call = call.args([if request.recommends { "--install-recommends" } else { "--no-install-recommends" }]);
+    for (wanted, option) in [
+        (!request.reinstall.is_empty(), "--reinstall"),
+        (request.change_held, "--allow-change-held-packages"),
+        (request.downgrade, "--allow-downgrades"),
+    ] {
+        if wanted {
+            call = call.args([option]);
+        }
+    }
+    call.args(request.packages.iter().chain(&request.reinstall).cloned())
+}
+
+/// The real call: removals stay forbidden, unless the simulation showed permitted ones.
+fn install_call(request: &Request, plan: &Plan) -> Call {
+    let call = request_call(request, call::INSTALL_LIMIT);
+    if plan.removes.is_empty() { call.args(["--no-remove"]) } else { call }
+}
+
+/// apt only warns when it has no file to install again.
+fn not_reinstallable(output: &Output) -> bool {
+    let printed = [&output.stdout[..], &output.stderr[..]].concat();
+    String::from_utf8_lossy(&printed).contains("is not possible, it cannot be downloaded")
 }

@@ -1,0 +1,78 @@
+//! The private index: the copy of a repository's `InRelease` and Packages that apt has verified apart from the
+//! machine's own lists, and that has passed our own checks since.
+//!
+//! It is written durably, Packages first and the Release file last, and only after everything about it was verified:
+//! a file that is there is whole and verified, so that a check needs no signature and no network. That the two
+//! belong together is told by the size that the Release file vouches for; the directory is root's.
+
+use std::io::BufReader;
+
+use crate::error::{Code, Error, Result};
+use crate::host::{Host, paths};
+
+use super::packages::Index;
+use super::release::Release;
+
+/// Where the private index of one repository lies.
+#[derive(Clone, Debug)]
+pub(crate) struct Private {
+    url: String,
+    dir: String,
+}
+
+impl Private {
+    /// The private index of the repository at `url`.
+    pub(crate) fn of(url: &str) -> Self {
+        let name = super::list_name(&format!("https://{}", super::location(url)));
+        Self { url: url.to_owned(), dir: format!("{}/{}", paths::LISTS_DIR, name.trim_end_matches('_')) }
+    }
+
+    /// The verified Release file.
+    pub(crate) fn release_path(&self) -> String {
+        format!("{}/Release", self.dir)
+    }
+
+    /// The verified Packages file.
+    pub(crate) fn packages_path(&self) -> String {
+        format!("{}/Packages", self.dir)
+    }
+
+    /// The sources file that names this repository only.
+    pub(crate) fn sources_path(&self) -> String {
+        format!("{}/apart.sources", self.dir)
+    }
+
+    /// The directory into which apt fetches before anything is believed.
+    pub(crate) fn incoming_dir(&self) -> String {
+        format!("{}/incoming", self.dir)
+    }
+
+    /// The verified Release file, or `None` when there is none.
+    pub(crate) fn release(&self, host: &Host) -> Result<Option<Release>> {
+        let path = self.release_path();
+        let Some(text) = host.files.read_text(&path)? else { return Ok(None) };
+        Release::parse(&text).map(Some).map_err(|why| malformed(&self.url, &path, &why))
+    }
+
+    /// The verified index; an error when there is none.
+    pub(crate) fn index(&self, host: &Host) -> Result<Index> {
+        let path = self.packages_path();
+        let outside = host.files.outside(&path)?;
+        let file = std::fs::File::open(outside).map_err(|e| Error::io("open", &path, e))?;
+        Index::read(BufReader::with_capacity(64 * 1024, file))
+            .map_err(|why| malformed(&self.url, &path, &why))
+    }
+
+    /// Keeps a verified index.
+    pub(crate) fn keep(&self, host: &Host, release: &[u8], packages: &[u8]) -> Result<()> {
+        host.files.write(self.packages_path(), packages, 0o644)?;
+        host.files.write(self.release_path(), release, 0o644)
+    }
+}
+
+/// An index that cannot be parsed.
+pub(crate) fn malformed(url: &str, path: &str, why: &str) -> Error {
+    Error::new(Code::IndexMalformed, format!("the index of {url} is malformed: {path}: {why}")).with_hint(
+        "the repository's publisher has to mend it; run again later, or use a mirror of an earlier state",
+    )
+}

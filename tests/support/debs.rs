@@ -1,0 +1,210 @@
+//! Packages and a signed flat repository, made by `dpkg-deb` and `gpg`, inside a disposable root.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use sha2::{Digest, Sha256};
+
+/// A package to be built.
+#[derive(Clone)]
+pub struct Deb {
+    name: String,
+    version: String,
+    arch: String,
+    fields: String,
+    files: Vec<(String, Vec<u8>)>,
+    conffiles: Vec<String>,
+    scripts: Vec<(String, String)>,
+}
+
+impl Deb {
+    pub fn new(name: &str, version: &str) -> Self {
+        Self {
+            name: name.into(),
+            version: version.into(),
+            arch: "all".into(),
+            fields: String::new(),
+            files: Vec::new(),
+            conffiles: Vec::new(),
+            scripts: Vec::new(),
+        }
+    }
+
+    pub fn arch(mut self, arch: &str) -> Self {
+        self.arch = arch.into();
+        self
+    }
+
+    /// A further control field (`Depends`, `Conflicts`, `Installed-Size`, …).
+    pub fn field(mut self, name: &str, value: &str) -> Self {
+        let _ = writeln!(self.fields, "{name}: {value}");
+        self
+    }
+
+    pub fn file(mut self, path: &str, content: impl AsRef<[u8]>) -> Self {
+        self.files.push((path.into(), content.as_ref().to_vec()));
+        self
+    }
+
+    pub fn conffile(mut self, path: &str, content: &str) -> Self {
+        self.conffiles.push(path.into());
+        self.file(path, content)
+    }
+
+    /// A maintainer script (`postinst`, …): the body of a `sh -e` script.
+    pub fn script(mut self, name: &str, body: &str) -> Self {
+        self.scripts.push((name.into(), format!("#!/bin/sh\nset -e\n{body}\n")));
+        self
+    }
+
+    /// Builds into `dir` and returns the file.
+    pub fn build(&self, dir: &Path) -> PathBuf {
+        let tree = tempfile::tempdir().unwrap();
+        let root = tree.path();
+        // mkdtemp makes 0700, which would become the mode of / in the package.
+        fs::set_permissions(root, fs::Permissions::from_mode(0o755)).unwrap();
+        for (path, content) in &self.files {
+            let to = root.join(path.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::write(to, content).unwrap();
+        }
+        let control = root.join("DEBIAN");
+        fs::create_dir_all(&control).unwrap();
+        let Self { name, version, arch, fields, .. } = self;
+        fs::write(
+            control.join("control"),
+            format!(
+                "Package: {name}\nVersion: {version}\nArchitecture: {arch}\nMaintainer: Test <test@localhost>\n\
+                 {fields}Description: made for a test\n"
+            ),
+        )
+        .unwrap();
+        if !self.conffiles.is_empty() {
+            fs::write(control.join("conffiles"), self.conffiles.join("\n") + "\n").unwrap();
+        }
+        for (name, text) in &self.scripts {
+            fs::write(control.join(name), text).unwrap();
+            fs::set_permissions(control.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::create_dir_all(dir).unwrap();
+        let deb = dir.join(format!("{name}_{version}_{arch}.deb"));
+        run(Command::new("dpkg-deb").args(["--root-owner-group", "-Znone", "--build"]).arg(root).arg(&deb));
+        deb
+    }
+}
+
+/// A flat repository at `/srv/NAME` of a root.
+pub struct Repository {
+    dir: PathBuf,
+    name: String,
+}
+
+impl Repository {
+    pub fn new(root: &Path, name: &str) -> Self {
+        let dir = root.join("srv").join(name);
+        fs::create_dir_all(&dir).unwrap();
+        Self { dir, name: name.into() }
+    }
+
+    pub fn add(&self, deb: &Deb) -> PathBuf {
+        deb.build(&self.dir)
+    }
+
+    pub fn remove(&self, deb: &str) {
+        fs::remove_file(self.dir.join(deb)).unwrap();
+    }
+
+    /// `file:` URI as a sources line needs it.
+    pub fn uri(&self) -> String {
+        format!("file:/srv/{}", self.name)
+    }
+
+    /// Writes Packages and Release; signed with `key` if one is given.
+    pub fn publish(&self, key: Option<&Key>) {
+        let mut packages = String::new();
+        let mut debs: Vec<_> = fs::read_dir(&self.dir).unwrap().map(|e| e.unwrap().path()).collect();
+        debs.sort();
+        for deb in debs.iter().filter(|d| d.extension().is_some_and(|e| e == "deb")) {
+            let bytes = fs::read(deb).unwrap();
+            let control = run(Command::new("dpkg-deb").arg("-f").arg(deb));
+            let file = deb.file_name().unwrap().to_string_lossy();
+            let _ = writeln!(
+                packages,
+                "{}\nFilename: ./{file}\nSize: {}\nSHA256: {}\n",
+                control.trim_end(),
+                bytes.len(),
+                hex(&Sha256::digest(&bytes))
+            );
+        }
+        fs::write(self.dir.join("Packages"), &packages).unwrap();
+        let release = format!(
+            "Origin: test\nLabel: {}\nSuite: test\nCodename: test\nDate: {}\nSHA256:\n {} {} Packages\n",
+            self.name,
+            run(Command::new("date").args(["-uR"])).trim(),
+            hex(&Sha256::digest(packages.as_bytes())),
+            packages.len()
+        );
+        fs::write(self.dir.join("Release"), &release).unwrap();
+        let _ = fs::remove_file(self.dir.join("InRelease"));
+        if let Some(key) = key {
+            key.clearsign(&self.dir.join("Release"), &self.dir.join("InRelease"));
+        }
+    }
+}
+
+/// A throw-away signing key.
+pub struct Key {
+    home: tempfile::TempDir,
+}
+
+impl Key {
+    pub fn new() -> Self {
+        let home = tempfile::Builder::new().prefix("gpg").tempdir_in("/tmp").unwrap();
+        let key = Self { home };
+        run(key.gpg().args(["--quick-generate-key", "Test <test@localhost>", "ed25519", "sign", "never"]));
+        key
+    }
+
+    /// The public key, binary, as apt wants it.
+    pub fn export(&self, to: &Path) {
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        run(self.gpg().args(["--yes", "--output"]).arg(to).arg("--export"));
+    }
+
+    fn clearsign(&self, from: &Path, to: &Path) {
+        run(self.gpg().args(["--yes", "--output"]).arg(to).arg("--clearsign").arg(from));
+    }
+
+    fn gpg(&self) -> Command {
+        let mut command = Command::new("gpg");
+        command.args(["--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]);
+        command.env("GNUPGHOME", self.home.path());
+        command
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        // The agent that gpg started would outlive the test.
+        let _ = Command::new("gpgconf").args(["--kill", "all"]).env("GNUPGHOME", self.home.path()).status();
+    }
+}
+
+/// Runs a program that must succeed and returns what it printed.
+pub fn run(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(
+        output.status.success(),
+        "{command:?} failed:\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

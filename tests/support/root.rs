@@ -1,0 +1,136 @@
+//! Disposable Debian or Ubuntu roots of this machine's own release, made by mmdebstrap from this machine's own
+//! apt sources. The base is made once and kept as a tar file; each test unpacks its own copy.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// Part of the kept file's name: raise it when the recipe below changes.
+const RECIPE: &str = "base-1";
+
+/// A root of its own, removed at the end.
+pub struct Root {
+    dir: tempfile::TempDir,
+}
+
+impl Root {
+    pub fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test installs packages into a disposable root and needs root: run the tests as root"
+        );
+        let dir = tempfile::Builder::new().prefix("root-").tempdir_in(cache_dir()).unwrap();
+        run(Command::new("tar").args(["--numeric-owner", "-xf"]).arg(base()).arg("-C").arg(dir.path()));
+        // mkdtemp makes 0700; apt's unprivileged user must get through.
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        Self { dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where a path of the root lies.
+    pub fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path.trim_start_matches('/'))
+    }
+
+    pub fn write(&self, path: &str, content: &str) {
+        let to = self.at(path);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::write(to, content).unwrap();
+    }
+
+    pub fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.at(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    /// A program inside the root.
+    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("chroot");
+        command.arg(self.path()).arg(program).args(args);
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Runs a program inside the root; it must succeed.
+    pub fn run(&self, program: &str, args: &[&str]) -> String {
+        run(&mut self.command(program, args))
+    }
+}
+
+/// Where the base is kept and roots are unpacked.
+fn cache_dir() -> PathBuf {
+    let dir = std::env::var_os("GPU_BOOTSTRAP_TEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// The kept base, made if it is not there. Other test processes wait meanwhile.
+fn base() -> PathBuf {
+    let kept = cache_dir().join(format!("{RECIPE}.tar"));
+    let lock = File::create(cache_dir().join(format!("{RECIPE}.lock"))).unwrap();
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap();
+    if !kept.exists() {
+        let codename = codename();
+        let new = cache_dir().join(format!("{RECIPE}.new.tar"));
+        let mut command = Command::new("mmdebstrap");
+        command.args([
+            "--variant=minbase",
+            "--mode=root",
+            "--include=gpgv",
+            "--aptopt=Acquire::Languages \"none\"",
+        ]);
+        command.args(["man", "doc", "locale"].map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")));
+        command.args(["--customize-hook=rm -rf \"$1\"/etc/apt/sources.list \"$1\"/var/lib/apt/lists/*"]);
+        command.arg(&codename).arg(&new).args(sources(&codename));
+        run(&mut command);
+        fs::rename(new, &kept).unwrap();
+    }
+    kept
+}
+
+fn codename() -> String {
+    let release = fs::read_to_string("/etc/os-release").unwrap();
+    let line = release
+        .lines()
+        .find_map(|l| l.strip_prefix("VERSION_CODENAME="))
+        .expect("a released Debian or Ubuntu");
+    line.trim_matches('"').to_owned()
+}
+
+/// This machine's own sources of its release; none lets mmdebstrap take its default.
+fn sources(codename: &str) -> Vec<String> {
+    let format = "$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)";
+    let targets =
+        run(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]));
+    let mut sources: Vec<String> = targets
+        .lines()
+        .filter_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            ["Debian" | "Ubuntu", release, "main", uri] if release.starts_with(codename) => {
+                Some(format!("deb {uri} {release} main"))
+            }
+            _ => None,
+        })
+        .collect();
+    sources.sort();
+    sources.dedup();
+    sources
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(
+        output.status.success(),
+        "{command:?} failed:\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
