@@ -7,9 +7,24 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::facts::Facts;
 
+/// What there is to do on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choice {
+    /// This stack is wanted.
+    Install(Box<Stack>),
+    /// Nothing is: the machine has no GPU, and `policy.on-no-gpu = "skip"`.
+    Nothing {
+        /// One sentence.
+        why: String,
+    },
+}
+
 /// What will be installed, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stack {
+    /// The architectures of the GPUs, oldest first: a choice is kept while they stay the same.
+    pub gpu_architectures: Vec<String>,
     /// Where packages come from.
     pub source: Source,
     /// The driver; `None` when the config says so.
@@ -58,6 +73,8 @@ pub struct Repository {
     pub may_supply: Vec<String>,
     /// Shell-style patterns that are pinned positive besides the closure of our packages.
     pub always_allow: Vec<String>,
+    /// Components of the distribution that its packages depend on (`contrib` on Debian), often none.
+    pub components: Vec<String>,
 }
 
 /// A driver.
@@ -67,10 +84,23 @@ pub struct Driver {
     pub branch: String,
     /// Open or proprietary kernel modules.
     pub open: bool,
-    /// Packages to ask apt for.
+    /// Packages to ask apt for, and to hold.
     pub packages: Vec<String>,
+    /// Packages of the distribution's kernel (headers for DKMS). They are not held: they must go with the kernel.
+    pub kernel_packages: Vec<String>,
     /// Kernel modules to load, in order.
     pub modules: Vec<String>,
+    /// What keeps apt on the branch, where the package names alone do not.
+    pub pin: Option<VersionPin>,
+}
+
+/// A pin by version, for package names that a repository has in several branches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionPin {
+    /// Shell-style patterns of package names.
+    pub packages: Vec<String>,
+    /// Pattern of versions: `580.*`.
+    pub version: String,
 }
 
 /// A toolkit.
@@ -100,18 +130,6 @@ pub struct Deb {
     pub url: String,
     /// 64 hexadecimal digits, lower case.
     pub sha256: String,
-}
-
-/// What follows from facts and wishes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// A stack to install.
-    Install(Box<Stack>),
-    /// Nothing, by the user's own policy.
-    Nothing {
-        /// Why.
-        why: String,
-    },
 }
 
 /// Chooses. `earlier` is what an earlier run on this image chose, kept where it still fits.
