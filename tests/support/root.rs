@@ -21,6 +21,7 @@ impl Root {
             nix::unistd::geteuid().is_root(),
             "this test installs packages into a disposable root and needs root: run the tests as root"
         );
+        few_descriptors();
         let dir = tempfile::Builder::new().prefix("root-").tempdir_in(cache_dir()).unwrap();
         run(Command::new("tar").args(["--numeric-owner", "-xf"]).arg(base()).arg("-C").arg(dir.path()));
         // mkdtemp makes 0700; apt's unprivileged user must get through.
@@ -62,6 +63,14 @@ impl Root {
     pub fn run(&self, program: &str, args: &[&str]) -> String {
         run(&mut self.command(program, args))
     }
+}
+
+/// Without /proc, apt closes every possible descriptor one by one in each child: a second each where a million
+/// are allowed.
+fn few_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1024), hard).unwrap();
 }
 
 /// Where the base is kept and roots are unpacked.
