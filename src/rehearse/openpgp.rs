@@ -1,8 +1,8 @@
-//! A throw-away OpenPGP key and the three things that an apt repository needs of it: the public key, a detached
+//! A throw-away `OpenPGP` key and the three things that an apt repository needs of it: the public key, a detached
 //! signature (`Release.gpg`) and a cleartext signature (`InRelease`).
 //!
 //! Version 4, Ed25519, SHA-512: what gpgv of every supported release and sqv accept. Only writing, only one kind
-//! of key, and the secret half never leaves this process; for that a full OpenPGP library would be out of proportion.
+//! of key, and the secret half never leaves this process; for that a full `OpenPGP` library would be out of proportion.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use crate::error::{Code, Error, Result};
 
-/// RFC 4880 with the EdDSA extension that GnuPG and Sequoia share ("`EdDSALegacy`" in RFC 9580).
+/// RFC 4880 with the EdDSA extension that `GnuPG` and Sequoia share ("`EdDSALegacy`" in RFC 9580).
 const EDDSA: u8 = 22;
 const HASH_SHA512: u8 = 10;
 /// 1.3.6.1.4.1.11591.15.1, Ed25519, as it stands in a key packet.

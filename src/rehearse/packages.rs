@@ -127,9 +127,8 @@ impl Driver {
         let version = exact.map_or_else(|| format!("{branch}.{DRIVER_RELEASE}"), str::to_owned);
         let open = named.iter().any(|w| w.name.split('-').any(|part| part == "open"));
         let of_role = |wished: Role| named.iter().find(|w| role(w.name) == wished).map(|w| w.name.to_owned());
-        let library = of_role(Role::DriverLibrary).unwrap_or_else(|| match setting.debian {
-            true => "libcuda1".to_owned(),
-            false => format!("libnvidia-compute-{branch}"),
+        let library = of_role(Role::DriverLibrary).unwrap_or_else(|| {
+            if setting.debian { "libcuda1".to_owned() } else { format!("libnvidia-compute-{branch}") }
         });
         let module = of_role(Role::KernelModule).unwrap_or_else(|| match (setting.debian, open) {
             (true, true) => "nvidia-kernel-open-dkms".to_owned(),
