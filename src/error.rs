@@ -184,8 +184,9 @@ impl Error {
 
     /// A failed file operation: `verb` names it ("read", "rename to …").
     pub fn io(verb: &str, path: impl AsRef<std::path::Path>, source: std::io::Error) -> Self {
-        let code = match source.raw_os_error() {
-            Some(nix::libc::ENOSPC | nix::libc::EDQUOT) => Code::DiskFull,
+        // By kind, not by errno: errors that tempfile has wrapped keep only the kind.
+        let code = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::DiskFull,
             _ => Code::Io,
         };
         Self::new(code, format!("cannot {verb} {}", path.as_ref().display())).because(source)

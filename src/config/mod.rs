@@ -10,8 +10,3 @@ mod validate;
 
 pub use layers::check;
 pub use schema::Config;
-
-/// `config check`.
-pub fn check(_file: &std::path::Path) -> crate::error::Result<String> {
-    Ok(String::new())
-}
