@@ -147,7 +147,11 @@ impl Sandbox {
     /// Makes and publishes the packages that the plan wants, and returns how many these are.
     fn fill_site(&self, wanted: &Wanted) -> Result<usize> {
         let now = Timestamp::now();
-        let setting = Setting { arch: self.os.arch.value, debian: self.os.id.value == "debian" };
+        let setting = Setting {
+            arch: self.os.arch.value,
+            debian: self.os.id.value == "debian",
+            driver_branch: wanted.driver_branch.as_deref().unwrap_or_default(),
+        };
         let nvidia = wanted.nvidia.as_ref();
         let names = nvidia.map(|(_, _, names)| names.as_slice()).unwrap_or_default();
         let made = packages::make(&[names, &wanted.distribution].concat(), setting);
