@@ -220,7 +220,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             Ok(exit::CONVERGED)
         }
         Command::UserData(UserDataCommand::Check { file }) => {
-            print(&user_data_stub::check(&file)?);
+            print(&config::user_data::check(&file)?);
             Ok(exit::CONVERGED)
         }
         Command::Rehearse(options) => rehearse::run(&options),

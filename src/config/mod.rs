@@ -10,3 +10,4 @@ mod validate;
 
 pub use layers::check;
 pub use schema::Config;
+pub use validate::sha256 as check_sha256;

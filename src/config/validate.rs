@@ -420,8 +420,8 @@ fn namespace(written: &str) -> Result<(), String> {
     Err(format!("\"{}\" is no namespace; it takes {}", written.escape_debug(), Kind::Namespace.takes()))
 }
 
-/// 64 hexadecimal digits.
-pub(super) fn sha256(written: &str) -> Result<(), String> {
+/// What is wrong with `written` as a SHA-256, with the mend.
+pub fn sha256(written: &str) -> Result<(), String> {
     let length = written.chars().count();
     if let Some(bad) = written.chars().find(|c| !c.is_ascii_hexdigit()) {
         return Err(format!(
