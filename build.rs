@@ -17,8 +17,15 @@ fn main() {
     for (name, path) in &steps {
         check_values(name, &fs::read_to_string(path).expect("a step file is readable"));
     }
-    write_table(&out.join("steps.rs"), "The step files, in the order in which they run.", &steps);
-    write_table(&out.join("catalog.rs"), "The catalog's files.", &toml_files(Path::new("steps/catalog")));
+    write_table(&out.join("steps.rs"), "EMBEDDED", "The step files, in the order in which they run.", &steps);
+    write_table(
+        &out.join("catalog.rs"),
+        "EMBEDDED",
+        "The catalog's files.",
+        &toml_files(Path::new("steps/catalog")),
+    );
+    let keys = files_with("asc", Path::new("steps/catalog/keys"));
+    write_table(&out.join("catalog_keys.rs"), "KEYS", "The repositories' public keys.", &keys);
 }
 
 /// An environment RUSTFLAGS replaces .cargo/config.toml's flags silently; a dynamic binary would then be shipped.
@@ -33,10 +40,14 @@ fn refuse_dynamic_release() {
 }
 
 fn toml_files(dir: &Path) -> Vec<(String, PathBuf)> {
+    files_with("toml", dir)
+}
+
+fn files_with(extension: &str, dir: &Path) -> Vec<(String, PathBuf)> {
     let mut files: Vec<_> = fs::read_dir(dir)
         .expect("the directory exists")
         .map(|e| e.expect("the directory is readable").path())
-        .filter(|p| p.extension().is_some_and(|e| e == "toml"))
+        .filter(|p| p.extension().is_some_and(|e| e == extension))
         .map(|p| (p.file_name().expect("a file has a name").to_string_lossy().into_owned(), p))
         .collect();
     files.sort();
@@ -54,8 +65,8 @@ fn check_values(file: &str, text: &str) {
     }
 }
 
-fn write_table(to: &Path, doc: &str, files: &[(String, PathBuf)]) {
-    let mut code = format!("/// {doc}\npub const EMBEDDED: &[(&str, &str)] = &[\n");
+fn write_table(to: &Path, constant: &str, doc: &str, files: &[(String, PathBuf)]) {
+    let mut code = format!("/// {doc}\npub const {constant}: &[(&str, &str)] = &[\n");
     for (name, path) in files {
         let path = fs::canonicalize(path).expect("the file exists");
         let _ = writeln!(code, "    ({name:?}, include_str!({:?})),", path.display().to_string());

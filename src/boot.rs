@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Choice, Stack, choose};
@@ -372,15 +372,4 @@ pub fn explain(error: &Error) -> String {
         let _ = write!(text, "\n  what to do: {hint}");
     }
     text
-}
-
-/// The configuration layer of a file given on the command line.
-impl layers::Layer {
-    /// Reads `path` as it is named (not below `--root`: it is the caller's file).
-    pub fn from_file(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Error::new(Code::ConfigRead, format!("cannot read {name}")).because(e))?;
-        Ok(Self { name, text })
-    }
 }

@@ -220,7 +220,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             Ok(exit::CONVERGED)
         }
         Command::UserData(UserDataCommand::Check { file }) => {
-            print(&user_data_stub::check(&file)?);
+            print(&config::user_data::check(&file)?);
             Ok(exit::CONVERGED)
         }
         Command::Rehearse(options) => rehearse::run(&options),
@@ -290,7 +290,7 @@ fn detect(args: &InputArgs, json: bool) -> Result<u8> {
     let host = Host::new(inputs.root.clone());
     runtime()?.block_on(async {
         let metadata = boot::metadata_client(&inputs)?;
-        let facts = facts::gather(&host, metadata.as_ref()).await?;
+        let facts = facts::gather_from_every_source(&host, metadata.as_ref()).await?;
         print(&if json { to_json(&facts::show::json(&facts))? } else { facts::show::text(&facts) });
         Ok(exit::CONVERGED)
     })

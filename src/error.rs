@@ -89,7 +89,7 @@ codes! {
     FetchDenied "fetch-denied" FAILED "The server refuses the download.";
     NotADeb "not-a-deb" FAILED "A download that should be a package is something else (often a login page).";
     ChecksumMismatch "checksum-mismatch" FAILED "The bytes do not have the expected SHA-256; nothing was kept.";
-    InsecureRedirect "insecure-redirect" FAILED "An https download was redirected to plain http.";
+    InsecureRedirect "insecure-redirect" FAILED "An https download or repository redirects to plain http.";
     // config and plan
     ConfigRead "config-read" USAGE "A configuration file cannot be read.";
     ConfigSyntax "config-syntax" USAGE "A configuration file is not valid TOML.";
@@ -109,6 +109,7 @@ codes! {
     UnsupportedOs "unsupported-os" UNSUPPORTED "This operating system or version is not supported.";
     UnsupportedArch "unsupported-arch" UNSUPPORTED "This processor architecture is not supported.";
     Container "container" UNSUPPORTED "A container has no kernel of its own to load a driver into.";
+    RepositoryKeyUnknown "repository-key-unknown" UNSUPPORTED "Nobody here knows the key that signs the repository for this distribution.";
     ImpossibleWish "impossible-wish" UNSUPPORTED "The configuration asks for a combination that does not exist.";
     UnknownInstanceType "unknown-instance-type" USAGE "The named instance type is not in the catalog.";
     CatalogInvalid "catalog-invalid" USAGE "A catalog file is not valid.";
@@ -139,6 +140,7 @@ codes! {
     // device query
     DriverNotLoaded "driver-not-loaded" UNHEALTHY "The NVIDIA kernel module is not loaded.";
     DriverMismatch "driver-mismatch" UNHEALTHY "The loaded kernel module and the installed libraries have different versions.";
+    ServiceFailed "service-failed" UNHEALTHY "A service that the GPUs need does not start.";
     GpuCount "gpu-count" UNHEALTHY "Fewer GPUs work than the machine should have.";
     LibraryMissing "library-missing" UNHEALTHY "A CUDA library that the plan installed cannot be found.";
     // rehearsal
@@ -183,8 +185,9 @@ impl Error {
 
     /// A failed file operation: `verb` names it ("read", "rename to …").
     pub fn io(verb: &str, path: impl AsRef<std::path::Path>, source: std::io::Error) -> Self {
-        let code = match source.raw_os_error() {
-            Some(nix::libc::ENOSPC | nix::libc::EDQUOT) => Code::DiskFull,
+        // By kind, not by errno: errors that tempfile has wrapped keep only the kind.
+        let code = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::DiskFull,
             _ => Code::Io,
         };
         Self::new(code, format!("cannot {verb} {}", path.as_ref().display())).because(source)

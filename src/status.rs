@@ -33,7 +33,7 @@ pub fn show(options: &Options) -> Result<u8> {
     let began = Instant::now();
     loop {
         let status = read(&files)?;
-        let over = status.as_ref().is_some_and(|s| s.state != "running");
+        let over = status.as_ref().is_some_and(|s| s.state != "running" && of_this_boot(&files, s));
         if !options.wait || over {
             return print(status, options);
         }
@@ -46,6 +46,14 @@ pub fn show(options: &Options) -> Result<u8> {
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Whether a status belongs to this boot. A waiting script on a fresh boot means the run of that boot, not the
+/// result that an image or an earlier boot left behind. A status without boot id (the run failed before it knew
+/// it) lies in `/run`, which no reboot survives.
+fn of_this_boot(files: &Files, status: &Status) -> bool {
+    let boot_id = files.read_text("/proc/sys/kernel/random/boot_id").ok().flatten().unwrap_or_default();
+    status.boot_id.is_empty() || status.boot_id == boot_id.trim()
 }
 
 /// The live status of this boot, or the result of an earlier boot. A `running` status whose lock is free

@@ -3,13 +3,37 @@
 use serde::{Deserialize, Serialize};
 
 use super::Catalog;
+use super::version::Version;
 use crate::config::Config;
-use crate::error::Result;
+use crate::config::schema::ExpectGpus;
+use crate::error::{Code, Error, Result};
 use crate::facts::Facts;
+
+mod alternative;
+mod cudnn;
+mod driver;
+mod place;
+mod target;
+mod toolkit;
+
+/// What there is to do on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choice {
+    /// This stack is wanted.
+    Install(Box<Stack>),
+    /// Nothing is: the machine has no GPU, and `policy.on-no-gpu = "skip"`.
+    Nothing {
+        /// One sentence.
+        why: String,
+    },
+}
 
 /// What will be installed, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stack {
+    /// The architectures of the GPUs, oldest first: a choice is kept while they stay the same.
+    pub gpu_architectures: Vec<String>,
     /// Where packages come from.
     pub source: Source,
     /// The driver; `None` when the config says so.
@@ -58,6 +82,8 @@ pub struct Repository {
     pub may_supply: Vec<String>,
     /// Shell-style patterns that are pinned positive besides the closure of our packages.
     pub always_allow: Vec<String>,
+    /// Components of the distribution that its packages depend on (`contrib` on Debian), often none.
+    pub components: Vec<String>,
 }
 
 /// A driver.
@@ -67,10 +93,23 @@ pub struct Driver {
     pub branch: String,
     /// Open or proprietary kernel modules.
     pub open: bool,
-    /// Packages to ask apt for.
+    /// Packages to ask apt for, and to hold.
     pub packages: Vec<String>,
+    /// Packages of the distribution's kernel (headers for DKMS). They are not held: they must go with the kernel.
+    pub kernel_packages: Vec<String>,
     /// Kernel modules to load, in order.
     pub modules: Vec<String>,
+    /// What keeps apt on the branch, where the package names alone do not.
+    pub pin: Option<VersionPin>,
+}
+
+/// A pin by version, for package names that a repository has in several branches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionPin {
+    /// Shell-style patterns of package names.
+    pub packages: Vec<String>,
+    /// Pattern of versions: `580.*`.
+    pub version: String,
 }
 
 /// A toolkit.
@@ -102,20 +141,167 @@ pub struct Deb {
     pub sha256: String,
 }
 
-/// What follows from facts and wishes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// A stack to install.
-    Install(Box<Stack>),
-    /// Nothing, by the user's own policy.
-    Nothing {
-        /// Why.
-        why: String,
-    },
+/// What there is to go on.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    catalog: &'a Catalog,
+    facts: &'a Facts,
+    config: &'a Config,
 }
 
-/// Chooses. `earlier` is what an earlier run on this image chose, kept where it still fits.
+/// A part's choice, or nothing to do.
+enum Outcome<T> {
+    Go(T),
+    Nothing(String),
+}
+
+/// Chooses. `earlier` is what an earlier run on this image chose: where the configuration leaves it open and the
+/// GPUs' architectures are the same, it is kept.
 pub fn choose(catalog: &Catalog, facts: &Facts, config: &Config, earlier: Option<&Stack>) -> Result<Choice> {
-    let _ = (catalog, facts, config, earlier);
-    todo!("the catalog")
+    let ctx = Context { catalog, facts, config };
+    attempt(ctx, earlier).map_err(|error| match (error.code(), error.hint()) {
+        (Code::ImpossibleWish, None) => match alternative::find(ctx) {
+            Some(hint) => error.with_hint(hint),
+            None => error.with_hint("no other setting helps on this machine"),
+        },
+        _ => error,
+    })
+}
+
+/// One choice, without looking for alternatives where it fails.
+fn attempt(ctx: Context, earlier: Option<&Stack>) -> Result<Choice> {
+    let wish = driver::Wish::read(&ctx.config.driver.branch)?;
+    let toolkit_wish = toolkit::Wish::read(&ctx.config.cuda.toolkit)?;
+    check_expectation(ctx.config)?;
+    if let Some(kind) = &ctx.facts.os.container
+        && !matches!(wish, driver::Wish::None)
+    {
+        return Err(Error::new(
+            Code::Container,
+            format!("this is a container ({}), which has no kernel of its own", kind.value),
+        )
+        .with_hint("run on the host; for the toolkit alone set driver.branch = \"none\""));
+    }
+    let place = place::find(&ctx)?;
+    let mut reasons = Vec::new();
+    let target = match target::find(ctx.catalog, ctx.facts, ctx.config, &mut reasons)? {
+        Outcome::Go(target) => target,
+        Outcome::Nothing(why) => return Ok(Choice::Nothing { why }),
+    };
+    let earlier = still_fitting(&target, place, earlier, &mut reasons);
+    let driver = choose_driver(&ctx, &target, place, &wish, earlier, &mut reasons)?;
+    let version = driver.as_ref().map(|d| d.version.clone()).or_else(|| loaded(ctx.facts));
+    let toolkits =
+        choose_toolkits(&ctx, &target, place, version.as_ref(), &toolkit_wish, earlier, &mut reasons)?;
+    let cudnn_debs = cudnn::debs(&ctx)?;
+    let cudnn = if cudnn_debs.is_empty() {
+        cudnn::choose(&ctx, &target, place, &toolkits, &mut reasons)?
+    } else {
+        reasons.push("cuDNN comes from the configured package files.".into());
+        None
+    };
+    let (driver, fabric_manager) = driver.map_or((None, None), |d| (Some(d.driver), d.fabric_manager));
+    Ok(Choice::Install(Box::new(Stack {
+        gpu_architectures: target.architectures(),
+        source: place::source(&ctx, place),
+        driver,
+        toolkits,
+        cudnn,
+        cudnn_debs,
+        fabric_manager,
+        expect_gpus: target.expect,
+        reasons,
+    })))
+}
+
+fn check_expectation(config: &Config) -> Result<()> {
+    match &config.policy.expect_gpus {
+        ExpectGpus::Auto(text) if text != "auto" => {
+            Err(Error::new(Code::ConfigType, format!("policy.expect-gpus = {text:?} is no number"))
+                .with_hint("write \"auto\" or a number without quotes"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The version of the driver that runs now, for a toolkit without a driver of ours.
+fn loaded(facts: &Facts) -> Option<Version> {
+    facts.gpu.driver.as_ref().and_then(|d| Version::parse(&d.value.version))
+}
+
+/// The earlier choice, if it was made for the same GPUs and the same kind of source.
+fn still_fitting<'a>(
+    target: &target::Target,
+    place: place::Place,
+    earlier: Option<&'a Stack>,
+    reasons: &mut Vec<String>,
+) -> Option<&'a Stack> {
+    let earlier = earlier?;
+    let now = target.architectures();
+    if earlier.gpu_architectures != now {
+        let (before, now) = (earlier.gpu_architectures.join(" and "), now.join(" and "));
+        reasons.push(format!("The stack is chosen anew: the last one was for {before}, the GPUs are {now}."));
+        return None;
+    }
+    let same_source = matches!(
+        (&earlier.source, place),
+        (Source::Nvidia(_), place::Place::Nvidia(_)) | (Source::Distro { .. }, place::Place::Distro(_))
+    );
+    if !same_source {
+        reasons.push("The stack is chosen anew: packages come from another source than last time.".into());
+    }
+    same_source.then_some(earlier)
+}
+
+fn choose_driver(
+    ctx: &Context,
+    target: &target::Target,
+    place: place::Place,
+    wish: &driver::Wish,
+    earlier: Option<&Stack>,
+    reasons: &mut Vec<String>,
+) -> Result<Option<driver::Chosen>> {
+    let kept = earlier.and_then(|e| e.driver.as_ref()).and_then(|d| Version::parse(&d.branch));
+    if let (driver::Wish::Auto, Some(branch)) = (wish, kept) {
+        let mut attempt = Vec::new();
+        match driver::choose(ctx, target, place, &driver::Wish::Version(branch.clone()), &mut attempt) {
+            Ok(chosen) => {
+                reasons.push(format!("Driver branch {branch} is kept from an earlier run on this image."));
+                reasons.extend(attempt.into_iter().skip(1)); // the first says that it was configured
+                return Ok(chosen);
+            }
+            Err(e) => reasons.push(format!("Driver branch {branch} of an earlier run is not kept: {e}.")),
+        }
+    }
+    driver::choose(ctx, target, place, wish, reasons)
+}
+
+fn choose_toolkits(
+    ctx: &Context,
+    target: &target::Target,
+    place: place::Place,
+    driver: Option<&Version>,
+    wish: &toolkit::Wish,
+    earlier: Option<&Stack>,
+    reasons: &mut Vec<String>,
+) -> Result<Vec<Toolkit>> {
+    let before =
+        earlier.map(|e| e.toolkits.iter().filter_map(|t| Version::parse(&t.version)).collect::<Vec<_>>());
+    if let (toolkit::Wish::Auto, Some(versions)) = (wish, before.filter(|v| !v.is_empty())) {
+        let names = versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let kept = toolkit::Wish::Versions(versions);
+        match toolkit::choose(ctx, target, place, driver, &kept, &mut Vec::new()) {
+            Ok(toolkits) => {
+                reasons.push(format!("CUDA {names} is kept from an earlier run on this image."));
+                return Ok(toolkits);
+            }
+            Err(e) => reasons.push(format!("CUDA {names} of an earlier run is not kept: {e}.")),
+        }
+    }
+    toolkit::choose(ctx, target, place, driver, wish, reasons)
+}
+
+/// A wish that cannot come true; `choose` adds what would.
+fn impossible(message: impl Into<String>) -> Error {
+    Error::new(Code::ImpossibleWish, message)
 }

@@ -3,6 +3,8 @@
 
 pub mod choose;
 pub mod data;
+mod tables;
+pub mod version;
 
 pub use choose::{Choice, Stack, choose};
 pub use data::Catalog;

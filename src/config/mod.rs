@@ -1,12 +1,13 @@
 //! What the user asked for: TOML in layers, each error with file, line, column and the mend.
 
+pub mod keys;
 pub mod layers;
+mod mime;
 pub mod schema;
+pub mod url;
 pub mod user_data;
+mod validate;
 
+pub use layers::check;
 pub use schema::Config;
-
-/// `config check`.
-pub fn check(_file: &std::path::Path) -> crate::error::Result<String> {
-    Ok(String::new())
-}
+pub use validate::sha256 as check_sha256;

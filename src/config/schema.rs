@@ -169,7 +169,7 @@ pub enum ExpectGpus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ReportConfig {
-    /// CloudWatch.
+    /// Amazon's metrics service.
     pub cloudwatch: CloudwatchConfig,
 }
 

@@ -42,12 +42,25 @@ pub struct Facts {
     pub disk: disk::Disk,
 }
 
-/// Reads every fact. `metadata` is `None` with `--no-imds`.
+/// Reads every fact that a run needs. `metadata` is `None` with `--no-imds`.
 pub async fn gather(host: &Host, metadata: Option<&imds::Client>) -> Result<Facts> {
+    gather_from(host, metadata, gpu::Witnesses::WhenInDoubt).await
+}
+
+/// Like [`gather`], and every source is asked, also those that add nothing where all is well: for `detect`.
+pub async fn gather_from_every_source(host: &Host, metadata: Option<&imds::Client>) -> Result<Facts> {
+    gather_from(host, metadata, gpu::Witnesses::Every).await
+}
+
+async fn gather_from(
+    host: &Host,
+    metadata: Option<&imds::Client>,
+    witnesses: gpu::Witnesses,
+) -> Result<Facts> {
     Ok(Facts {
         identity: identity::gather(host, metadata).await?,
-        os: os::gather(host)?,
-        gpu: gpu::gather(host).await?,
+        os: os::gather(host).await?,
+        gpu: gpu::gather(host, witnesses).await?,
         disk: disk::gather(host)?,
     })
 }

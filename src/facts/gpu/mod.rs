@@ -1,11 +1,17 @@
-//! GPUs: pure parsers for sysfs, `/proc/bus/pci/devices`, `/proc/driver/nvidia` and `lspci -Dnnmm`, and the
-//! gatherer that compares them.
+//! GPUs and what else sits on the PCI bus in their place. Parsers are pure and total; [`gather`](gather()) reads
+//! the machine and says where its sources disagree. Catalog and plan decide by what stands here.
+
+pub mod compare;
+pub mod driver;
+mod gather;
+pub mod lspci;
+pub mod pci;
+
+pub use gather::{Witnesses, gather};
 
 use serde::Serialize;
 
 use super::Fact;
-use crate::error::Result;
-use crate::host::Host;
 
 /// A PCI function, ids as numbers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -60,18 +66,18 @@ pub struct Accelerator {
 pub struct GpuFacts {
     /// NVIDIA GPUs: vendor 10de with class 0300 or 0302.
     pub gpus: Vec<Fact<PciDevice>>,
-    /// NVSwitches: vendor 10de with class 0680.
+    /// `NVSwitch`es: vendor 10de with class 0680.
     pub nvswitches: Vec<Fact<PciDevice>>,
     /// Other accelerators that explain a refusal (AMD GPUs, Inferentia, Trainium, Gaudi), never EC2's console VGA.
     pub other_accelerators: Vec<Fact<Accelerator>>,
     /// The loaded NVIDIA kernel module.
     pub driver: Option<Fact<Driver>>,
-    /// One sentence for each point where two sources disagree.
+    /// The GPUs that the loaded module drives, as it describes them.
+    pub driven: Vec<Fact<driver::DrivenGpu>>,
+    /// The device number of `nvidia-uvm`, without which CUDA fails although `nvidia-smi` works.
+    pub uvm_major: Option<Fact<u32>>,
+    /// The sources of the PCI bus that answered.
+    pub sources: Vec<String>,
+    /// One sentence for each point where two sources disagree, or where one cannot be used.
     pub disagreements: Vec<String>,
-}
-
-/// Reads every source and compares them.
-pub async fn gather(host: &Host) -> Result<GpuFacts> {
-    let _ = host;
-    Ok(GpuFacts::default())
 }

@@ -1,0 +1,313 @@
+//! Every configuration key in one table: its name, what it takes, an example and its meaning. The validator
+//! reads it to check a layer and to suggest the nearest name; `docs/config.md` is generated from it.
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Full name, with the table: `driver.branch`.
+    pub path: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// A value as it would be written.
+    pub example: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+/// What a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One of these strings.
+    Choice(&'static [&'static str]),
+    /// `true` or `false`.
+    Switch,
+    /// `true`, `false` or `"auto"`.
+    SwitchOrAuto,
+    /// A name of a package source, or the URL of a mirror.
+    Source,
+    /// A driver branch or full driver version.
+    Branch,
+    /// One toolkit version or a list of them.
+    Toolkits,
+    /// A cuDNN version.
+    CudnnVersion,
+    /// A list of `{ url, sha256 }`.
+    Debs,
+    /// A list of EC2 instance types.
+    InstanceTypes,
+    /// A number from 1, or `"auto"`.
+    GpuCount,
+    /// A namespace of metrics.
+    Namespace,
+}
+
+impl Kind {
+    /// What may be written, for messages and for the documentation.
+    pub fn takes(self) -> String {
+        match self {
+            Self::Choice(values) => one_of(values),
+            Self::Switch => "true or false".into(),
+            Self::SwitchOrAuto => "true, false or \"auto\"".into(),
+            Self::Source => "\"nvidia\", \"distro\" or the http(s) URL of a mirror".into(),
+            Self::Branch => {
+                "\"auto\", \"none\", a branch such as \"580\" or a version such as \"535.309.01\"".into()
+            }
+            Self::Toolkits => {
+                "\"auto\", \"none\", a version such as \"12.8\" or a list such as [\"12.8\", \"13.0\"]".into()
+            }
+            Self::CudnnVersion => "\"auto\", \"none\" or a version such as \"9.8.0\"".into(),
+            Self::Debs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }".into(),
+            Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
+            Self::GpuCount => "\"auto\" or a number from 1".into(),
+            Self::Namespace => "1 to 255 characters, not beginning with \":\" or \"AWS/\"".into(),
+        }
+    }
+}
+
+/// Values of `driver.flavour`.
+const FLAVOURS: &[&str] = &["auto", "open", "proprietary"];
+/// Values of `driver.modules`.
+const MODULES: &[&str] = &["auto", "prebuilt", "dkms"];
+/// Values of `policy.on-no-gpu`.
+const ON_NO_GPU: &[&str] = &["fail", "skip", "install"];
+/// Values of `policy.reboot`.
+const REBOOT: &[&str] = &["auto", "never"];
+/// Values of `policy.hold-kernel`.
+const HOLD_KERNEL: &[&str] = &["auto", "always", "never"];
+
+/// Every key, in the order in which the documentation lists them. A test holds it against
+/// [`super::Config`]'s fields.
+pub const KEYS: &[Key] = &[
+    Key {
+        path: "source.packages",
+        kind: Kind::Source,
+        example: "\"distro\"",
+        meaning: "Where packages come from: NVIDIA's repositories, the distribution's own packages, or a \
+                  mirror of NVIDIA's `compute/cuda/repos` tree (still checked against NVIDIA's key).",
+    },
+    Key {
+        path: "driver.branch",
+        kind: Kind::Branch,
+        example: "\"580\"",
+        meaning: "The kernel driver's branch or exact version. `auto` follows from the GPU; `none` installs \
+                  no driver.",
+    },
+    Key {
+        path: "driver.flavour",
+        kind: Kind::Choice(FLAVOURS),
+        example: "\"open\"",
+        meaning: "Open or proprietary kernel modules. `auto` follows from the GPU's architecture.",
+    },
+    Key {
+        path: "driver.modules",
+        kind: Kind::Choice(MODULES),
+        example: "\"dkms\"",
+        meaning: "Modules built and signed by the distribution, or built on this machine by DKMS. `auto` \
+                  prefers prebuilt ones.",
+    },
+    Key {
+        path: "cuda.toolkit",
+        kind: Kind::Toolkits,
+        example: "[\"12.8\", \"13.0\"]",
+        meaning: "The CUDA toolkit, as major.minor. Of several, the first is `/usr/local/cuda`. `none` \
+                  installs no toolkit.",
+    },
+    Key {
+        path: "cudnn.version",
+        kind: Kind::CudnnVersion,
+        example: "\"9.8.0\"",
+        meaning: "The cuDNN version from the package source. `none` installs no cuDNN.",
+    },
+    Key {
+        path: "cudnn.deb",
+        kind: Kind::Debs,
+        example: "[{ url = \"https://example.com/libcudnn9-cuda-12_9.8.0.87-1_amd64.deb\", sha256 = \
+                  \"1f2e0d4c7b6a59881f2e0d4c7b6a59881f2e0d4c7b6a59881f2e0d4c7b6a5988\" }]",
+        meaning: "cuDNN packages to install from these URLs instead. The sum is what is trusted; write the \
+                  one that you checked.",
+    },
+    Key {
+        path: "profile.path",
+        kind: Kind::Switch,
+        example: "false",
+        meaning: "Whether PATH and `LD_LIBRARY_PATH` of login shells, the dynamic linker's directories and \
+                  the `/usr/local/cuda` link are set up.",
+    },
+    Key {
+        path: "policy.on-no-gpu",
+        kind: Kind::Choice(ON_NO_GPU),
+        example: "\"install\"",
+        meaning: "What a machine without an NVIDIA GPU means: an error (exit code 3), nothing to do (exit \
+                  code 0), or an image being baked for the instance types in `for`.",
+    },
+    Key {
+        path: "policy.for",
+        kind: Kind::InstanceTypes,
+        example: "[\"g5.xlarge\", \"g6.xlarge\"]",
+        meaning: "The instance types an image is baked for, with `on-no-gpu = \"install\"`.",
+    },
+    Key {
+        path: "policy.reboot",
+        kind: Kind::Choice(REBOOT),
+        example: "\"never\"",
+        meaning: "Whether the unit may reboot the machine when the work needs it. A run by hand never \
+                  reboots; it exits 10.",
+    },
+    Key {
+        path: "policy.hold-kernel",
+        kind: Kind::Choice(HOLD_KERNEL),
+        example: "\"never\"",
+        meaning: "Whether kernel packages are held. `auto` holds them only where DKMS has no headers \
+                  metapackage to follow.",
+    },
+    Key {
+        path: "policy.expect-gpus",
+        kind: Kind::GpuCount,
+        example: "8",
+        meaning: "How many GPUs must work. `auto` is what the instance type has.",
+    },
+    Key {
+        path: "report.cloudwatch.enabled",
+        kind: Kind::SwitchOrAuto,
+        example: "false",
+        meaning: "Whether the outcome is sent to CloudWatch. `auto` sends it when the instance has a role.",
+    },
+    Key {
+        path: "report.cloudwatch.namespace",
+        kind: Kind::Namespace,
+        example: "\"Training/Gpu\"",
+        meaning: "The namespace of the metrics.",
+    },
+];
+
+/// Keys and tables whose names are settled, but which this version does not have. They get an error of their
+/// own, so that nobody looks for a typing mistake.
+pub const NOT_YET: &[&str] = &[
+    "frameworks",
+    "containers",
+    "instance",
+    "report.cloudwatch.log-group",
+    "report.cloudformation",
+    "report.autoscaling",
+    "report.webhook",
+];
+
+/// The key called `path`.
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.path == path)
+}
+
+/// Whether `path` is a table that holds keys.
+pub fn is_table(path: &str) -> bool {
+    KEYS.iter().any(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The name that was probably meant by the unknown `path`: a neighbour in the same table that differs by a
+/// few letters, or a key of that very name in another table.
+pub fn suggest(path: &str) -> Option<&'static str> {
+    let (table, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let neighbours = KEYS.iter().filter_map(|k| child_of(k.path, table));
+    let near = neighbours
+        .map(|candidate| (distance(last(candidate), name), candidate))
+        .min()
+        .filter(|(d, candidate)| *d <= 1 + last(candidate).len() / 4)
+        .map(|(_, candidate)| candidate);
+    near.or_else(|| KEYS.iter().map(|k| k.path).find(|p| last(p) == name))
+}
+
+/// The nearest of `values` to what was written, if one is near.
+pub fn nearest<'a>(written: &str, values: &[&'a str]) -> Option<&'a str> {
+    let (d, value) = values.iter().map(|v| (distance(v, written), *v)).min()?;
+    (d <= 1 + value.len() / 4).then_some(value)
+}
+
+/// The part of `path` that is a key or table directly below `table` ("" is the top).
+fn child_of(path: &'static str, table: &str) -> Option<&'static str> {
+    let rest = if table.is_empty() { path } else { path.strip_prefix(table)?.strip_prefix('.')? };
+    let end = path.len() - rest.len() + rest.find('.').unwrap_or(rest.len());
+    Some(&path[..end])
+}
+
+/// The last component of a dotted name.
+pub fn last(path: &str) -> &str {
+    path.rsplit_once('.').map_or(path, |(_, name)| name)
+}
+
+/// `"a", "b" or "c"`.
+pub fn one_of(values: &[&str]) -> String {
+    let quoted: Vec<_> = values.iter().map(|v| format!("\"{v}\"")).collect();
+    match quoted.split_last() {
+        Some((only, [])) => only.clone(),
+        Some((end, rest)) => format!("{} or {end}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// Levenshtein distance in characters.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_edits() {
+        for (a, b, d) in [("", "", 0), ("", "abc", 3), ("flavor", "flavour", 1), ("kitten", "sitting", 3)] {
+            assert_eq!(distance(a, b), d, "{a} {b}");
+            assert_eq!(distance(b, a), d, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn suggestions_are_near_or_of_the_same_name() {
+        assert_eq!(suggest("driver.flavor"), Some("driver.flavour"));
+        assert_eq!(suggest("policy.on_no_gpu"), Some("policy.on-no-gpu"));
+        assert_eq!(suggest("divers"), Some("driver"));
+        assert_eq!(suggest("report.cloud-watch"), Some("report.cloudwatch"));
+        assert_eq!(suggest("report.cloudwatch.namespaces"), Some("report.cloudwatch.namespace"));
+        assert_eq!(suggest("toolkit"), Some("cuda.toolkit"), "right name, wrong table");
+        assert_eq!(suggest("driver.toolkit"), Some("cuda.toolkit"));
+        assert_eq!(suggest("kubernetes"), None);
+        assert_eq!(suggest("driver.x"), None);
+    }
+
+    #[test]
+    fn the_table_has_exactly_the_fields_of_config() {
+        let defaults = toml::Table::try_from(super::super::Config::default()).unwrap();
+        let mut fields = Vec::new();
+        collect("", &defaults, &mut fields);
+        fields.sort();
+        let mut keys: Vec<_> = KEYS.iter().map(|k| k.path.to_owned()).collect();
+        keys.sort();
+        assert_eq!(fields, keys);
+    }
+
+    fn collect(prefix: &str, table: &toml::Table, into: &mut Vec<String>) {
+        for (name, value) in table {
+            match value {
+                toml::Value::Table(inner) => collect(&format!("{prefix}{name}."), inner, into),
+                _ => into.push(format!("{prefix}{name}")),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_not_in_the_table() {
+        for name in NOT_YET {
+            assert!(find(name).is_none() && !is_table(name), "{name}");
+        }
+    }
+}

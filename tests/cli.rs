@@ -1,0 +1,185 @@
+//! The command line as a user meets it: exit codes, messages, status files, resume. The real binary over
+//! scratch roots; packages are other tests' business.
+
+#[path = "support/machine.rs"]
+mod machine;
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::time::{Duration, Instant};
+
+use machine::{Machine, binary, ran};
+use serde_json::Value;
+
+/// A configuration that asks for no packages: the run is over in milliseconds.
+const NO_PACKAGES: &str =
+    "[driver]\nbranch = \"none\"\n[cuda]\ntoolkit = \"none\"\n[cudnn]\nversion = \"none\"\n";
+
+fn idle() -> Machine {
+    Machine::debian12().t4().file("/etc/gpu-bootstrap/10-idle.toml", NO_PACKAGES)
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+#[test]
+fn wrong_usage_exits_2_and_help_exits_0() {
+    assert_eq!(ran(binary().arg("--nonsense")).code, 2);
+    assert_eq!(ran(binary().args(["status", "--timeout", "1"])).code, 2);
+    assert_eq!(ran(binary().arg("--help")).code, 0);
+}
+
+#[test]
+fn a_user_who_is_not_root_is_told_so() {
+    let machine = idle();
+    let mut command = machine.command(&["run"]);
+    // The binary lies below the checkout, which another user may not read: copy it to a place that is open.
+    let copy = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .tempdir()
+        .unwrap();
+    let program = copy.path().join("gpu-bootstrap");
+    fs::copy(command.get_program(), &program).unwrap();
+    let mut as_nobody = std::process::Command::new(program);
+    as_nobody.args(command.get_args()).uid(65534).gid(65534);
+    let ran = ran(&mut as_nobody);
+    assert_eq!(ran.code, 6, "{ran:?}");
+    assert!(ran.stderr.contains("[not-root]") && ran.stderr.contains("sudo"), "{}", ran.stderr);
+    drop(command.arg("unused"));
+}
+
+#[test]
+fn a_machine_without_gpu_is_refused_in_one_sentence_and_in_the_status_file() {
+    let machine = Machine::debian12();
+    let ran = machine.run(&["run"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    let result = json(&machine.read("/run/gpu-bootstrap/result.json"));
+    assert_eq!(result["state"], "finished");
+    assert_eq!(result["outcome"], "failed");
+    assert_eq!(result["exit_code"], 3);
+    assert_eq!(result["error"]["code"], "no-gpu");
+    assert!(result["error"]["hint"].as_str().is_some_and(|h| !h.is_empty()));
+    assert_eq!(json(&machine.read("/var/lib/gpu-bootstrap/result.json")), result);
+}
+
+#[test]
+fn a_machine_without_gpu_may_be_skipped_by_policy() {
+    let machine = Machine::debian12().file("/etc/gpu-bootstrap/a.toml", "[policy]\non-no-gpu = \"skip\"\n");
+    let ran = machine.run(&["run"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(json(&machine.read("/run/gpu-bootstrap/result.json"))["outcome"], "skipped");
+}
+
+#[test]
+fn bad_configuration_names_file_line_and_column_and_changes_nothing() {
+    let machine = Machine::debian12().t4().file("/etc/gpu-bootstrap/a.toml", "[cuda]\ntoolkit = 12.10\n");
+    let ran = machine.run(&["run"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.stdout.contains("/etc/gpu-bootstrap/a.toml:2:11"), "{}", ran.stdout);
+    assert!(!machine.outside("/var/lib/gpu-bootstrap/receipt.json").exists());
+}
+
+#[test]
+fn resume_without_an_earlier_run_exits_7() {
+    let machine = idle();
+    assert_eq!(machine.run(&["--resume"]).code, 7);
+    assert_eq!(machine.run(&["run"]).code, 0);
+    assert_eq!(machine.run(&["--resume"]).code, 0);
+}
+
+#[test]
+fn the_second_run_leaves_receipt_and_choice_as_they_are() {
+    let machine = idle();
+    assert_eq!(machine.run(&["run"]).code, 0);
+    let receipt = machine.outside("/var/lib/gpu-bootstrap/receipt.json");
+    let before = (fs::read(&receipt).unwrap(), fs::metadata(&receipt).unwrap().modified().unwrap());
+    assert_eq!(machine.run(&["run"]).code, 0);
+    assert_eq!(before, (fs::read(&receipt).unwrap(), fs::metadata(&receipt).unwrap().modified().unwrap()));
+}
+
+#[test]
+fn a_second_run_at_the_same_time_exits_4_and_names_the_holder() {
+    let machine = idle().file("/var/lib/gpu-bootstrap/lock", "");
+    let held = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(machine.outside("/var/lib/gpu-bootstrap/lock"))
+        .unwrap();
+    let held = nix::fcntl::Flock::lock(held, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, e)| e)
+        .unwrap();
+    fs::write(machine.outside("/var/lib/gpu-bootstrap/lock"), "pid 4711\n").unwrap();
+    let refused = machine.run(&["run"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert!(refused.stderr.contains("pid 4711") && refused.stderr.contains("[locked]"), "{}", refused.stderr);
+    assert!(
+        !machine.outside("/run/gpu-bootstrap/status.json").exists(),
+        "the other run's status was overwritten"
+    );
+    drop(held);
+    assert_eq!(machine.run(&["run"]).code, 0);
+}
+
+#[test]
+fn status_tells_a_killed_run_from_one_that_works() {
+    let machine =
+        idle().file("/run/gpu-bootstrap/status.json", r#"{"schema":1,"state":"running","pid":4711}"#);
+    let killed = machine.run(&["status", "--wait"]);
+    assert_eq!(killed.code, 1, "{killed:?}");
+    assert!(killed.stdout.starts_with("killed"), "{}", killed.stdout);
+}
+
+#[test]
+fn status_waits_for_the_end_and_exits_with_the_runs_code() {
+    let machine = Machine::debian12();
+    let mut waiting = machine.command(&["status", "--wait", "--timeout", "30"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(waiting.try_wait().unwrap().is_none(), "it did not wait");
+    assert_eq!(machine.run(&["run"]).code, 3);
+    assert_eq!(waiting.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn status_gives_up_after_its_time_out() {
+    let began = Instant::now();
+    let ran = Machine::debian12().run(&["status", "--wait", "--timeout", "1"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.stderr.contains("[wait-timeout]"), "{}", ran.stderr);
+    assert!(began.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
+fn a_receipt_of_another_instance_is_set_aside_not_trusted() {
+    let other = r#"{"schema":1,"instance_id":"i-0other","outcome":"converged","steps":[]}"#;
+    let machine = idle().file("/var/lib/gpu-bootstrap/receipt.json", other);
+    let ran = machine.run(&["run"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(machine.read("/var/lib/gpu-bootstrap/set-aside/var__lib__gpu-bootstrap__receipt.json"), other);
+    assert_eq!(json(&machine.read("/var/lib/gpu-bootstrap/receipt.json"))["instance_id"], "local");
+}
+
+#[test]
+fn a_failed_step_that_is_mended_converges_on_resume() {
+    let toolkit = "[driver]\nbranch = \"none\"\n[cuda]\ntoolkit = \"none\"\n[cudnn]\ndeb = [{ url = \"http://127.0.0.1:9/x.deb\", sha256 = \"0000000000000000000000000000000000000000000000000000000000000000\" }]\n";
+    let machine = Machine::debian12().t4().file("/etc/gpu-bootstrap/a.toml", toolkit);
+    let failed = machine.run(&["run"]);
+    assert_eq!(failed.code, 1, "{failed:?}");
+    let receipt = json(&machine.read("/var/lib/gpu-bootstrap/receipt.json"));
+    assert_eq!(receipt["outcome"], "failed");
+    assert!(receipt["steps"].as_array().unwrap().iter().any(|s| s["state"] == "failed"), "{receipt}");
+    let machine = machine.file("/etc/gpu-bootstrap/a.toml", NO_PACKAGES);
+    let resumed = machine.run(&["--resume"]);
+    assert_eq!(resumed.code, 0, "{resumed:?}");
+    assert!(resumed.stdout.contains("the plan is not the last run's"), "{}", resumed.stdout);
+}
+
+#[test]
+fn a_result_of_an_earlier_boot_does_not_end_the_wait() {
+    let earlier =
+        r#"{"schema":1,"state":"finished","outcome":"converged","exit_code":0,"boot_id":"another"}"#;
+    let machine = idle().file("/var/lib/gpu-bootstrap/result.json", earlier);
+    assert_eq!(machine.run(&["status"]).code, 0);
+    let waited = machine.run(&["status", "--wait", "--timeout", "1"]);
+    assert!(waited.stderr.contains("[wait-timeout]"), "{waited:?}");
+}
