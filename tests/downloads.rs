@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use gpu_bootstrap::error::{Code, Error};
 use gpu_bootstrap::host::fetch::Fetch;
 use gpu_bootstrap::host::{Host, paths};
-use sha2::{Digest, Sha256};
 use scripted_http::{Reply, Server};
+use sha2::{Digest, Sha256};
 
 fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
