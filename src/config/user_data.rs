@@ -106,7 +106,7 @@ pub fn check(path: &Path) -> Result<String> {
         );
     }
     match read(&bytes)? {
-        UserData::NotOurs(why @ NotOurs::NearlyOurs) => {
+        UserData::NotOurs(why @ (NotOurs::NearlyOurs | NotOurs::Unknown)) => {
             let message = format!("{name}: {why}");
             Err(Error::new(Code::ConfigSyntax, message)
                 .with_hint(format!("write {HEADER} alone as the first line")))
