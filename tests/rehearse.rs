@@ -1,5 +1,6 @@
 //! Rehearsals through the real binary: what the inside looks like, that the host stays as it is, and that nothing
 //! outlives the supervisor. They need root, as `tests/run` arranges.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,6 +1,8 @@
 //! A repository from its key to an installed package, with real apt in disposable roots, and every way in which a
 //! repository is refused: each with its own error, nothing installed, no source enabled.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 #[path = "support/repository.rs"]
 mod repository;
 #[path = "support/root.rs"]
@@ -171,6 +173,22 @@ fn toolkit(distro: &str, arch_dir: &str) -> Repository {
         .with(&Package::new("nvidia-driver-580", "580.65.06-1"))
 }
 
+/// Makes apt and dpkg believe that everything in this root is built for arm64. Programs cannot be run then, but
+/// packages without programs can be resolved, verified and installed.
+fn pretend_arm64(root: &Root) {
+    root.run("dpkg", &["--add-architecture", "arm64"]);
+    root.write("/etc/apt/apt.conf.d/00architecture", "APT::Architecture \"arm64\";\n");
+    let status = root.read("/var/lib/dpkg/status");
+    root.write("/var/lib/dpkg/status", &status.replace("\nArchitecture: amd64\n", "\nArchitecture: arm64\n"));
+    for entry in std::fs::read_dir(root.at("/var/lib/dpkg/info")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.contains(":amd64.") {
+            std::fs::rename(&path, path.with_file_name(name.replace(":amd64.", ":arm64."))).unwrap();
+        }
+    }
+}
+
 async fn from_key_to_installed(distro: &str, arch_dir: &str) {
     let key = Key::generate("tests");
     let repository = toolkit(distro, arch_dir);
@@ -178,8 +196,7 @@ async fn from_key_to_installed(distro: &str, arch_dir: &str) {
     let web = Web::serve(repository.root());
     let scene = Scene::new(&repository, &web.url(), &key);
     if repository.architecture() == "arm64" {
-        scene.root.run("dpkg", &["--add-architecture", "arm64"]);
-        scene.root.write("/etc/apt/apt.conf.d/00architecture", "APT::Architecture \"arm64\";\n");
+        pretend_arm64(&scene.root);
     }
     let reasons = scene.converge().await.unwrap();
     assert_eq!(reasons.len(), 4, "{reasons:?}");

@@ -30,6 +30,7 @@ impl Root {
             nix::unistd::geteuid().is_root(),
             "this test installs packages into a disposable root and needs root: run the tests as root"
         );
+        few_descriptors();
         let dir = tempfile::Builder::new().prefix("root-").tempdir_in(cache_dir()).unwrap();
         in_memory(dir.path());
         run(Command::new("tar").args(["--numeric-owner", "-xf"]).arg(base()).arg("-C").arg(dir.path()));
@@ -81,6 +82,14 @@ fn in_memory(dir: &Path) {
     let _ = unshare(CloneFlags::CLONE_NEWNS)
         .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
         .and_then(|()| mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some("size=1g,mode=0755")));
+}
+
+/// Without /proc, apt closes every possible descriptor one by one in each child: a second each where a million
+/// are allowed.
+fn few_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1024), hard).unwrap();
 }
 
 /// Where the base is kept and roots are unpacked.
