@@ -125,7 +125,7 @@ codes! {
     WrongArchitecture "wrong-architecture" FAILED "A package file is built for another processor architecture.";
     DpkgBroken "dpkg-broken" FAILED "dpkg's database has half-installed packages that could not be repaired.";
     // repositories
-    KeyInvalid "key-invalid" FAILED "The catalog's repository key is not an OpenPGP public key.";
+    KeyInvalid "key-invalid" FAILED "The catalog's repository key is not a public key, or it is damaged.";
     KeyMismatch "key-mismatch" FAILED "The catalog's repository key does not have the pinned fingerprint.";
     KeyNotAlone "key-not-alone" FAILED "The catalog's repository key comes with other keys.";
     IndexTampered "index-tampered" FAILED "A repository's index does not match its signature or its checksums.";
@@ -140,6 +140,7 @@ codes! {
     // device query
     DriverNotLoaded "driver-not-loaded" UNHEALTHY "The NVIDIA kernel module is not loaded.";
     DriverMismatch "driver-mismatch" UNHEALTHY "The loaded kernel module and the installed libraries have different versions.";
+    ServiceFailed "service-failed" UNHEALTHY "A service that the GPUs need does not start.";
     GpuCount "gpu-count" UNHEALTHY "Fewer GPUs work than the machine should have.";
     LibraryMissing "library-missing" UNHEALTHY "A CUDA library that the plan installed cannot be found.";
     // rehearsal

@@ -56,7 +56,7 @@ impl Converge for AptPackage {
         let found = package_set::examine(host, &wanted)?;
         let before = package_set::installed_ids(&*host.packages()?);
         if found.need_apt() {
-            package_set::install(host, &found, self.recommends, |_| None).await?;
+            package_set::install(host, &wanted, &found, self.recommends, |_| None).await?;
         }
         package_set::hold_and_record(host, &wanted, &before, Vec::new()).await?;
         Ok(Applied::Done)

@@ -61,7 +61,7 @@ impl Deb {
         let architectures = dpkg::architectures(host).await?;
         let mut ready = Vec::new();
         for file in &self.files {
-            let cached = host.fetch.into_cache(host, &file.url, &file.sha256).await?;
+            let cached = host.fetch.into_cache_deb(host, &file.url, &file.sha256).await?;
             let path = format!("{DEBS_DIR}/{}.deb", file.sha256);
             place(host, &cached, &path, &file.sha256)?;
             let control = dpkg::control(host, &path).await.map_err(|e| {
@@ -115,7 +115,7 @@ impl Converge for Deb {
                 let debs: Vec<_> = ready.iter().map(|r| (r.sha256.clone(), r.control.clone())).collect();
                 let path = |name: &str| ready.iter().find(|r| r.control.name == name).map(|r| r.path.clone());
                 if known.is_some() {
-                    package_set::install(host, &found, false, path).await?;
+                    package_set::install(host, &self.wanted(&debs), &found, false, path).await?;
                 } else {
                     self.install_all(host, &ready).await?;
                 }
@@ -142,13 +142,7 @@ impl Deb {
             change_held: true,
             ..Default::default()
         };
-        match host.apt().install(&request).await {
-            Err(e) if matches!(e.code(), Code::AptUnsolvable | Code::IndexOutdated) => {
-                host.apt().update().await?;
-                host.apt().install(&request).await
-            }
-            other => other,
-        }
+        package_set::install_renewed(host, &request).await
     }
 }
 

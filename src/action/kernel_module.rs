@@ -1,12 +1,18 @@
-//! `kernel-module`
+//! `kernel-module`: loaded kernel modules, of the version that the installed libraries expect.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Check, Converge};
-use crate::error::Result;
+use super::{Applied, Check, Converge, driver};
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::host::exec::Call;
 
-/// kernel modules
+/// Initialising eight GPUs takes tens of seconds.
+const LOAD_LIMIT: Duration = Duration::from_secs(180);
+
+/// Loaded kernel modules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KernelModule {
@@ -14,16 +20,150 @@ pub struct KernelModule {
     pub modules: Vec<String>,
 }
 
+impl KernelModule {
+    fn has_driver(&self) -> bool {
+        self.modules.iter().any(|m| m == "nvidia")
+    }
+}
+
 impl Converge for KernelModule {
-    async fn check(&self, _host: &Host) -> Result<Check> {
-        Ok(Check::unknown("not implemented"))
+    async fn check(&self, host: &Host) -> Result<Check> {
+        let mut missing = Vec::new();
+        for module in &self.modules {
+            match loaded(host, module)? {
+                Some(true) => {}
+                Some(false) => missing.push(module.as_str()),
+                None => {
+                    return Ok(Check::unknown(format!(
+                        "neither /sys/module nor /proc/modules exists, so nothing tells whether {module} is loaded"
+                    )));
+                }
+            }
+        }
+        if !missing.is_empty() {
+            return Ok(Check::needed(format!(
+                "not loaded in kernel {}: {}",
+                driver::kernel(host)?,
+                missing.join(", ")
+            )));
+        }
+        let module = driver::module_version(host)?;
+        if let (true, Some(module), Some(libraries)) =
+            (self.has_driver(), &module, driver::library_version(host)?)
+            && *module != libraries
+        {
+            return Ok(Check::needed(format!(
+                "module {module} is loaded, and libraries {libraries} are installed"
+            )));
+        }
+        let version = module.map(|v| format!(" {v}")).unwrap_or_default();
+        Ok(Check::satisfied(format!("loaded: {}{version}", self.modules.join(", "))))
     }
 
-    async fn apply(&self, _host: &Host) -> Result<Applied> {
-        Ok(Applied::Done)
+    async fn apply(&self, host: &Host) -> Result<Applied> {
+        if self.has_driver() {
+            if let Some(loaded) = driver::module_version(host)?
+                && let Some(libraries) = driver::library_version(host)?
+                && loaded != libraries
+            {
+                return mismatch(host, &loaded, &libraries).await;
+            }
+            if driver::nouveau(host)? && driver::nouveau_is_blacklisted(host)? {
+                return Ok(Applied::RebootNeeded {
+                    why: "nouveau holds the GPU now; it is blacklisted from the next boot on".into(),
+                });
+            }
+        }
+        let call =
+            Call::new("modprobe").args(["-a", "-v"]).args(self.modules.iter().cloned()).limit(LOAD_LIMIT);
+        let words = match host.exec.output(&call).await {
+            Ok(output) if output.ok() => return Ok(Applied::Done),
+            Ok(output) => output.tail(),
+            // No modprobe at all: the reason is told just as well without its words.
+            Err(e) if e.code() == Code::Exec => e.to_string(),
+            Err(e) => return Err(e),
+        };
+        Err(driver::not_loaded(host, Some(&words))?)
     }
 
     fn describe(&self) -> String {
-        "kernel modules".into()
+        format!("kernel modules {}", self.modules.join(", "))
+    }
+}
+
+/// Whether the module is loaded or built in; `None` when the kernel shows neither list.
+fn loaded(host: &Host, module: &str) -> Result<Option<bool>> {
+    let name = module.replace('-', "_");
+    if host.files.exists(format!("/sys/module/{name}"))? {
+        return Ok(Some(true));
+    }
+    if module == "nvidia" && driver::module_version(host)?.is_some() {
+        return Ok(Some(true));
+    }
+    if let Some(list) = host.files.read_text("/proc/modules")? {
+        return Ok(Some(list.lines().any(|l| l.split(' ').next() == Some(name.as_str()))));
+    }
+    // A kernel without loadable modules has no /proc/modules; /sys/module still names what is built in.
+    Ok(host.files.exists("/sys/module")?.then_some(false))
+}
+
+/// The loaded module is another version than the libraries. A reboot helps only if the module on disk is theirs.
+async fn mismatch(host: &Host, loaded: &str, libraries: &str) -> Result<Applied> {
+    let output = host.exec.output(&Call::new("modinfo").args(["-F", "version", "nvidia"])).await?;
+    let on_disk = output.text().trim().to_owned();
+    if output.ok() && on_disk == libraries {
+        return Ok(Applied::RebootNeeded {
+            why: format!("module {loaded} is loaded and in use; {libraries} takes over with the next boot"),
+        });
+    }
+    let on_disk =
+        if on_disk.is_empty() { "there is none on disk".into() } else { format!("on disk is {on_disk}") };
+    Err(Error::new(
+        Code::DriverMismatch,
+        format!("kernel module {loaded} is loaded, libraries {libraries} are installed, and {on_disk}"),
+    )
+    .with_hint("the module for these libraries was not built or installed: `dkms status`, or install linux-modules-nvidia for this kernel"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::driver::tests::machine;
+    use super::*;
+
+    fn action() -> KernelModule {
+        KernelModule { modules: vec!["nvidia".into(), "nvidia-uvm".into()] }
+    }
+
+    #[tokio::test]
+    async fn modules_are_found_in_sysfs_or_proc() {
+        let (_dir, host) = machine();
+        let check = action().check(&host).await.unwrap();
+        assert_eq!(check, Check::needed("not loaded in kernel 6.8.0-1021-aws: nvidia, nvidia-uvm"));
+        let text = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.216.03  Thu Apr  3\n";
+        host.files.write("/proc/driver/nvidia/version", text.as_bytes(), 0o444).unwrap();
+        assert_eq!(
+            action().check(&host).await.unwrap().why(),
+            "not loaded in kernel 6.8.0-1021-aws: nvidia-uvm"
+        );
+        host.files.write("/proc/modules", b"nvidia_uvm 1 0 - Live 0\n", 0o444).unwrap();
+        let check = action().check(&host).await.unwrap();
+        assert_eq!(check, Check::satisfied("loaded: nvidia, nvidia-uvm 535.216.03"));
+    }
+
+    #[tokio::test]
+    async fn a_kernel_that_shows_nothing_is_unknown_and_one_without_modules_is_not() {
+        let (_dir, host) = machine();
+        host.files.remove("/proc/modules").unwrap();
+        assert_eq!(action().check(&host).await.unwrap().state(), "unknown");
+        host.files.write("/sys/module/kernel/parameters/x", b"", 0o444).unwrap();
+        assert_eq!(action().check(&host).await.unwrap().state(), "needed");
+    }
+
+    #[tokio::test]
+    async fn nouveau_that_the_next_boot_keeps_away_asks_for_that_boot() {
+        let (_dir, host) = machine();
+        host.files.write("/sys/module/nouveau/refcnt", b"1", 0o444).unwrap();
+        host.files.write("/etc/modprobe.d/nvidia.conf", b"blacklist   nouveau\n", 0o644).unwrap();
+        assert!(matches!(action().apply(&host).await.unwrap(), Applied::RebootNeeded { .. }));
     }
 }

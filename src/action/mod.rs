@@ -10,6 +10,7 @@ pub mod apt_pin;
 pub mod apt_source;
 pub mod deb;
 pub mod device_query;
+mod driver;
 pub mod file;
 pub mod kernel_module;
 pub mod library_path;

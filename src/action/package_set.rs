@@ -480,32 +480,50 @@ impl Record {
     }
 }
 
-/// Installs what was found missing. The package lists are renewed only when they prove too old; a version that
-/// the repository no longer has is given up for packages that are gone, never for one whose version was changed.
+/// Installs what was found missing, and looks again: apt's success is no proof. The package lists are renewed
+/// only when they prove too old; a version that the repository no longer has is given up for packages that are
+/// gone, never for one whose version was changed.
 pub(super) async fn install(
     host: &Host,
+    wanted: &Wanted,
     found: &Findings,
     recommends: bool,
     path: impl Fn(&str) -> Option<String>,
 ) -> Result<()> {
-    let apt = host.apt();
     let exact = found.request(recommends, true, &path);
-    let error = match apt.install(&exact).await {
-        Err(e) if matches!(e.code(), Code::AptUnsolvable | Code::IndexOutdated) => e,
-        other => return other,
-    };
-    tracing::info!("the package lists may be old ({error}): renewing them");
-    apt.update().await?;
-    let error = match apt.install(&exact).await {
-        Err(e) if e.code() == Code::AptUnsolvable => e,
-        other => return other,
-    };
     let any = found.request(recommends, false, &path);
-    if !found.changed.is_empty() || (any.packages == exact.packages && any.reinstall == exact.reinstall) {
+    let error = match install_renewed(host, &exact).await {
+        Ok(()) => return installed(host, wanted),
+        Err(e) => e,
+    };
+    let same = any.packages == exact.packages && any.reinstall == exact.reinstall;
+    if error.code() != Code::AptUnsolvable || !found.changed.is_empty() || same {
         return Err(error);
     }
     tracing::warn!("{error}: the recorded versions are no longer to be had; taking what the repository has");
-    apt.install(&any).await
+    host.apt().install(&any).await
+}
+
+/// Installs; when the package lists prove too old, renews them and tries once more.
+pub(super) async fn install_renewed(host: &Host, request: &Request) -> Result<()> {
+    match host.apt().install(request).await {
+        Err(e) if matches!(e.code(), Code::AptUnsolvable | Code::IndexOutdated) => {
+            tracing::info!("the package lists may be old ({e}): renewing them");
+        }
+        other => return other,
+    }
+    host.apt().update().await?;
+    host.apt().install(request).await
+}
+
+/// Fails if apt left something undone: the record must never be made from that.
+fn installed(host: &Host, wanted: &Wanted) -> Result<()> {
+    let left = examine(host, wanted)?;
+    if !left.need_apt() {
+        return Ok(());
+    }
+    Err(Error::new(Code::AptFailed, format!("apt reports success, but {}", left.verdict("the set").why()))
+        .with_hint("run again; if it stays, compare with `apt-cache policy` and /var/log/apt/history.log"))
 }
 
 /// `5812` → `5,812`

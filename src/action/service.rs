@@ -1,12 +1,18 @@
-//! `service`
+//! `service`: a systemd unit that runs now and after the next boot.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Applied, Check, Converge};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::host::exec::Call;
 
-/// service
+/// Fabric manager needs about a minute to train the links of eight GPUs.
+const START_LIMIT: Duration = Duration::from_secs(180);
+
+/// A running systemd service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Service {
@@ -15,15 +21,74 @@ pub struct Service {
 }
 
 impl Converge for Service {
-    async fn check(&self, _host: &Host) -> Result<Check> {
-        Ok(Check::unknown("not implemented"))
+    async fn check(&self, host: &Host) -> Result<Check> {
+        // systemd's own test for "systemd is running" (sd_booted).
+        if !host.files.exists("/run/systemd/system")? {
+            return Ok(Check::unknown(format!(
+                "systemd does not run here, so {} cannot be looked at",
+                self.unit
+            )));
+        }
+        let properties = "--property=LoadState,ActiveState,UnitFileState";
+        let output =
+            host.exec.run(&Call::new("systemctl").args(["show", properties, self.unit.as_str()])).await?;
+        Ok(judge(&self.unit, &output.text()))
     }
 
-    async fn apply(&self, _host: &Host) -> Result<Applied> {
+    async fn apply(&self, host: &Host) -> Result<Applied> {
+        let call = Call::new("systemctl").args(["enable", "--now", self.unit.as_str()]).limit(START_LIMIT);
+        host.exec.run(&call).await.map_err(|e| {
+            Error::new(Code::ServiceFailed, format!("{} does not start", self.unit))
+                .with_hint(format!("journalctl --boot --unit {} says why", self.unit))
+                .because(e)
+        })?;
         Ok(Applied::Done)
     }
 
     fn describe(&self) -> String {
-        "service".into()
+        format!("service {}", self.unit)
+    }
+}
+
+/// From `Name=value` lines.
+fn judge(unit: &str, shown: &str) -> Check {
+    let value = |name: &str| {
+        shown.lines().find_map(|l| l.strip_prefix(name).and_then(|l| l.strip_prefix('='))).unwrap_or_default()
+    };
+    let (load, active, enabled) = (value("LoadState"), value("ActiveState"), value("UnitFileState"));
+    if load != "loaded" {
+        return Check::needed(format!("{unit} is {load}"));
+    }
+    if active != "active" {
+        return Check::needed(format!("{unit} is {active}"));
+    }
+    // Units without an [Install] section are started by others and need no enabling.
+    if !["enabled", "enabled-runtime", "static", "indirect", "generated", "alias"].contains(&enabled) {
+        return Check::needed(format!("{unit} runs, but is {enabled} for the next boot"));
+    }
+    Check::satisfied(format!("{unit} is active and {enabled}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_must_be_there_active_and_enabled() {
+        let state = |load: &str, active: &str, file: &str| {
+            judge("x.service", &format!("LoadState={load}\nActiveState={active}\nUnitFileState={file}\n"))
+        };
+        assert_eq!(state("loaded", "active", "enabled").state(), "satisfied");
+        assert_eq!(state("not-found", "inactive", ""), Check::needed("x.service is not-found"));
+        assert_eq!(state("loaded", "failed", "enabled"), Check::needed("x.service is failed"));
+        assert_eq!(state("loaded", "active", "disabled").state(), "needed");
+    }
+
+    #[tokio::test]
+    async fn without_systemd_nothing_can_be_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let action = Service { unit: "nvidia-fabricmanager.service".into() };
+        let check = action.check(&Host::new(dir.path().into())).await.unwrap();
+        assert_eq!(check.state(), "unknown");
     }
 }

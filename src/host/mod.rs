@@ -7,6 +7,7 @@ pub mod dpkg;
 pub mod exec;
 pub mod fetch;
 pub mod files;
+pub mod ld_cache;
 pub mod retry;
 
 use std::path::PathBuf;

@@ -16,7 +16,7 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
     let either = |yes: bool, a: &'static str, b: &'static str| if yes { a } else { b };
     let home = stack.toolkits.first().map(|t| t.home.is_some());
     BTreeMap::from([
-        ("source", either(matches!(stack.source, Source::Nvidia(_)), "nvidia", "distro")),
+        ("source", source(stack)),
         ("driver", either(stack.driver.is_some(), "wanted", "none")),
         ("fabric-manager", either(stack.fabric_manager.is_some(), "needed", "none")),
         ("cuda", either(!stack.toolkits.is_empty(), "wanted", "none")),
@@ -39,6 +39,16 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
         ("profile", either(config.profile.path, "wanted", "none")),
         ("gpu", either(facts.gpu.gpus.is_empty(), "absent", "present")),
     ])
+}
+
+/// Where packages come from; `none` when no package is wanted from there, so that nobody gets a repository
+/// for nothing.
+fn source(stack: &Stack) -> &'static str {
+    match stack.source {
+        _ if stack.driver.is_none() && stack.toolkits.is_empty() && stack.cudnn.is_none() => "none",
+        Source::Nvidia(_) => "nvidia",
+        Source::Distro { .. } => "distro",
+    }
 }
 
 /// Whether all of `when` holds. An unknown condition is an error, not a "no".

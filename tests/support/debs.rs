@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 /// A package to be built.
 #[derive(Clone)]
-pub struct Deb {
+pub(crate) struct Deb {
     name: String,
     version: String,
     arch: String,
@@ -21,7 +21,7 @@ pub struct Deb {
 }
 
 impl Deb {
-    pub fn new(name: &str, version: &str) -> Self {
+    pub(crate) fn new(name: &str, version: &str) -> Self {
         Self {
             name: name.into(),
             version: version.into(),
@@ -33,35 +33,35 @@ impl Deb {
         }
     }
 
-    pub fn arch(mut self, arch: &str) -> Self {
+    pub(crate) fn arch(mut self, arch: &str) -> Self {
         self.arch = arch.into();
         self
     }
 
     /// A further control field (`Depends`, `Conflicts`, `Installed-Size`, …).
-    pub fn field(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn field(mut self, name: &str, value: &str) -> Self {
         let _ = writeln!(self.fields, "{name}: {value}");
         self
     }
 
-    pub fn file(mut self, path: &str, content: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn file(mut self, path: &str, content: impl AsRef<[u8]>) -> Self {
         self.files.push((path.into(), content.as_ref().to_vec()));
         self
     }
 
-    pub fn conffile(mut self, path: &str, content: &str) -> Self {
+    pub(crate) fn conffile(mut self, path: &str, content: &str) -> Self {
         self.conffiles.push(path.into());
         self.file(path, content)
     }
 
     /// A maintainer script (`postinst`, …): the body of a `sh -e` script.
-    pub fn script(mut self, name: &str, body: &str) -> Self {
+    pub(crate) fn script(mut self, name: &str, body: &str) -> Self {
         self.scripts.push((name.into(), format!("#!/bin/sh\nset -e\n{body}\n")));
         self
     }
 
     /// Builds into `dir` and returns the file.
-    pub fn build(&self, dir: &Path) -> PathBuf {
+    pub(crate) fn build(&self, dir: &Path) -> PathBuf {
         let tree = tempfile::tempdir().unwrap();
         let root = tree.path();
         // mkdtemp makes 0700, which would become the mode of / in the package.
@@ -97,33 +97,33 @@ impl Deb {
 }
 
 /// A flat repository at `/srv/NAME` of a root.
-pub struct Repository {
+pub(crate) struct Repository {
     dir: PathBuf,
     name: String,
 }
 
 impl Repository {
-    pub fn new(root: &Path, name: &str) -> Self {
+    pub(crate) fn new(root: &Path, name: &str) -> Self {
         let dir = root.join("srv").join(name);
         fs::create_dir_all(&dir).unwrap();
         Self { dir, name: name.into() }
     }
 
-    pub fn add(&self, deb: &Deb) -> PathBuf {
+    pub(crate) fn add(&self, deb: &Deb) -> PathBuf {
         deb.build(&self.dir)
     }
 
-    pub fn remove(&self, deb: &str) {
+    pub(crate) fn remove(&self, deb: &str) {
         fs::remove_file(self.dir.join(deb)).unwrap();
     }
 
     /// `file:` URI as a sources line needs it.
-    pub fn uri(&self) -> String {
+    pub(crate) fn uri(&self) -> String {
         format!("file:/srv/{}", self.name)
     }
 
     /// Writes Packages and Release; signed with `key` if one is given.
-    pub fn publish(&self, key: Option<&Key>) {
+    pub(crate) fn publish(&self, key: Option<&Key>) {
         let mut packages = String::new();
         let mut debs: Vec<_> = fs::read_dir(&self.dir).unwrap().map(|e| e.unwrap().path()).collect();
         debs.sort();
@@ -156,12 +156,12 @@ impl Repository {
 }
 
 /// A throw-away signing key.
-pub struct Key {
+pub(crate) struct Key {
     home: tempfile::TempDir,
 }
 
 impl Key {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let home = tempfile::Builder::new().prefix("gpg").tempdir_in("/tmp").unwrap();
         let key = Self { home };
         run(key.gpg().args(["--quick-generate-key", "Test <test@localhost>", "ed25519", "sign", "never"]));
@@ -169,7 +169,7 @@ impl Key {
     }
 
     /// The public key, binary, as apt wants it.
-    pub fn export(&self, to: &Path) {
+    pub(crate) fn export(&self, to: &Path) {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         run(self.gpg().args(["--yes", "--output"]).arg(to).arg("--export"));
     }
@@ -194,7 +194,7 @@ impl Drop for Key {
 }
 
 /// Runs a program that must succeed and returns what it printed.
-pub fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(
         output.status.success(),

@@ -6,49 +6,60 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 /// Part of the kept file's name: raise it when the recipe below changes.
 const RECIPE: &str = "base-1";
 
 /// A root of its own, removed at the end.
-pub struct Root {
+pub(crate) struct Root {
     dir: tempfile::TempDir,
 }
 
+impl Drop for Root {
+    fn drop(&mut self) {
+        // Lets the directory be removed; a root on disk has nothing mounted.
+        let _ = nix::mount::umount2(self.dir.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
 impl Root {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test installs packages into a disposable root and needs root: run the tests as root"
         );
+        few_descriptors();
         let dir = tempfile::Builder::new().prefix("root-").tempdir_in(cache_dir()).unwrap();
+        in_memory(dir.path());
         run(Command::new("tar").args(["--numeric-owner", "-xf"]).arg(base()).arg("-C").arg(dir.path()));
         // mkdtemp makes 0700; apt's unprivileged user must get through.
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         Self { dir }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
     /// Where a path of the root lies.
-    pub fn at(&self, path: &str) -> PathBuf {
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.dir.path().join(path.trim_start_matches('/'))
     }
 
-    pub fn write(&self, path: &str, content: &str) {
+    pub(crate) fn write(&self, path: &str, content: &str) {
         let to = self.at(path);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::write(to, content).unwrap();
     }
 
-    pub fn read(&self, path: &str) -> String {
+    pub(crate) fn read(&self, path: &str) -> String {
         fs::read_to_string(self.at(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
     }
 
     /// A program inside the root.
-    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new("chroot");
         command.arg(self.path()).arg(program).args(args);
         command
@@ -59,9 +70,26 @@ impl Root {
     }
 
     /// Runs a program inside the root; it must succeed.
-    pub fn run(&self, program: &str, args: &[&str]) -> String {
+    pub(crate) fn run(&self, program: &str, args: &[&str]) -> String {
         run(&mut self.command(program, args))
     }
+}
+
+/// Mounts a tmpfs for this thread and its children alone, so that dpkg's many fsyncs cost nothing; it vanishes
+/// with the thread. Where namespaces are not allowed, the disk has to do.
+fn in_memory(dir: &Path) {
+    let none: Option<&str> = None;
+    let _ = unshare(CloneFlags::CLONE_NEWNS)
+        .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
+        .and_then(|()| mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some("size=1g,mode=0755")));
+}
+
+/// Without /proc, apt closes every possible descriptor one by one in each child: a second each where a million
+/// are allowed.
+fn few_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1024), hard).unwrap();
 }
 
 /// Where the base is kept and roots are unpacked.

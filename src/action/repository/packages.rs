@@ -221,12 +221,10 @@ mod tests {
     use super::*;
 
     fn index(stanzas: &[(&str, &str, &str)]) -> Index {
-        let text: String = stanzas
-            .iter()
-            .map(|(name, version, more)| {
-                format!("Package: {name}\nVersion: {version}\nFilename: ./x.deb\nSHA256: aa\n{more}\n\n")
-            })
-            .collect();
+        let stanza = |(name, version, more): &(&str, &str, &str)| {
+            format!("Package: {name}\nVersion: {version}\nFilename: ./x.deb\nSHA256: aa\n{more}\n\n")
+        };
+        let text = stanzas.iter().map(stanza).collect::<Vec<_>>().concat();
         Index::read(text.as_bytes()).unwrap()
     }
 

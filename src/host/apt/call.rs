@@ -32,9 +32,12 @@ const SIGNATURES_ON: [&str; 8] = [
 ];
 
 /// Options of behaviour: no question is ever asked, and a changed configuration file stays as it is.
-const BEHAVIOUR: [&str; 7] = [
+const BEHAVIOUR: [&str; 8] = [
     "Acquire::Retries=3",
     "Dpkg::Use-Pty=0",
+    // Progress comes on standard output among other lines: a descriptor of its own would have to be inherited
+    // by every maintainer script.
+    "APT::Status-Fd=1",
     "APT::Color=0",
     "APT::Install-Suggests=0",
     "APT::Get::AutomaticRemove=0",
@@ -65,12 +68,10 @@ fn quiet(call: Call) -> Call {
         .env("APT_LISTBUGS_FRONTEND", "none")
 }
 
-/// Runs an `apt-get` call and passes its progress on. The status lines come on standard output among others:
-/// a descriptor of their own would have to be inherited by every maintainer script.
-pub(super) async fn run_with_progress(host: &Host, call: Call) -> Result<Output> {
-    let call = call.args(["-o", "APT::Status-Fd=1"]);
+/// Runs a call and passes apt's progress on.
+pub(super) async fn run_with_progress(host: &Host, call: &Call) -> Result<Output> {
     host.exec
-        .stream(&call, |line| {
+        .stream(call, |line| {
             if let Some(progress) = status_line(line) {
                 host.progress(progress);
             }

@@ -2,6 +2,11 @@
 //! cannot be believed: its status file is synced, the packages' files need not be. The list is honoured whatever
 //! the receipt or the instance id says; an image can be captured in the middle of an installation.
 
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::Plan;
@@ -68,12 +73,32 @@ impl InFlight {
 
     /// Takes the list away once everything that the packages wrote is on disk.
     pub(super) async fn clear(host: &Host) -> Result<()> {
-        // Packages may write to any file system; sync covers them all. It can take a while on slow disks.
-        tokio::task::spawn_blocking(nix::unistd::sync)
+        let directories = WRITTEN.iter().map(|d| host.files.outside(d)).collect::<Result<Vec<_>>>()?;
+        tokio::task::spawn_blocking(move || sync_file_systems(&directories))
             .await
-            .map_err(|e| Error::new(Code::Io, "cannot sync the file systems").because(e))?;
+            .map_err(|e| Error::new(Code::Io, "cannot sync the file systems").because(e))??;
         host.files.remove(paths::IN_FLIGHT)
     }
+}
+
+/// Where packages write: each of these may be a file system of its own. A global sync would wait for others'
+/// network file systems, too.
+const WRITTEN: [&str; 8] = ["/", "/boot", "/etc", "/opt", "/usr", "/usr/local", "/var", "/var/lib"];
+
+/// syncfs, once per file system. It can take a while on slow disks.
+fn sync_file_systems(directories: &[PathBuf]) -> Result<()> {
+    let mut synced = HashSet::new();
+    for dir in directories {
+        let file = match File::open(dir) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(Error::io("open", dir, e)),
+        };
+        if synced.insert(file.metadata().map_err(|e| Error::io("stat", dir, e))?.dev()) {
+            nix::unistd::syncfs(&file).map_err(|e| Error::io("sync the file system of", dir, e.into()))?;
+        }
+    }
+    Ok(())
 }
 
 impl Host {

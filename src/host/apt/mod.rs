@@ -91,6 +91,9 @@ impl Apt<'_> {
             "Dir::Cache::srcpkgcache=".to_owned(),
             "-o".to_owned(),
             "Acquire::Languages=none".to_owned(),
+            // Docker's images keep indexes compressed, in a format of apt's choice; these are read by us.
+            "-o".to_owned(),
+            "Acquire::GzipIndexes=false".to_owned(),
             "update".to_owned(),
         ]);
         let mut output = self.locked(&call).await?;
@@ -105,7 +108,7 @@ impl Apt<'_> {
     pub async fn install(&self, request: &Request) -> Result<()> {
         self.recover().await?;
         let files = request.files(self.host).await?;
-        let plan = self.plan(request, &files).await?;
+        let plan = self.plan(request).await?;
         InFlight::of(&plan, &files).write(self.host)?;
         let result = self.execute(request, &plan).await;
         // apt came to an end by itself: what dpkg says is true, even if it says that something failed. Only
@@ -133,9 +136,9 @@ impl Apt<'_> {
         }
         tracing::warn!("an earlier package installation did not finish: repairing it");
         let configured = self.configure().await?;
-        let mut last = configured;
+        let mut repaired = None;
         if !self.host.packages()?.broken().is_empty() {
-            last = self.fix_broken().await?;
+            repaired = Some(self.fix_broken().await?);
         }
         let names: Vec<String> = self.host.packages()?.broken().iter().map(|p| p.id()).collect();
         if !names.is_empty() {
@@ -144,7 +147,7 @@ impl Apt<'_> {
                 format!("{} could not be repaired", names.join(", ")),
             )
             .with_hint("`dpkg --audit` says what is wrong; `apt-get install --reinstall PACKAGE` often helps; then run again")
-            .because(last.tail()));
+            .because(format!("{}\n{}", configured.tail(), repaired.map(|o| o.tail()).unwrap_or_default()).trim().to_owned()));
         }
         if let Some(list) = in_flight {
             self.reinstall_in_flight(&list).await?;
@@ -162,7 +165,7 @@ impl Apt<'_> {
     /// `apt-get -f install`, judged like any other installation.
     async fn fix_broken(&self) -> Result<Output> {
         let request = Request::default();
-        let plan = self.plan(&request, &[]).await?;
+        let plan = self.plan(&request).await?;
         self.locked(&install_call(&request, &plan)).await
     }
 
@@ -191,18 +194,17 @@ impl Apt<'_> {
         if versioned.reinstall.is_empty() {
             return Ok(());
         }
-        let files = versioned.files(self.host).await?;
-        let plan = match self.plan(&versioned, &files).await {
+        let plan = match self.plan(&versioned).await {
             Ok(plan) => return self.execute(&versioned, &plan).await,
             // The repository has moved on meanwhile: a newer version is as whole as the same one.
-            Err(e) if e.code() == Code::AptUnsolvable => self.plan(&any, &files).await?,
+            Err(e) if e.code() == Code::AptUnsolvable => self.plan(&any).await?,
             Err(e) => return Err(e),
         };
         self.execute(&any, &plan).await
     }
 
-    /// What apt would do, refused if it must not happen. `files` are the package files among the request.
-    async fn plan(&self, request: &Request, files: &Files) -> Result<Plan> {
+    /// What apt would do, refused if it must not happen.
+    async fn plan(&self, request: &Request) -> Result<Plan> {
         self.host.files.make_dir(format!("{NO_ARCHIVES}/partial"), 0o755)?;
         let base = request_call(request, call::SIMULATE_LIMIT);
         let simulated = self.locked(&base.clone().args(["--simulate"])).await?;
@@ -216,29 +218,9 @@ impl Apt<'_> {
         }
         let plan = Plan::read(&simulated.text(), &uris.text());
         plan.judge(request.downgrade)?;
-        self.respect_holds(request, files, &plan)?;
         plan.refuse_unsigned(&sources::unsigned(self.host)?)?;
         plan.fits(self.host)?;
         Ok(plan)
-    }
-
-    /// apt's permission to change packages on hold covers all of them; ours covers those that were asked for.
-    fn respect_holds(&self, request: &Request, files: &Files, plan: &Plan) -> Result<()> {
-        let database = self.host.packages()?;
-        for install in plan.installs.iter().filter(|i| i.old.as_ref().is_some_and(|old| *old != i.new)) {
-            let held = database.named(&install.name).any(|p| p.want == dpkg::Want::Hold);
-            if held && !request.names(&install.name) && files.iter().all(|(_, c)| c.name != install.name) {
-                return Err(Error::new(
-                    Code::AptUnsolvable,
-                    format!(
-                        "the installation would change {}, which is on hold; nothing was changed",
-                        install.name
-                    ),
-                )
-                .with_hint(format!("if that is wanted: apt-mark unhold {}, then run again", install.name)));
-            }
-        }
-        Ok(())
     }
 
     async fn execute(&self, request: &Request, plan: &Plan) -> Result<()> {
@@ -255,7 +237,7 @@ impl Apt<'_> {
         let deadline = started + self.lock_budget;
         loop {
             locks::wait(self.host, deadline).await?;
-            let output = call::run_with_progress(self.host, call.clone()).await?;
+            let output = call::run_with_progress(self.host, call).await?;
             if output.ok() || !failure::is_lock(&output) {
                 return Ok(output);
             }
@@ -279,9 +261,6 @@ fn updated(what: &str, output: &Output) -> Result<()> {
     Err(failure::explain(what, output))
 }
 
-/// Package files of a request and what they say they are.
-type Files = [(String, dpkg::Control)];
-
 impl Request {
     /// Asks each package file among the request what it is.
     async fn files(&self, host: &Host) -> Result<Vec<(String, dpkg::Control)>> {
@@ -290,11 +269,6 @@ impl Request {
             files.push((path.clone(), dpkg::control(host, path).await?));
         }
         Ok(files)
-    }
-
-    /// Whether the package of this name was asked for.
-    fn names(&self, name: &str) -> bool {
-        self.packages.iter().chain(&self.reinstall).any(|p| p.split([':', '=']).next() == Some(name))
     }
 
     /// For messages: `install a, b and 3 more`.

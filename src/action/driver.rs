@@ -1,0 +1,307 @@
+//! What is known about the NVIDIA driver on this machine: the loaded module, the installed libraries, and, when
+//! no module is loaded, the specific reason. Shared by `kernel-module` and `device-query`.
+
+use std::path::Path;
+
+use crate::error::{Code, Error, Result};
+use crate::facts::gpu::driver;
+use crate::host::Host;
+
+const VERSION: &str = "/proc/driver/nvidia/version";
+/// Longer chains than Debian's four are loops.
+const MAX_LINKS: usize = 8;
+const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+/// Version of the loaded kernel module; `None` when none is loaded.
+pub(super) fn module_version(host: &Host) -> Result<Option<String>> {
+    let Some(text) = host.files.read_text(VERSION)? else { return Ok(None) };
+    match driver::version(&text) {
+        Some(driver) => Ok(Some(driver.version)),
+        None => Err(Error::new(Code::FactsUnreadable, format!("{VERSION} has no version in it"))),
+    }
+}
+
+/// Version of the installed user-space driver, from the file that `libcuda.so.1` leads to. `None` when the
+/// linker knows no libcuda, or when its file carries no version.
+pub(super) fn library_version(host: &Host) -> Result<Option<String>> {
+    for library in host.linker_cache()?.into_iter().filter(|l| l.soname == "libcuda.so.1") {
+        // One link on Ubuntu; on Debian an alternative and two links more.
+        let mut at = library.path;
+        for _ in 0..MAX_LINKS {
+            let Some(target) = host.files.read_link(&at)? else { break };
+            at = at.parent().unwrap_or(Path::new("/")).join(target);
+            if let Some(version) = version_in_name(&at) {
+                return Ok(Some(version));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// `…/libcuda.so.535.261.03` → `535.261.03`
+fn version_in_name(path: &Path) -> Option<String> {
+    let version = path.file_name()?.to_str()?.strip_prefix("libcuda.so.")?;
+    let is_version = version.contains('.') && version.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    is_version.then(|| version.to_owned())
+}
+
+/// The running kernel's release.
+pub(super) fn kernel(host: &Host) -> Result<String> {
+    let text = host.files.read_text("/proc/sys/kernel/osrelease")?;
+    Ok(text.map_or_else(|| "(unknown)".to_owned(), |t| t.trim().to_owned()))
+}
+
+/// Why no module is loaded, as an error. `words` is what modprobe said, if it was asked.
+pub(super) fn not_loaded(host: &Host, words: Option<&str>) -> Result<Error> {
+    let kernel = kernel(host)?;
+    let words = words.unwrap_or_default();
+    let error = if let Some((why, hint)) = no_module(host, &kernel)? {
+        fail(format!("the driver is installed but kernel {kernel} has no NVIDIA module: {why}"), &hint)
+    } else if !host.files.exists("/proc/modules")? {
+        fail(
+            format!("kernel {kernel} cannot load modules: it has no /proc/modules"),
+            "use a kernel of the distribution; this one was built without loadable modules, or /proc is not mounted",
+        )
+    } else if refused_by_signature(words) {
+        let secure =
+            if secure_boot(host)? { "Secure Boot is on" } else { "the kernel enforces module signatures" };
+        fail(
+            format!(
+                "kernel {kernel} refuses the NVIDIA module, because {secure} and nobody the kernel trusts has signed it"
+            ),
+            "use the distribution's signed modules (driver.modules = \"prebuilt\"), or an AMI without Secure Boot",
+        )
+    } else if nouveau(host)? {
+        fail(
+            "the nouveau driver holds the GPU, so that NVIDIA's module cannot take it".into(),
+            "blacklist nouveau in /etc/modprobe.d, run update-initramfs -u, and reboot",
+        )
+    } else if words.contains("No such device") {
+        fail(
+            format!("the NVIDIA module for kernel {kernel} found no GPU that it can drive"),
+            "dmesg names the reason; older GPUs (before Turing) need flavour = \"proprietary\" and a branch that still has them",
+        )
+    } else if ["Exec format error", "Unknown symbol", "Invalid module format"]
+        .iter()
+        .any(|w| words.contains(w))
+    {
+        fail(
+            format!("the NVIDIA module for kernel {kernel} was built for another kernel or is damaged"),
+            "reinstall the module's package (or run dkms autoinstall), then run again",
+        )
+    } else if words.is_empty() {
+        fail(
+            format!("kernel {kernel} has an NVIDIA module, but it is not loaded"),
+            "run `modprobe nvidia`; dmesg says more",
+        )
+    } else {
+        fail(
+            format!("the NVIDIA module for kernel {kernel} cannot be loaded"),
+            "dmesg says more than modprobe does",
+        )
+    };
+    Ok(if words.is_empty() { error } else { error.because(words.to_owned()) })
+}
+
+fn fail(message: String, hint: &str) -> Error {
+    Error::new(Code::DriverNotLoaded, message).with_hint(hint)
+}
+
+/// Why there is no module file for the kernel, and what to do; `None` if there is one.
+fn no_module(host: &Host, kernel: &str) -> Result<Option<(String, String)>> {
+    let here = format!("/lib/modules/{kernel}");
+    if has_module(host, &here)? {
+        return Ok(None);
+    }
+    let mut others = Vec::new();
+    for other in host.files.list("/lib/modules")?.into_iter().filter(|k| k != kernel) {
+        if has_module(host, &format!("/lib/modules/{other}"))? {
+            others.push(other);
+        }
+    }
+    if let Some(log) = failed_build(host, kernel)? {
+        return Ok(Some((
+            format!("building it failed, see {log}"),
+            format!("read the end of {log}; then run again"),
+        )));
+    }
+    if !others.is_empty() {
+        let others = others.join(", ");
+        return Ok(Some((
+            format!("there is one for {others}"),
+            format!("reboot into {others}, then run again"),
+        )));
+    }
+    if !host.files.exists(&here)? {
+        return Ok(Some((
+            format!("{here} does not exist, so this kernel is not one of this system's packages"),
+            "boot a kernel of the distribution (linux-aws, linux-image-cloud-amd64), then run again".into(),
+        )));
+    }
+    let headers = host.files.exists(format!("{here}/build"))?
+        || host.files.exists(format!("/usr/src/linux-headers-{kernel}"))?;
+    if !headers {
+        return Ok(Some((
+            format!("it could not be built, because linux-headers-{kernel} is not installed"),
+            format!(
+                "apt-get install linux-headers-{kernel}, or reboot into a kernel whose headers can be had; then run again"
+            ),
+        )));
+    }
+    Ok(Some((
+        format!("{here} holds none, although the kernel's headers are there"),
+        "`dkms status` shows what was built; `dkms autoinstall` builds it".into(),
+    )))
+}
+
+/// Whether there is an NVIDIA module below the directory (`nvidia.ko`, Debian's `nvidia-current.ko`, compressed or not).
+fn has_module(host: &Host, dir: &str) -> Result<bool> {
+    for name in host.files.list(dir)? {
+        let is_module = name.starts_with("nvidia")
+            && ["ko", "ko.xz", "ko.zst", "ko.gz"].iter().any(|end| name.ends_with(&format!(".{end}")))
+            // Modules of the kernel's own tree that only share the name's beginning.
+            && !["nvidiafb", "nvidia-wmi", "nvidia_wmi"].iter().any(|start| name.starts_with(start));
+        if is_module {
+            return Ok(true);
+        }
+        let path = format!("{dir}/{name}");
+        // `build` and `source` are links out of the tree.
+        if host.files.lstat(&path)?.is_some_and(|m| m.is_dir()) && has_module(host, &path)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The log of a DKMS build that left no module for the kernel.
+fn failed_build(host: &Host, kernel: &str) -> Result<Option<String>> {
+    for package in host.files.list("/var/lib/dkms")?.iter().filter(|p| p.starts_with("nvidia")) {
+        for version in host.files.list(format!("/var/lib/dkms/{package}"))? {
+            let log = format!("/var/lib/dkms/{package}/{version}/build/make.log");
+            // The log's head names the kernel that it was built for.
+            if host.files.read_text(&log)?.is_some_and(|text| text.contains(kernel)) {
+                return Ok(Some(log));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn refused_by_signature(words: &str) -> bool {
+    ["Key was rejected by service", "Required key not available", "Operation not permitted"]
+        .iter()
+        .any(|w| words.contains(w))
+}
+
+/// Four bytes of attributes, then 1 when Secure Boot is on. No EFI variables, no Secure Boot.
+pub(super) fn secure_boot(host: &Host) -> Result<bool> {
+    Ok(host.files.read(SECURE_BOOT)?.is_some_and(|bytes| bytes.get(4) == Some(&1)))
+}
+
+/// Whether nouveau is loaded.
+pub(super) fn nouveau(host: &Host) -> Result<bool> {
+    host.files.exists("/sys/module/nouveau")
+}
+
+/// Whether the next boot keeps nouveau away.
+pub(super) fn nouveau_is_blacklisted(host: &Host) -> Result<bool> {
+    for dir in ["/etc/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"] {
+        for name in host.files.list(dir)? {
+            let text = host.files.read_text(format!("{dir}/{name}"))?.unwrap_or_default();
+            if text.lines().any(|l| l.split_ascii_whitespace().eq(["blacklist", "nouveau"])) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A machine with a kernel and nothing else.
+    pub(crate) fn machine() -> (tempfile::TempDir, Host) {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path().into());
+        for (path, text) in
+            [("/proc/sys/kernel/osrelease", "6.8.0-1021-aws\n"), ("/proc/modules", "ext4 1 1 - Live 0\n")]
+        {
+            host.files.write(path, text.as_bytes(), 0o644).unwrap();
+        }
+        (dir, host)
+    }
+
+    fn says(host: &Host, words: Option<&str>) -> String {
+        let error = not_loaded(host, words).unwrap();
+        assert_eq!(error.code(), Code::DriverNotLoaded);
+        assert!(error.hint().is_some());
+        error.message().to_owned()
+    }
+
+    #[test]
+    fn each_reason_is_told_from_the_others() {
+        let (_dir, host) = machine();
+        let write = |path: &str, bytes: &[u8]| host.files.write(path, bytes, 0o644).unwrap();
+        let modules = "/lib/modules/6.8.0-1021-aws";
+        assert_eq!(
+            says(&host, None),
+            "the driver is installed but kernel 6.8.0-1021-aws has no NVIDIA module: /lib/modules/6.8.0-1021-aws does not exist, so this kernel is not one of this system's packages"
+        );
+        // A module of the kernel's own that only sounds like the driver.
+        write(&format!("{modules}/kernel/drivers/video/fbdev/nvidia/nvidiafb.ko"), b"");
+        assert!(says(&host, None).ends_with("because linux-headers-6.8.0-1021-aws is not installed"));
+        write("/usr/src/linux-headers-6.8.0-1021-aws/Makefile", b"");
+        assert!(says(&host, None).ends_with("although the kernel's headers are there"));
+        write("/lib/modules/6.8.0-1030-aws/updates/dkms/nvidia.ko.zst", b"");
+        assert!(says(&host, None).ends_with("there is one for 6.8.0-1030-aws"));
+        write(
+            "/var/lib/dkms/nvidia/580.82.07/build/make.log",
+            b"DKMS make.log for nvidia-580.82.07 for kernel 6.8.0-1021-aws (x86_64)\n",
+        );
+        assert!(
+            says(&host, None)
+                .contains("building it failed, see /var/lib/dkms/nvidia/580.82.07/build/make.log")
+        );
+
+        write(&format!("{modules}/updates/dkms/nvidia-current.ko.xz"), b"");
+        assert!(says(&host, None).ends_with("has an NVIDIA module, but it is not loaded"));
+        assert!(
+            says(&host, Some("modprobe: ERROR: could not insert 'nvidia': No such device"))
+                .contains("found no GPU")
+        );
+        assert!(says(&host, Some("could not insert 'nvidia': Exec format error")).contains("another kernel"));
+        let rejected = "modprobe: ERROR: could not insert 'nvidia': Key was rejected by service";
+        assert!(says(&host, Some(rejected)).contains("the kernel enforces module signatures"));
+        write(SECURE_BOOT, &[6, 0, 0, 0, 1]);
+        assert!(says(&host, Some(rejected)).contains("Secure Boot is on"));
+        write("/sys/module/nouveau/refcnt", b"0");
+        assert!(says(&host, Some("could not insert 'nvidia': No such device")).contains("nouveau"));
+        host.files.remove("/proc/modules").unwrap();
+        assert!(says(&host, None).contains("cannot load modules"));
+    }
+
+    #[test]
+    fn versions_of_module_and_library_are_read() {
+        let (_dir, host) = machine();
+        assert_eq!((module_version(&host).unwrap(), library_version(&host).unwrap()), (None, None));
+        let text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.142  Release Build\n";
+        host.files.write(VERSION, text.as_bytes(), 0o444).unwrap();
+        for (link, target) in [
+            ("/usr/lib/libcuda.so.1", "/etc/alternatives/nvidia--libcuda.so.1-x86_64-linux-gnu"),
+            (
+                "/etc/alternatives/nvidia--libcuda.so.1-x86_64-linux-gnu",
+                "/usr/lib/nvidia/current/libcuda.so.1",
+            ),
+            ("/usr/lib/nvidia/current/libcuda.so.1", "libcuda.so.580.142"),
+        ] {
+            host.files.symlink(link, target).unwrap();
+        }
+        let cache = crate::host::ld_cache::tests::cache(&[("libcuda.so.1", "/usr/lib/libcuda.so.1")]);
+        host.files.write("/etc/ld.so.cache", &cache, 0o644).unwrap();
+        assert_eq!(module_version(&host).unwrap().as_deref(), Some("580.142"));
+        assert_eq!(library_version(&host).unwrap().as_deref(), Some("580.142"));
+        host.files.write(VERSION, b"garbage", 0o444).unwrap();
+        assert!(module_version(&host).is_err());
+    }
+}

@@ -1,0 +1,532 @@
+//! Packages on real apt and dpkg, in disposable roots: what is installed, what is refused, what heals.
+//! Repositories are `file:` ones inside the root; nothing but the base comes from the network.
+
+#[path = "support/debs.rs"]
+mod debs;
+#[path = "support/root.rs"]
+mod root;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use debs::{Deb, Key, Repository};
+use gpu_bootstrap::action::apt_package::AptPackage;
+use gpu_bootstrap::action::{Action, Check, deb};
+use gpu_bootstrap::catalog::choose;
+use gpu_bootstrap::error::{Code, Error};
+use gpu_bootstrap::host::apt::Request;
+use gpu_bootstrap::host::{Host, paths};
+use root::Root;
+use sha2::{Digest, Sha256};
+
+const IN_FLIGHT: &str = paths::IN_FLIGHT;
+
+/// A root whose only source is a signed repository, `/srv/repo`.
+struct Machine {
+    root: Root,
+    host: Host,
+    repo: Repository,
+    key: Key,
+}
+
+impl Machine {
+    fn new(packages: &[Deb]) -> Self {
+        let root = Root::new();
+        let key = Key::new();
+        let repo = Repository::new(root.path(), "repo");
+        for package in packages {
+            repo.add(package);
+        }
+        key.export(&root.at("/etc/apt/keyrings/repo.gpg"));
+        root.write(
+            "/etc/apt/sources.list",
+            &format!("deb [signed-by=/etc/apt/keyrings/repo.gpg] {} ./\n", repo.uri()),
+        );
+        let host = Host::new(root.path().into());
+        let machine = Self { root, host, repo, key };
+        machine.publish();
+        machine
+    }
+
+    /// Signs the repository anew and lets apt see it.
+    fn publish(&self) {
+        self.repo.publish(Some(&self.key));
+        self.root.run("apt-get", &["-qq", "update"]);
+    }
+
+    fn check(&self, action: &Action) -> Check {
+        block(action.check(&self.host)).unwrap()
+    }
+
+    fn satisfied(&self, action: &Action) -> String {
+        match self.check(action) {
+            Check::Satisfied { evidence } => evidence,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The check must say `Needed` with these words; applying must heal, and touch nothing but `touched`.
+    fn heals(&self, action: &Action, words: &str, touched: &[&str]) {
+        let why = match self.check(action) {
+            Check::Needed { why } => why,
+            other => panic!("{words}: {other:?}"),
+        };
+        assert!(why.contains(words), "{words:?} is not in {why:?}");
+        let log = "/var/log/dpkg.log";
+        let before = self.root.read(log).lines().count();
+        block(action.apply(&self.host)).unwrap();
+        self.satisfied(action);
+        let after = self.root.read(log);
+        let mut changed: Vec<&str> = after
+            .lines()
+            .skip(before)
+            .filter_map(|l| match l.split(' ').collect::<Vec<_>>()[..] {
+                [_, _, "install" | "upgrade" | "remove", id, ..] => id.split(':').next(),
+                _ => None,
+            })
+            .collect();
+        changed.sort_unstable();
+        assert_eq!(changed, touched, "{words}: {after}");
+    }
+
+    fn version(&self, package: &str) -> String {
+        let output = self
+            .root
+            .command("dpkg-query", &["-W", "-f", "${db:Status-Abbrev}${Version}", package])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    fn refuses(&self, packages: &[&str]) -> Error {
+        let before = self.root.read("/var/lib/dpkg/status");
+        let error = block(self.host.apt().install(&request(packages))).unwrap_err();
+        assert_eq!(self.root.read("/var/lib/dpkg/status"), before, "{error}");
+        assert!(!self.root.at(IN_FLIGHT).exists());
+        error
+    }
+}
+
+fn block<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn request(packages: &[&str]) -> Request {
+    Request { packages: packages.iter().map(|p| (*p).to_owned()).collect(), ..Request::default() }
+}
+
+fn packages(names: &[&str]) -> Action {
+    Action::AptPackage(AptPackage {
+        packages: names.iter().map(|p| (*p).to_owned()).collect(),
+        recommends: false,
+        hold: true,
+    })
+}
+
+fn toolkit() -> [Deb; 5] {
+    let lib = |version: &str| {
+        Deb::new("libcublas-12-8", version)
+            .file("/usr/local/cuda-12.8/lib64/libcublas.so.12", vec![7; 40_000])
+            .file(
+                "/usr/share/doc/libcublas-12-8/copyright",
+                "left out on machines that exclude documentation",
+            )
+    };
+    [
+        Deb::new("cuda-toolkit-12-8", "12.8.1-1")
+            .field("Depends", "libcublas-12-8, plain-tool")
+            .field("Recommends", "not-wanted"),
+        lib("12.8.4.1-1"),
+        Deb::new("plain-tool", "1.0")
+            .file("/usr/bin/plain-tool", "#!/bin/sh\n")
+            .conffile("/etc/plain.conf", "a=1\n"),
+        Deb::new("not-wanted", "1.0"),
+        lib("12.8.19.9-1"),
+    ]
+}
+
+#[test]
+fn installs_once_and_heals_exactly_what_was_damaged() {
+    let m = Machine::new(&toolkit()[..4]);
+    let action = packages(&["cuda-toolkit-12-8"]);
+    assert!(matches!(m.check(&action), Check::Needed { why } if why == "cuda-toolkit-12-8 is not installed"));
+    block(action.apply(&m.host)).unwrap();
+
+    let evidence = m.satisfied(&action);
+    assert_eq!(evidence, "cuda-toolkit-12-8 and 2 more installed, 2 files as recorded");
+    assert!(!m.version("not-wanted").starts_with("ii"));
+    // NVIDIA's are held; what others need stays open to security updates.
+    assert_eq!(m.root.run("apt-mark", &["showhold"]), "cuda-toolkit-12-8\nlibcublas-12-8\n");
+    assert!(!m.root.at(IN_FLIGHT).exists());
+
+    // A second look starts no program at all: it must not even need one.
+    let blind = Host::new(m.root.path().into());
+    fs::rename(m.root.at("/usr/bin/dpkg"), m.root.at("/usr/bin/dpkg.gone")).unwrap();
+    assert_eq!(block(action.check(&blind)).unwrap(), Check::satisfied(evidence));
+    fs::rename(m.root.at("/usr/bin/dpkg.gone"), m.root.at("/usr/bin/dpkg")).unwrap();
+
+    let lib = m.root.at("/usr/local/cuda-12.8/lib64/libcublas.so.12");
+    fs::remove_file(&lib).unwrap();
+    m.heals(
+        &action,
+        "/usr/local/cuda-12.8/lib64/libcublas.so.12 is missing of libcublas-12-8",
+        &["libcublas-12-8"],
+    );
+
+    fs::File::options().write(true).open(&lib).unwrap().set_len(100).unwrap();
+    m.heals(&action, "libcublas.so.12 has 100 bytes, not 40000 of libcublas-12-8", &["libcublas-12-8"]);
+    assert_eq!(fs::metadata(&lib).unwrap().len(), 40_000);
+
+    m.root.run("apt-mark", &["unhold", "libcublas-12-8"]);
+    m.heals(&action, "libcublas-12-8 is not on hold", &[]);
+
+    m.root.run("dpkg", &["--force-depends", "--force-hold", "--purge", "libcublas-12-8"]);
+    m.heals(&action, "libcublas-12-8 12.8.4.1-1 is no longer installed", &["libcublas-12-8"]);
+
+    // apt takes a status file of the same second and size for unchanged: this version has another length.
+    let newer = toolkit()[4].build(&m.root.at("/srv/other"));
+    let newer = format!("/srv/other/{}", newer.file_name().unwrap().to_string_lossy());
+    m.root.run("dpkg", &["--force-hold", "-i", &newer]);
+    m.heals(
+        &action,
+        "changed held version: libcublas-12-8 is 12.8.19.9-1, was 12.8.4.1-1",
+        &["libcublas-12-8"],
+    );
+    assert_eq!(m.version("libcublas-12-8"), "hi 12.8.4.1-1");
+
+    // An administrator's own setting is no damage.
+    m.root.write("/etc/plain.conf", "a=2\n");
+    m.satisfied(&action);
+}
+
+#[test]
+fn what_others_installed_is_recorded_and_held_without_apt() {
+    let m = Machine::new(&toolkit()[..4]);
+    m.root.run("apt-get", &["-qqy", "--no-install-recommends", "install", "cuda-toolkit-12-8"]);
+    let action = packages(&["cuda-toolkit-12-8=12.8.*"]);
+    m.heals(&action, "cuda-toolkit-12-8 is not on hold", &[]);
+    // The record reaches what the toolkit depends on of NVIDIA's.
+    fs::remove_file(m.root.at("/usr/local/cuda-12.8/lib64/libcublas.so.12")).unwrap();
+    m.heals(&action, "is missing of libcublas-12-8", &["libcublas-12-8"]);
+}
+
+#[test]
+fn a_library_gone_from_the_repository_is_replaced_by_what_there_is() {
+    let m = Machine::new(&toolkit()[..4]);
+    let action = packages(&["cuda-toolkit-12-8"]);
+    block(action.apply(&m.host)).unwrap();
+    m.repo.remove("libcublas-12-8_12.8.4.1-1_all.deb");
+    m.repo.add(&toolkit()[4]);
+    m.repo.publish(Some(&m.key)); // apt has not seen it: its lists are old
+    m.root.run("dpkg", &["--force-depends", "--force-hold", "--purge", "libcublas-12-8"]);
+    m.heals(&action, "is no longer installed", &["libcublas-12-8"]);
+    assert_eq!(m.version("libcublas-12-8"), "hi 12.8.19.9-1");
+}
+
+#[test]
+fn nothing_is_asked_and_changed_configuration_stays() {
+    let script = "if read answer; then echo answered; else echo closed; fi > /stdin-was\n\
+                  env | grep -E '^(DEBIAN_FRONTEND|UCF_FORCE_CONFFOLD|NEEDRESTART_SUSPEND|LD_PRELOAD)=' | sort > /env-was";
+    let tool = |version: &str, conf: &str| {
+        Deb::new("tool", version).conffile("/etc/tool.conf", conf).script("postinst", script)
+    };
+    let m = Machine::new(&[tool("1.0", "setting=1\n")]);
+    block(m.host.apt().install(&request(&["tool"]))).unwrap();
+    assert_eq!(m.root.read("/stdin-was"), "closed\n");
+    let env = m.root.read("/env-was");
+    assert_eq!(env, "DEBIAN_FRONTEND=noninteractive\nNEEDRESTART_SUSPEND=1\nUCF_FORCE_CONFFOLD=1\n");
+
+    m.root.write("/etc/tool.conf", "setting=mine\n");
+    m.repo.add(&tool("2.0", "setting=2\n"));
+    m.publish();
+    block(m.host.apt().install(&request(&["tool=2.0"]))).unwrap();
+    assert_eq!(m.version("tool"), "ii 2.0");
+    assert_eq!(m.root.read("/etc/tool.conf"), "setting=mine\n");
+}
+
+#[test]
+fn a_source_without_signatures_is_refused_by_file_and_line() {
+    let m = Machine::new(&[Deb::new("tool", "1.0"), Deb::new("other", "1.0")]);
+    let rogue = Repository::new(m.root.path(), "rogue");
+    rogue.add(&Deb::new("tool", "9.0"));
+    rogue.publish(None);
+    m.root.write("/etc/apt/sources.list.d/rogue.list", "# ours\ndeb [trusted=yes] file:///srv/rogue/ ./\n");
+    // The machine's configuration switches everything off that we force on.
+    m.root.write(
+        "/etc/apt/apt.conf.d/99insecure",
+        "APT::Get::AllowUnauthenticated \"1\";\nAcquire::AllowInsecureRepositories \"1\";\n",
+    );
+    m.root.run("apt-get", &["-qq", "update"]);
+    let error = m.refuses(&["tool"]);
+    assert_eq!(error.code(), Code::UntrustedSource);
+    assert_eq!(
+        error.message(),
+        "apt would take tool 9.0 from /etc/apt/sources.list.d/rogue.list:2, where signatures are switched off \
+         (trusted=yes); nothing was installed"
+    );
+    // The source is no reason to refuse what does not come from it.
+    block(m.host.apt().install(&request(&["other"]))).unwrap();
+
+    // Without the option, the same source is merely unsigned: apt itself refuses, its configuration overruled.
+    m.root.write("/etc/apt/sources.list.d/rogue.list", "deb file:///srv/rogue/ ./\n");
+    let error = m.refuses(&["tool=9.0"]);
+    assert_eq!(error.code(), Code::RepositoryUntrusted, "{error} {:?}", error.causes());
+    let error = block(m.host.apt().update()).unwrap_err();
+    assert_eq!(error.code(), Code::RepositoryUntrusted, "{error} {:?}", error.causes());
+}
+
+#[test]
+fn an_index_apart_leaves_the_machine_s_lists_alone() {
+    let m = Machine::new(&[Deb::new("tool", "1.0")]);
+    let sources = "/var/lib/gpu-bootstrap/test.sources";
+    let stanza = |key: &str| {
+        format!("Types: deb\nURIs: file:/srv/apart\nSuites: ./\nSigned-By: /etc/apt/keyrings/{key}.gpg\n")
+    };
+    let apart = Repository::new(m.root.path(), "apart");
+    apart.add(&Deb::new("tool", "2.0"));
+    apart.publish(Some(&m.key));
+    let before = listing(&m.root.at("/var/lib/apt/lists"));
+    m.root.write(sources, &stanza("repo"));
+    block(m.host.apt().update_apart(sources, paths::LISTS_DIR)).unwrap();
+    let fetched = listing(&m.root.at(paths::LISTS_DIR));
+    assert!(fetched.iter().any(|n| n.ends_with("_InRelease")), "{fetched:?}");
+    assert_eq!(listing(&m.root.at("/var/lib/apt/lists")), before);
+
+    Key::new().export(&m.root.at("/etc/apt/keyrings/wrong.gpg"));
+    m.root.write(sources, &stanza("wrong"));
+    let error = block(m.host.apt().update_apart(sources, "/var/lib/gpu-bootstrap/lists2")).unwrap_err();
+    assert_eq!(error.code(), Code::RepositoryUntrusted, "{error} {:?}", error.causes());
+}
+
+fn listing(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn removals_downgrades_holds_and_impossible_wishes_are_refused() {
+    let m = Machine::new(&[
+        Deb::new("keepme", "2.0"),
+        Deb::new("keepme", "1.0"),
+        Deb::new("greedy", "1.0").field("Conflicts", "keepme"),
+        Deb::new("nvidia-driver-a", "1.0"),
+        Deb::new("nvidia-driver-b", "1.0").field("Conflicts", "nvidia-driver-a"),
+        Deb::new("lonely", "1.0").field("Depends", "nobody-has-this"),
+    ]);
+    block(m.host.apt().install(&request(&["keepme=2.0", "nvidia-driver-a"]))).unwrap();
+
+    let error = m.refuses(&["greedy"]);
+    assert_eq!(error.code(), Code::WouldRemove);
+    assert!(error.message().contains("would remove keepme;"), "{error}");
+
+    let error = m.refuses(&["keepme=1.0"]);
+    assert!(matches!(error.code(), Code::WouldDowngrade), "{error} {:?}", error.causes());
+
+    let error = m.refuses(&["lonely"]);
+    assert_eq!(error.code(), Code::AptUnsolvable);
+    assert!(error.causes()[0].contains("nobody-has-this"), "{:?}", error.causes());
+
+    let error = m.refuses(&["no-such-package"]);
+    assert_eq!(error.code(), Code::AptUnsolvable);
+
+    // The administrator's hold is respected, even when we may change what we hold ourselves.
+    m.root.run("apt-mark", &["hold", "keepme"]);
+    m.repo.add(&Deb::new("pushy", "1.0").field("Depends", "keepme (>= 3)"));
+    m.repo.add(&Deb::new("keepme", "3.0"));
+    m.publish();
+    let pushy = Request { change_held: true, ..request(&["pushy"]) };
+    let error = block(m.host.apt().install(&pushy)).unwrap_err();
+    assert_eq!(error.code(), Code::AptUnsolvable);
+    assert_eq!(m.version("keepme"), "hi 2.0");
+
+    // Only NVIDIA's own driver packages make room.
+    block(m.host.apt().install(&request(&["nvidia-driver-b"]))).unwrap();
+    assert_eq!(m.version("nvidia-driver-b"), "ii 1.0");
+    assert!(!m.version("nvidia-driver-a").starts_with("ii"));
+}
+
+#[test]
+fn a_full_disk_is_told_before_anything_is_fetched() {
+    let m = Machine::new(&[Deb::new("huge", "1.0").field("Installed-Size", "900000000")]);
+    let error = m.refuses(&["huge"]);
+    assert_eq!(error.code(), Code::DiskFull);
+    assert!(error.message().contains("and the installation needs 922."), "{error}");
+    assert!(error.message().ends_with("nothing was fetched"), "{error}");
+}
+
+/// A dpkg that holds its locks for some seconds.
+fn slow_dpkg(m: &Machine, seconds: u32) -> Child {
+    let slow = Deb::new("slow", "1.0").script("postinst", &format!("touch /slow-began; sleep {seconds}"));
+    slow.build(&m.root.at("/srv/slow"));
+    let mut command = m.root.command("dpkg", &["-i", "/srv/slow/slow_1.0_all.deb"]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !m.root.at("/slow-began").exists() {
+        assert!(Instant::now() < deadline, "dpkg does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child
+}
+
+#[test]
+fn locks_are_waited_for_and_their_holder_is_named() {
+    let m = Machine::new(&[Deb::new("tool", "1.0")]);
+    let mut dpkg = slow_dpkg(&m, 4);
+    let named = format!("is held by dpkg (process {})", dpkg.id());
+
+    let error =
+        block(m.host.apt().waiting(Duration::from_millis(500)).install(&request(&["tool"]))).unwrap_err();
+    assert_eq!(error.code(), Code::AptLocked);
+    assert!(error.message().contains(&named), "{error}");
+
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = seen.clone();
+    let host =
+        Host::new(m.root.path().into()).with_progress(move |p| sink.lock().unwrap().push(p.what.clone()));
+    block(host.apt().install(&request(&["tool"]))).unwrap();
+    assert!(dpkg.try_wait().unwrap().is_some_and(|s| s.success()), "apt did not wait for dpkg");
+    let seen = seen.lock().unwrap();
+    assert!(seen.iter().any(|what| what.contains(&named)), "{seen:?}");
+    assert!(seen.iter().any(|what| what == "installing tool"), "{seen:?}");
+    assert_eq!(m.version("tool"), "ii 1.0");
+}
+
+#[test]
+fn a_holder_that_the_kernel_does_not_name_is_waited_for_too() {
+    let m = Machine::new(&[]);
+    let lists = fs::File::options().write(true).open(m.root.at("/var/lib/apt/lists/lock")).unwrap();
+    let whole =
+        nix::libc::flock { l_type: nix::libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    // A lock of the open file has no process.
+    nix::fcntl::fcntl(&lists, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+    let error = block(m.host.apt().waiting(Duration::from_millis(300)).update()).unwrap_err();
+    assert_eq!(error.code(), Code::AptLocked);
+    assert!(
+        error
+            .message()
+            .starts_with("/var/lib/apt/lists/lock is held by a process that is not visible from here"),
+        "{error}"
+    );
+    drop(lists);
+    block(m.host.apt().waiting(Duration::from_millis(300)).update()).unwrap();
+}
+
+#[test]
+fn after_a_kill_every_package_in_flight_is_installed_again() {
+    let counted = |name: &str, body: &str| {
+        Deb::new(name, "1.0")
+            .file(&format!("/usr/lib/{name}.so"), vec![1; 5000])
+            .script("postinst", &format!("echo {name} >> /configured\n{body}"))
+    };
+    let m = Machine::new(&[
+        counted("cuda-first", ""),
+        counted("cuda-last", "if [ ! -e /slow-began ]; then touch /slow-began; sleep 3; fi")
+            .field("Depends", "cuda-first"),
+    ]);
+    let action = packages(&["cuda-last"]);
+    // Dropping the future kills apt in the middle of dpkg's work, as the agent's own death would not even do.
+    block(async {
+        let install = action.apply(&m.host);
+        tokio::select! {
+            done = install => panic!("ended too early: {done:?}"),
+            () = async { while !m.root.at("/slow-began").exists() { tokio::time::sleep(Duration::from_millis(20)).await } } => {}
+        }
+    });
+    assert!(m.root.read(IN_FLIGHT).contains("\"cuda-first\""));
+    // What a power cut does to a file that was never synced.
+    fs::write(m.root.at("/usr/lib/cuda-first.so"), "").unwrap();
+    let Check::Needed { why } = m.check(&action) else { panic!("not needed") };
+    assert!(why.starts_with("an earlier run was killed while it installed packages"), "{why}");
+
+    block(action.apply(&m.host)).unwrap();
+    m.satisfied(&action);
+    assert!(!m.root.at(IN_FLIGHT).exists());
+    assert_eq!(fs::metadata(m.root.at("/usr/lib/cuda-first.so")).unwrap().len(), 5000);
+    let configured = m.root.read("/configured");
+    assert!(configured.matches("cuda-first").count() >= 2, "{configured}");
+    assert!(configured.matches("cuda-last").count() >= 2, "{configured}");
+    assert_eq!(m.root.run("dpkg", &["--audit"]), "");
+}
+
+#[test]
+fn half_installed_packages_are_repaired_or_named() {
+    let m = Machine::new(&[
+        Deb::new("tool", "1.0"),
+        Deb::new("moody", "1.0").script("postinst", "test -e /mood || { echo no mood >&2; exit 1; }"),
+    ]);
+    let error = block(m.host.apt().install(&request(&["moody"]))).unwrap_err();
+    assert_eq!(error.code(), Code::AptFailed);
+    assert!(error.causes()[0].contains("moody"), "{:?}", error.causes());
+
+    let error = block(m.host.apt().install(&request(&["tool"]))).unwrap_err();
+    assert_eq!(error.code(), Code::DpkgBroken);
+    assert!(error.message().starts_with("moody:all could not be repaired"), "{error}");
+
+    m.root.write("/mood", "");
+    block(m.host.apt().install(&request(&["tool"]))).unwrap();
+    assert_eq!((m.version("moody").as_str(), m.version("tool").as_str()), ("ii 1.0", "ii 1.0"));
+}
+
+/// Puts a file into the cache as a download would, and returns the action for it.
+fn cached(m: &Machine, files: &[&Path]) -> Action {
+    let mut list = Vec::new();
+    for file in files {
+        let bytes = fs::read(file).unwrap();
+        let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let to = m.root.at(&format!("{}/{sha256}", paths::CACHE_DIR));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::write(to, bytes).unwrap();
+        // Port 9 of this machine: nobody is there, so nothing but the cache can answer.
+        let name = file.file_name().unwrap().to_string_lossy();
+        list.push(choose::Deb { url: format!("http://127.0.0.1:9/{name}?Signature=secret"), sha256 });
+    }
+    Action::Deb(deb::Deb { files: list, hold: true })
+}
+
+#[test]
+fn package_files_are_installed_with_their_dependencies_and_need_no_network_afterwards() {
+    let m = Machine::new(&[Deb::new("plain-tool", "1.0").file("/usr/bin/plain-tool", "x")]);
+    let out = m.root.at("/srv/files");
+    let cudnn = Deb::new("libcudnn9-cuda-12", "9.8.0.87-1")
+        .arch("amd64")
+        .field("Depends", "plain-tool")
+        .file("/usr/lib/libcudnn.so.9", vec![3; 9000])
+        .build(&out);
+    let headers = Deb::new("libcudnn9-dev", "9.8.0.87-1").field("Depends", "libcudnn9-cuda-12").build(&out);
+    let action = cached(&m, &[&headers, &cudnn]);
+    let Check::Needed { why } = m.check(&action) else { panic!("not needed") };
+    assert!(!why.contains("secret") && why.contains("libcudnn9-dev_9.8.0.87-1_all.deb"), "{why}");
+    block(action.apply(&m.host)).unwrap();
+    assert_eq!(m.version("plain-tool"), "ii 1.0");
+    assert_eq!(m.version("libcudnn9-cuda-12"), "hi 9.8.0.87-1");
+    assert_eq!(listing(&m.root.at("/var/lib/gpu-bootstrap/debs")), Vec::<String>::new());
+
+    // Healing a dependency needs the repository; healing the package needs its file.
+    fs::remove_file(m.root.at("/usr/lib/libcudnn.so.9")).unwrap();
+    m.heals(&action, "/usr/lib/libcudnn.so.9 is missing of libcudnn9-cuda-12", &["libcudnn9-cuda-12"]);
+
+    fs::remove_dir_all(m.root.at(paths::CACHE_DIR)).unwrap();
+    m.satisfied(&action);
+}
+
+#[test]
+fn package_files_that_are_wrong_are_refused() {
+    let m = Machine::new(&[]);
+    let out = m.root.at("/srv/files");
+    let foreign = Deb::new("libcudnn9", "9.0-1").arch("s390x").build(&out);
+    let error = block(cached(&m, &[&foreign]).apply(&m.host)).unwrap_err();
+    assert_eq!(error.code(), Code::WrongArchitecture);
+    assert!(
+        error.message().starts_with("libcudnn9_9.0-1_s390x.deb is built for s390x, and this machine runs")
+    );
+
+    let torn = out.join("torn.deb");
+    fs::write(&torn, "!<arch>\nnot really").unwrap();
+    let error = block(cached(&m, &[&torn]).apply(&m.host)).unwrap_err();
+    assert_eq!(error.code(), Code::NotADeb, "{error} {:?}", error.causes());
+}
