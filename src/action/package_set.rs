@@ -199,8 +199,9 @@ pub(super) fn examine(host: &Host, wanted: &Wanted) -> Result<Findings> {
     for spec in &wanted.specs {
         requested(&database, &record, spec, wanted.hold, &mut found);
     }
+    let mut stats = dpkg::Stats::new(host);
     for package in &record.packages {
-        recorded(host, &database, wanted, package, &mut found)?;
+        recorded(host, &mut stats, &database, wanted, package, &mut found)?;
     }
     Ok(found)
 }
@@ -236,6 +237,7 @@ fn requested(database: &Database, record: &Record, spec: &Spec, hold: bool, foun
 
 fn recorded(
     host: &Host,
+    stats: &mut dpkg::Stats<'_>,
     database: &Database,
     wanted: &Wanted,
     package: &Recorded,
@@ -244,8 +246,8 @@ fn recorded(
     let target = Target::of(package, &wanted.specs);
     let Some(there) = database.installed(&package.name, Some(&package.arch)) else {
         let half = database.named(&package.name).any(|p| p.arch == package.arch && p.state == State::Broken);
-        let state = if half { "only half installed" } else { "no longer installed" };
-        found.absent.push((target, format!("{} {} is {state}", package.name, package.version)));
+        let how = if half { "only half installed" } else { "no longer installed" };
+        found.absent.push((target, format!("{} {} is {how}", package.name, package.version)));
         return Ok(());
     };
     found.packages += 1;
@@ -258,11 +260,11 @@ fn recorded(
             found.changed.push((target, why));
             return Ok(());
         }
-        return upgraded(host, there, package, target, found);
+        return upgraded(host, stats, there, package, target, found);
     }
     for (path, content) in &package.files {
         found.files += 1;
-        if let Some(why) = damage(host, path, *content)? {
+        if let Some(why) = damage(stats, path, *content)? {
             let why = format!("{} of {}", why, package.name);
             found.damaged.insert(there.id(), (target, why));
             return Ok(());
@@ -276,6 +278,7 @@ fn recorded(
 /// versions list must be there.
 fn upgraded(
     host: &Host,
+    stats: &mut dpkg::Stats<'_>,
     there: &Package,
     package: &Recorded,
     target: Target,
@@ -284,7 +287,7 @@ fn upgraded(
     let listed: HashSet<PathBuf> = dpkg::file_list(host, there)?.unwrap_or_default().into_iter().collect();
     for (path, _) in package.files.iter().filter(|(path, _)| listed.contains(path)) {
         found.files += 1;
-        if let Some(why) = damage(host, path, Content::Present)? {
+        if let Some(why) = damage(stats, path, Content::Present)? {
             let target = Target { version: Some(there.version.clone()), ..target };
             found.damaged.insert(there.id(), (target, format!("{why} of {}", package.name)));
             return Ok(());
@@ -300,8 +303,8 @@ fn not_held(package: &Package, hold: bool, found: &mut Findings) {
 }
 
 /// How the file differs from what was recorded, if it does.
-fn damage(host: &Host, path: &Path, content: Content) -> Result<Option<String>> {
-    let Some(meta) = host.files.lstat(path)? else {
+fn damage(stats: &mut dpkg::Stats<'_>, path: &Path, content: Content) -> Result<Option<String>> {
+    let Some(meta) = stats.lstat(path)? else {
         return Ok(Some(format!("{} is missing", path.display())));
     };
     Ok(match content {
@@ -339,12 +342,13 @@ pub(super) async fn hold_and_record(
         host.apt().hold(&unheld).await?;
     }
     let mut record = Record { debs, packages: Vec::new() };
+    let mut stats = dpkg::Stats::new(host);
     for package in set {
         record.packages.push(Recorded {
             name: package.name.clone(),
             arch: package.arch.clone(),
             version: package.version.clone(),
-            files: measure(host, package)?,
+            files: measure(host, &mut stats, package)?,
         });
     }
     record.write(host, &wanted.key)
@@ -374,13 +378,13 @@ fn members<'a>(
 
 /// The package's files as they are now. Directories are left out, and so are configuration files and files
 /// that are not there: an administrator may change and exclude them.
-fn measure(host: &Host, package: &Package) -> Result<Vec<(PathBuf, Content)>> {
+fn measure(host: &Host, stats: &mut dpkg::Stats<'_>, package: &Package) -> Result<Vec<(PathBuf, Content)>> {
     let mut files = Vec::new();
     for path in dpkg::file_list(host, package)?.unwrap_or_default() {
         if package.conffiles.contains(&path) {
             continue;
         }
-        let Some(meta) = host.files.lstat(&path)? else { continue };
+        let Some(meta) = stats.lstat(&path)? else { continue };
         // What lies here is made to change in use.
         let changes = path.starts_with("/etc") || path.starts_with("/var");
         if meta.is_file() && !changes {

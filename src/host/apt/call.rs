@@ -15,8 +15,8 @@ pub(super) const UPDATE_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// half-way is costly, so the limit only has to end what would never end.
 pub(super) const INSTALL_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
-/// Simulations only compute; a minute is thirty times what a full-size index needs on a small instance.
-pub(super) const SIMULATE_LIMIT: Duration = Duration::from_secs(60);
+/// Simulations only compute: two seconds for a full-size index, minutes on an instance without CPU credits.
+pub(super) const SIMULATE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// Options that keep signatures in force whatever `/etc/apt/apt.conf.d` says. A source's own `trusted=yes` is
 /// not an option; [`super::sources`] deals with it.
