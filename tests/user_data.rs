@@ -447,7 +447,10 @@ fn shellcheck_has_nothing_to_say() {
         sha256_arm64: Some(sum(ARM_AGENT)),
         ..args(&server())
     };
-    for (name, text) in [("one", stub(&server(), CONFIG)), ("two", render(&both).unwrap())] {
+    let script = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/release")).unwrap();
+    let texts =
+        [("one agent", stub(&server(), CONFIG)), ("two", render(&both).unwrap()), ("release", script)];
+    for (name, text) in texts {
         let file = config_file(&text);
         let Ok(output) = Command::new("shellcheck").args(["--shell=sh"]).arg(file.path()).output() else {
             eprintln!("skipped: shellcheck is not installed");

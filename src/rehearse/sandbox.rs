@@ -43,6 +43,8 @@ const AGENT: &str = "/usr/local/bin/gpu-bootstrap";
 /// The catalog's overrides: the simulated repository's address and key.
 pub(super) const CATALOG_DIR: &str = "/run/gpu-bootstrap-rehearsal/catalog";
 const KEYRING: &str = "/usr/share/keyrings/gpu-bootstrap-rehearsal.asc";
+/// A package that nobody asks for.
+const FILLER: &str = "simulated-archive";
 const DISTRIBUTION: &str = "/etc/apt/sources.list.d/simulated-distribution.sources";
 const APT_CONFIG: &str = "/etc/apt/apt.conf.d/zz-gpu-bootstrap-rehearsal";
 /// URL path of the tree of NVIDIA's repositories.
@@ -154,9 +156,11 @@ impl Sandbox {
         };
         let nvidia = wanted.nvidia.as_ref();
         let names = nvidia.map(|(_, _, names)| names.as_slice()).unwrap_or_default();
-        let made = packages::make(&[names, &wanted.distribution].concat(), setting);
+        // apt keeps no index of an empty component, and no real component is empty.
+        let distribution = [wanted.distribution.as_slice(), &[FILLER.to_owned()]].concat();
+        let made = packages::make(&[names, &distribution].concat(), setting);
         let is_distribution = |p: &super::deb::Package| {
-            nvidia.is_none() || wanted.distribution.iter().any(|w| w.split('=').next() == Some(&p.name))
+            nvidia.is_none() || distribution.iter().any(|w| w.split('=').next() == Some(&p.name))
         };
         let (distribution, from_nvidia): (Vec<_>, Vec<_>) = made.into_iter().partition(is_distribution);
         let components: Vec<String> = std::iter::once("main")
@@ -386,7 +390,10 @@ fn catalog(signer: &Signer) -> Result<String> {
 
 fn take_out_sources(files: &Files) -> Result<Vec<String>> {
     let dir = "/etc/apt/sources.list.d";
-    let mut sources: Vec<String> = files.list(dir)?.iter().map(|name| format!("{dir}/{name}")).collect();
+    let read_by_apt = |name: &&String| name.ends_with(".list") || name.ends_with(".sources");
+    let names = files.list(dir)?;
+    let mut sources: Vec<String> =
+        names.iter().filter(read_by_apt).map(|name| format!("{dir}/{name}")).collect();
     if files.exists("/etc/apt/sources.list")? {
         sources.push("/etc/apt/sources.list".into());
     }

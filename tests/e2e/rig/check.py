@@ -12,6 +12,7 @@ __global__ void scale(float *values, float factor) { values[blockIdx.x * blockDi
 # The machine code of a cubin: an ELF file of machine type EM_CUDA.
 EM_CUDA = 190
 SHELLS = [["bash", "-lc"], ["su", "-l", "user", "-c"]]
+LIMITS_HOLD = True
 PACKAGE_MANAGERS = re.compile(r"^(apt|dpkg|aptitude|debconf)")
 
 
@@ -78,6 +79,8 @@ def second_run(agent, trees, expect, open_steps=()):
 
 
 def within_limits(figures, milliseconds=100, kilobytes=15_000):
+    if not LIMITS_HOLD:
+        return
     true(figures["wall_ms"] < milliseconds, f"a run without work takes {figures['wall_ms']} ms")
     true(figures["resident_kb"] < kilobytes, f"a run without work needs {figures['resident_kb']} kB")
 
