@@ -51,7 +51,7 @@ const APT_CONFIG: &str = "/etc/apt/apt.conf.d/zz-gpu-bootstrap-rehearsal";
 const REPOSITORIES: &str = "/compute/cuda/repos";
 /// Programs that are covered by others, and the directory that comes first in the agent's and dpkg's PATH.
 const SIMULATED_PROGRAMS_DIR: &str = "/usr/local/sbin";
-const SIMULATED_PROGRAMS: &[&str] = &["modprobe", "systemctl"];
+const SIMULATED_PROGRAMS: &[&str] = &["modinfo", "modprobe", "systemctl"];
 /// How long the run inside has to write its receipt after Ctrl-C.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -449,7 +449,7 @@ fn simulated(
             "package repositories at {REPOSITORY}, signed by throw-away key {}; their packages are small stand-ins",
             signer.fingerprint()
         ),
-        "modprobe, systemctl and the driver that they load and start; no network leads out".to_owned(),
+        "modprobe, modinfo, systemctl, and the driver that they load; no network leads out".to_owned(),
     ];
     if !moved.is_empty() {
         lines.push(format!("apt without this machine's sources: {}", moved.join(", ")));
