@@ -374,6 +374,33 @@ async fn a_swapped_package_is_refused() {
 }
 
 #[tokio::test]
+async fn a_source_without_signatures_is_refused() {
+    let key = Key::generate("tests");
+    let repository = toolkit("ubuntu2204", "x86_64");
+    repository.publish(&key);
+    let web = Web::serve(repository.root());
+    let scene = Scene::new(&repository, &web.url(), &key);
+    scene.converge().await.unwrap();
+    // It calls itself NVIDIA's, so the pins hold for it as well, and its version is the higher one.
+    let impostor = Repository::new("debian12", "x86_64").with(&Package::new("cuda-toolkit-12-8", "99"));
+    impostor.publish(&key);
+    for name in ["InRelease", "Release.gpg"] {
+        std::fs::remove_file(impostor.index_dir().join(name)).unwrap();
+    }
+    let second = Web::serve(impostor.root());
+    let line = format!("deb [trusted=yes] {} /\n", impostor.url(&second.url()));
+    scene.root.write("/etc/apt/sources.list.d/impostor.list", &line);
+    scene.root.run("apt-get", &["-qq", "update"]);
+    let policy = scene.root.run("apt-cache", &["policy", "cuda-toolkit-12-8"]);
+    assert!(policy.contains("Candidate: 99"), "apt itself would take it: {policy}");
+    let before = scene.installed();
+    let request = Request { packages: strings(&["cuda-toolkit-12-8"]), ..Request::default() };
+    let error = scene.host().apt().install(&request).await.unwrap_err();
+    assert_eq!(error.code(), Code::UntrustedSource, "{error}: {:?}", error.causes());
+    assert_eq!(scene.installed(), before, "nothing was installed");
+}
+
+#[tokio::test]
 async fn a_redirect_to_http_is_refused() {
     let key = Key::generate("tests");
     let repository = toolkit("ubuntu2204", "x86_64");

@@ -183,6 +183,7 @@ fn base(name: &str, version: &str, what: &str, setting: Setting) -> Package {
         depends: Vec::new(),
         description: format!("{what}, simulated by gpu-bootstrap rehearse"),
         scripts: BTreeMap::new(),
+        linker_cache: false,
         files: BTreeMap::from([(format!("/usr/share/doc/{name}/README"), Content::File(note.into_bytes()))]),
     }
 }
@@ -199,6 +200,7 @@ fn library_dir(arch: Arch) -> &'static str {
 fn add_library(package: &mut Package, dir: &str, soname: &str, full: &str, arch: Arch) {
     let file = soname.split(".so").next().unwrap_or(soname);
     let name = format!("{file}.so.{full}");
+    package.linker_cache |= dir == library_dir(arch);
     package.files.insert(format!("{dir}/{name}"), Content::File(elf::shared_library(soname, arch)));
     if name != soname {
         package.files.insert(format!("{dir}/{soname}"), Content::Link(name));

@@ -25,7 +25,13 @@ impl Drop for Root {
 }
 
 impl Root {
+    /// This machine's own release.
     pub(crate) fn new() -> Self {
+        Self::of(&codename(), &[])
+    }
+
+    /// A release by its codename, with further packages.
+    pub(crate) fn of(codename: &str, packages: &[&str]) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test installs packages into a disposable root and needs root: run the tests as root"
@@ -33,7 +39,11 @@ impl Root {
         few_descriptors();
         let dir = tempfile::Builder::new().prefix("root-").tempdir_in(cache_dir()).unwrap();
         in_memory(dir.path());
-        run(Command::new("tar").args(["--numeric-owner", "-xf"]).arg(base()).arg("-C").arg(dir.path()));
+        run(Command::new("tar")
+            .args(["--numeric-owner", "-xf"])
+            .arg(base(codename, packages))
+            .arg("-C")
+            .arg(dir.path()));
         // mkdtemp makes 0700; apt's unprivileged user must get through.
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         Self { dir }
@@ -101,23 +111,19 @@ fn cache_dir() -> PathBuf {
 }
 
 /// The kept base, made if it is not there. Other test processes wait meanwhile.
-fn base() -> PathBuf {
-    let kept = cache_dir().join(format!("{RECIPE}.tar"));
-    let lock = File::create(cache_dir().join(format!("{RECIPE}.lock"))).unwrap();
+fn base(codename: &str, packages: &[&str]) -> PathBuf {
+    let name = format!("{RECIPE}-{codename}");
+    let kept = cache_dir().join(format!("{name}.tar"));
+    let lock = File::create(cache_dir().join(format!("{name}.lock"))).unwrap();
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap();
     if !kept.exists() {
-        let codename = codename();
-        let new = cache_dir().join(format!("{RECIPE}.new.tar"));
+        let new = cache_dir().join(format!("{name}.new.tar"));
         let mut command = Command::new("mmdebstrap");
-        command.args([
-            "--variant=minbase",
-            "--mode=root",
-            "--include=gpgv",
-            "--aptopt=Acquire::Languages \"none\"",
-        ]);
+        command.args(["--variant=minbase", "--mode=root", "--aptopt=Acquire::Languages \"none\""]);
+        command.arg(format!("--include={}", [&["gpgv"], packages].concat().join(",")));
         command.args(["man", "doc", "locale"].map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")));
-        command.args(["--customize-hook=rm -rf \"$1\"/etc/apt/sources.list \"$1\"/var/lib/apt/lists/*"]);
-        command.arg(&codename).arg(&new).args(sources(&codename));
+        command.arg("--customize-hook=rm -rf \"$1\"/etc/apt/sources.list \"$1\"/var/lib/apt/lists/*");
+        command.arg(codename).arg(&new).args(sources(codename));
         run(&mut command);
         fs::rename(new, &kept).unwrap();
     }
