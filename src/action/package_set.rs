@@ -117,11 +117,16 @@ impl Target {
         }
     }
 
-    /// `name:arch=version` as far as known. (`all` is no architecture to ask for on older apts.)
-    fn exact(&self) -> String {
+    /// `name:arch` as far as known. (`all` is no architecture to ask for on older apts.)
+    fn id(&self) -> String {
         let arch = self.arch.as_deref().filter(|a| *a != "all").map(|a| format!(":{a}")).unwrap_or_default();
+        format!("{}{arch}", self.name)
+    }
+
+    /// `name:arch=version` as far as known.
+    fn exact(&self) -> String {
         let version = self.version.as_deref().map(|v| format!("={v}")).unwrap_or_default();
-        format!("{}{arch}{version}", self.name)
+        format!("{}{version}", self.id())
     }
 
     /// Without the recorded version, for a repository that no longer has it.
@@ -183,6 +188,13 @@ impl Findings {
         request.reinstall.extend(self.damaged.values().map(|(t, _)| ask(t)));
         request.downgrade = !self.changed.is_empty();
         request
+    }
+
+    /// Packages that the request names although nobody asked for them: they came as dependencies, and apt must
+    /// go on regarding them as such, or `apt autoremove` would keep them for ever.
+    fn dependencies(&self) -> Vec<String> {
+        let named = self.absent.iter().chain(&self.changed).map(|(target, _)| target);
+        named.filter(|t| t.spec.is_none()).map(Target::id).collect()
     }
 }
 
@@ -496,7 +508,10 @@ pub(super) async fn install(
     let exact = found.request(recommends, true, &path);
     let any = found.request(recommends, false, &path);
     let error = match install_renewed(host, &exact).await {
-        Ok(()) => return installed(host, wanted),
+        Ok(()) => {
+            host.apt().mark_automatic(&found.dependencies()).await?;
+            return installed(host, wanted);
+        }
         Err(e) => e,
     };
     let same = any.packages == exact.packages && any.reinstall == exact.reinstall;
@@ -504,7 +519,8 @@ pub(super) async fn install(
         return Err(error);
     }
     tracing::warn!("{error}: the recorded versions are no longer to be had; taking what the repository has");
-    host.apt().install(&any).await
+    host.apt().install(&any).await?;
+    host.apt().mark_automatic(&found.dependencies()).await
 }
 
 /// Installs; when the package lists prove too old, renews them and tries once more.
