@@ -1,5 +1,6 @@
 //! Disposable Debian or Ubuntu roots of this machine's own release, made by mmdebstrap from this machine's own
 //! apt sources. The base is made once and kept as a tar file; each test unpacks its own copy.
+#![allow(dead_code, reason = "shared between test files, not each of which uses all of it")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -26,13 +27,22 @@ impl Drop for Root {
 
 impl Root {
     pub(crate) fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// A root that has these packages, too.
+    pub(crate) fn with(packages: &[&str]) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test installs packages into a disposable root and needs root: run the tests as root"
         );
         let dir = tempfile::Builder::new().prefix("root-").tempdir_in(cache_dir()).unwrap();
         in_memory(dir.path());
-        run(Command::new("tar").args(["--numeric-owner", "-xf"]).arg(base()).arg("-C").arg(dir.path()));
+        run(Command::new("tar")
+            .args(["--numeric-owner", "-xf"])
+            .arg(base(packages))
+            .arg("-C")
+            .arg(dir.path()));
         // mkdtemp makes 0700; apt's unprivileged user must get through.
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         Self { dir }
@@ -91,21 +101,18 @@ fn cache_dir() -> PathBuf {
     dir
 }
 
-/// The kept base, made if it is not there. Other test processes wait meanwhile.
-fn base() -> PathBuf {
-    let kept = cache_dir().join(format!("{RECIPE}.tar"));
-    let lock = File::create(cache_dir().join(format!("{RECIPE}.lock"))).unwrap();
+/// The kept base with these packages, made if it is not there. Other test processes wait meanwhile.
+fn base(packages: &[&str]) -> PathBuf {
+    let name = [&[RECIPE], packages].concat().join("+");
+    let kept = cache_dir().join(format!("{name}.tar"));
+    let lock = File::create(cache_dir().join(format!("{name}.lock"))).unwrap();
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap();
     if !kept.exists() {
         let codename = codename();
-        let new = cache_dir().join(format!("{RECIPE}.new.tar"));
+        let new = cache_dir().join(format!("{name}.new.tar"));
         let mut command = Command::new("mmdebstrap");
-        command.args([
-            "--variant=minbase",
-            "--mode=root",
-            "--include=gpgv",
-            "--aptopt=Acquire::Languages \"none\"",
-        ]);
+        command.args(["--variant=minbase", "--mode=root", "--aptopt=Acquire::Languages \"none\""]);
+        command.arg(format!("--include={}", [&["gpgv"], packages].concat().join(",")));
         command.args(["man", "doc", "locale"].map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")));
         command.args(["--customize-hook=rm -rf \"$1\"/etc/apt/sources.list \"$1\"/var/lib/apt/lists/*"]);
         command.arg(&codename).arg(&new).args(sources(&codename));
