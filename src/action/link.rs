@@ -108,7 +108,8 @@ mod tests {
         for dir in ["usr/local", "etc/alternatives", "var/lib/dpkg/alternatives"] {
             std::fs::create_dir_all(root.path().join(dir)).unwrap();
         }
-        std::fs::write(root.path().join("var/lib/dpkg/alternatives/cuda"), "auto\n/usr/local/cuda\n\n").unwrap();
+        std::fs::write(root.path().join("var/lib/dpkg/alternatives/cuda"), "auto\n/usr/local/cuda\n\n")
+            .unwrap();
         let alternative = root.path().join("etc/alternatives/cuda");
         std::os::unix::fs::symlink("/usr/local/cuda-12.8", &alternative).unwrap();
         assert_eq!(apply_in(root.path()).await, "/etc/alternatives/cuda");

@@ -30,6 +30,11 @@ impl Root {
         Self::of(&codename(), &[])
     }
 
+    /// This machine's own release, with further packages.
+    pub(crate) fn with(packages: &[&str]) -> Self {
+        Self::of(&codename(), packages)
+    }
+
     /// A release by its codename, with further packages.
     pub(crate) fn of(codename: &str, packages: &[&str]) -> Self {
         assert!(
@@ -112,7 +117,7 @@ fn cache_dir() -> PathBuf {
 
 /// The kept base, made if it is not there. Other test processes wait meanwhile.
 fn base(codename: &str, packages: &[&str]) -> PathBuf {
-    let name = format!("{RECIPE}-{codename}");
+    let name = [&[RECIPE, codename], packages].concat().join("+");
     let kept = cache_dir().join(format!("{name}.tar"));
     let lock = File::create(cache_dir().join(format!("{name}.lock"))).unwrap();
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap();
