@@ -14,10 +14,14 @@ pub type Conditions = BTreeMap<&'static str, &'static str>;
 /// Computes every condition. The names and values are documented in `steps/README.md`.
 pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
     let either = |yes: bool, a: &'static str, b: &'static str| if yes { a } else { b };
+    let driver = stack.driver.as_ref();
     let home = stack.toolkits.first().map(|t| t.home.is_some());
     BTreeMap::from([
         ("source", source(stack)),
         ("driver", either(stack.driver.is_some(), "wanted", "none")),
+        ("driver-pin", either(driver.is_some_and(|d| d.pin.is_some()), "needed", "none")),
+        ("kernel-packages", either(driver.is_some_and(|d| !d.kernel_packages.is_empty()), "needed", "none")),
+        ("components", either(source(stack) != "none" && has_components(stack), "needed", "none")),
         ("fabric-manager", either(stack.fabric_manager.is_some(), "needed", "none")),
         ("cuda", either(!stack.toolkits.is_empty(), "wanted", "none")),
         (
@@ -39,6 +43,14 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
         ("profile", either(config.profile.path, "wanted", "none")),
         ("gpu", either(facts.gpu.gpus.is_empty(), "absent", "present")),
     ])
+}
+
+/// Whether packages need components of the distribution that are not enabled everywhere.
+fn has_components(stack: &Stack) -> bool {
+    match &stack.source {
+        Source::Nvidia(repository) => !repository.components.is_empty(),
+        Source::Distro { components } => !components.is_empty(),
+    }
 }
 
 /// Where packages come from; `none` when no package is wanted from there, so that nobody gets a repository

@@ -16,6 +16,8 @@ pub const VALUE_NAMES: &[&str] = &[
     // The driver
     "driver.branch",             // text
     "driver.packages",           // list
+    "driver.kernel-packages",    // list: packages that must go with the kernel, and are not held
+    "driver.pin",                // text: apt preferences that keep the driver's packages on its branch
     "driver.modules",            // list: kernel modules to load, in order
     "driver.version",            // text: "" when any version of the branch will do
     "fabric-manager.packages",   // list

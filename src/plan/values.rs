@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use toml::Value;
 
 use crate::catalog::Stack;
-use crate::catalog::choose::Source;
+use crate::catalog::choose::{Source, VersionPin};
 use crate::config::Config;
 use crate::facts::Facts;
 use crate::facts::os::Arch;
@@ -88,6 +88,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
                     Arch::Arm64 => "arm64",
                 },
             );
+            v.set("distro.components", r.components.clone());
             v.set("repository.fingerprint", r.fingerprint.clone());
             v.set("repository.key", r.key.clone());
             v.set("repository.label", r.label.clone());
@@ -105,6 +106,8 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
         v.set("driver.branch", d.branch.clone());
         v.set("driver.packages", driver);
         v.set("driver.modules", d.modules.clone());
+        v.set("driver.kernel-packages", d.kernel_packages.clone());
+        v.set("driver.pin", d.pin.as_ref().map(pin).unwrap_or_default());
         let exact = config.driver.branch.contains('.');
         v.set("driver.version", if exact { config.driver.branch.clone() } else { String::new() });
     }
@@ -130,6 +133,20 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
     v.set("expect.libraries", expected_libraries(stack));
     v
 }
+
+/// apt preferences that prefer one version of several packages, wherever it comes from. apt takes the first record
+/// that fits a version, in the order of file names: the file must come before the repository's own pins.
+fn pin(pin: &VersionPin) -> String {
+    format!(
+        "# Written by gpu-bootstrap: keeps the NVIDIA driver's packages on one version.\n\
+         Package: {}\nPin: version {}\nPin-Priority: {PIN_PRIORITY}\n",
+        pin.packages.join(" "),
+        pin.version
+    )
+}
+
+/// Above the repository's own pins, below what would downgrade (1000).
+const PIN_PRIORITY: u32 = 995;
 
 /// Sonames that the dynamic linker must know after the run.
 fn expected_libraries(stack: &Stack) -> Vec<String> {
