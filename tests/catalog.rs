@@ -1,4 +1,5 @@
 //! The catalog: what is chosen for every GPU and distribution, and what is refused with which words.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/facts.rs"]
 mod support;
