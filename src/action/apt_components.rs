@@ -10,9 +10,9 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use super::apt_source::{has_packages, release_in_lists};
-use super::repository::list_name;
 use super::repository::release::Release;
 use super::repository::sources::{self, Entry};
+use super::repository::{list_name, location};
 use super::{Applied, Check, Converge};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
@@ -92,13 +92,14 @@ impl Converge for AptComponents {
         // Our own file is written anew from what the others say.
         let mut known = archives(host, &entries, &codename, Some(&self.path))?;
         if known.iter().any(|a| a.release.is_none()) {
-            host.apt().update().await?;
+            host.apt().update_for(&[]).await?;
             known = archives(host, &entries, &codename, Some(&self.path))?;
         }
         let own: Vec<&Archive<'_>> = known.iter().filter(|a| a.is_distributions_own()).collect();
         self.judge(&own, &codename)?;
         host.files.write(&self.path, self.content(&own).as_bytes(), 0o644)?;
-        let outcome = host.apt().update().await;
+        let addresses: Vec<String> = own.iter().map(|a| location(a.uri)).collect();
+        let outcome = host.apt().update_for(&addresses).await;
         if outcome.is_err() {
             host.files.remove(&self.path)?;
         }

@@ -95,7 +95,7 @@ impl AptSource {
 
     async fn update_and_judge(&self, host: &Host) -> Result<()> {
         // All sources: what our packages need from the distribution must be as fresh as they are.
-        host.apt().update().await.map_err(|e| self.blame(e))?;
+        host.apt().update_for(&[location(&self.url)]).await.map_err(|e| self.blame(e))?;
         let Some(release) = self.apts_release(host)? else {
             return Err(Error::new(Code::Fetch, format!("apt has fetched no Release file of {}", self.url)));
         };

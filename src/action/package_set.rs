@@ -531,7 +531,7 @@ pub(super) async fn install_renewed(host: &Host, request: &Request) -> Result<()
         }
         other => return other,
     }
-    host.apt().update().await?;
+    host.apt().update_for(&[]).await?;
     host.apt().install(request).await
 }
 

@@ -57,7 +57,7 @@ pub(super) async fn wait(host: &Host, deadline: Instant) -> Result<()> {
             return Err(gave_up(&held.to_string(), started.elapsed()));
         }
         if shown.as_ref() != Some(&held) {
-            tracing::info!("waiting: {held}");
+            host.notice(format!("waiting: {held}"));
             shown = Some(held.clone());
         }
         let waited = started.elapsed().as_secs();

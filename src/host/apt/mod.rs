@@ -25,6 +25,9 @@ use simulate::Plan;
 /// has to be whole to be judged.
 const NO_ARCHIVES: &str = "/var/lib/gpu-bootstrap/no-archives";
 
+/// Exit statuses from here on say that a signal ended the program.
+const KILLED: i32 = 128;
+
 /// apt-get over a [`Host`].
 #[derive(Clone, Copy)]
 pub struct Apt<'a> {
@@ -73,6 +76,21 @@ impl Apt<'_> {
         updated("update the package lists", &output)
     }
 
+    /// Like [`Apt::update`], but what is wrong with somebody else's source is a notice, not a failure: a stale
+    /// third-party repository must not keep a GPU from working. `ours` are addresses (without scheme) that have
+    /// to be fresh.
+    pub async fn update_for(&self, ours: &[String]) -> Result<()> {
+        let Err(error) = self.update().await else { return Ok(()) };
+        let words = error.causes().join("\n");
+        let about_a_source =
+            words.contains("://") && !matches!(error.code(), Code::AptLocked | Code::DiskFull);
+        if !about_a_source || ours.iter().any(|address| words.contains(address.trim_end_matches('/'))) {
+            return Err(error);
+        }
+        self.host.notice(format!("apt could not refresh every source, going on with what it has: {words}"));
+        Ok(())
+    }
+
     /// `apt-get update` for one sources file alone, into a lists directory of its own (paths inside the root):
     /// the machine's lists and sources stay as they are.
     pub async fn update_apart(&self, sources: &str, lists_dir: &str) -> Result<()> {
@@ -112,11 +130,11 @@ impl Apt<'_> {
         InFlight::of(&plan, &files).write(self.host)?;
         let result = self.execute(request, &plan).await;
         // apt came to an end by itself: what dpkg says is true, even if it says that something failed. Only
-        // when apt was killed does the list stay.
-        if !matches!(&result, Err(e) if e.code() == Code::ExecTimeout) {
+        // when apt was killed (by us, or by the kernel for want of memory) does the list stay.
+        if result.as_ref().is_ok_and(|output| output.status < KILLED) {
             InFlight::clear(self.host).await?;
         }
-        result
+        judge(request, &result?)
     }
 
     /// Holds packages (names, or `name:arch`) at their installed version.
@@ -207,12 +225,12 @@ impl Apt<'_> {
             return Ok(());
         }
         let plan = match self.plan(&versioned).await {
-            Ok(plan) => return self.execute(&versioned, &plan).await,
+            Ok(plan) => return judge(&versioned, &self.execute(&versioned, &plan).await?),
             // The repository has moved on meanwhile: a newer version is as whole as the same one.
             Err(e) if e.code() == Code::AptUnsolvable => self.plan(&any).await?,
             Err(e) => return Err(e),
         };
-        self.execute(&any, &plan).await
+        judge(&any, &self.execute(&any, &plan).await?)
     }
 
     /// What apt would do, refused if it must not happen.
@@ -235,12 +253,8 @@ impl Apt<'_> {
         Ok(plan)
     }
 
-    async fn execute(&self, request: &Request, plan: &Plan) -> Result<()> {
-        let output = self.locked(&install_call(request, plan)).await?;
-        if output.ok() {
-            return Ok(());
-        }
-        Err(failure::explain(&request.describe(), &output))
+    async fn execute(&self, request: &Request, plan: &Plan) -> Result<Output> {
+        self.locked(&install_call(request, plan)).await
     }
 
     /// Runs a call once nobody holds a lock, and again when somebody was faster, within one budget.
@@ -260,6 +274,11 @@ impl Apt<'_> {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
+}
+
+/// What an installation came to.
+fn judge(request: &Request, output: &Output) -> Result<()> {
+    if output.ok() { Ok(()) } else { Err(failure::explain(&request.describe(), output)) }
 }
 
 /// apt-get update says 0 when it could go on with old indexes.

@@ -45,9 +45,10 @@ pub(super) fn install(host: &Host) -> Result<bool> {
         return Ok(false);
     }
     host.files.write(MACHINE_POLICY, POLICY.as_bytes(), 0o644)?;
-    tracing::warn!(
-        "wrote {MACHINE_POLICY}: NVIDIA's repository key has a SHA-1 self-signature, which this apt refuses by default"
-    );
+    host.notice(format!(
+        "wrote {MACHINE_POLICY}: NVIDIA's repository key has a SHA-1 self-signature, which this apt refuses by default; \
+         until 2029-02-01 apt accepts such self-signatures of any key that a source names"
+    ));
     Ok(true)
 }
 
