@@ -1,3 +1,6 @@
+# The fixed part of the user-data stub. src/user_data_stub.rs puts the first lines before it and the values after it
+# ($url, $shown: the URL without secrets, $sum, $agent) that its functions use.
+# shellcheck shell=sh disable=SC2154
 set -u
 umask 022
 : "${PATH:=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"

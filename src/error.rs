@@ -125,7 +125,7 @@ codes! {
     WrongArchitecture "wrong-architecture" FAILED "A package file is built for another processor architecture.";
     DpkgBroken "dpkg-broken" FAILED "dpkg's database has half-installed packages that could not be repaired.";
     // repositories
-    KeyInvalid "key-invalid" FAILED "The catalog's repository key is not an OpenPGP public key.";
+    KeyInvalid "key-invalid" FAILED "The catalog's repository key is not a public key, or it is damaged.";
     KeyMismatch "key-mismatch" FAILED "The catalog's repository key does not have the pinned fingerprint.";
     KeyNotAlone "key-not-alone" FAILED "The catalog's repository key comes with other keys.";
     IndexTampered "index-tampered" FAILED "A repository's index does not match its signature or its checksums.";

@@ -123,7 +123,8 @@ fn assemble(agents: &[Agent], config: Option<&str>) -> String {
          # Progress: gpu-bootstrap status --wait, or journalctl -u gpu-bootstrap\n",
         env!("CARGO_PKG_VERSION")
     );
-    out.push_str(FIXED_PART);
+    // What stands at its head is for those who edit it.
+    out.extend(FIXED_PART.split_inclusive('\n').skip_while(|l| l.starts_with('#')));
     out.push_str("\ncase $(uname -m) in\n");
     for a in agents {
         let [url, shown, sum] = [&a.url, &a.shown, &a.sha256].map(|v| quote(v));

@@ -1,6 +1,8 @@
 //! Packages on real apt and dpkg, in disposable roots: what is installed, what is refused, what heals.
 //! Repositories are `file:` ones inside the root; nothing but the base comes from the network.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/debs.rs"]
 mod debs;
 #[path = "support/root.rs"]
@@ -34,8 +36,13 @@ struct Machine {
 
 impl Machine {
     fn new(packages: &[Deb]) -> Self {
-        let root = Root::new();
-        let key = Key::new();
+        let machine = Self::unseen(Root::new(), Key::new(), packages);
+        machine.publish();
+        machine
+    }
+
+    /// The repository is there, and apt has not looked at it.
+    fn unseen(root: Root, key: Key, packages: &[Deb]) -> Self {
         let repo = Repository::new(root.path(), "repo");
         for package in packages {
             repo.add(package);
@@ -46,9 +53,7 @@ impl Machine {
             &format!("deb [signed-by=/etc/apt/keyrings/repo.gpg] {} ./\n", repo.uri()),
         );
         let host = Host::new(root.path().into());
-        let machine = Self { root, host, repo, key };
-        machine.publish();
-        machine
+        Self { root, host, repo, key }
     }
 
     /// Signs the repository anew and lets apt see it.
@@ -396,12 +401,18 @@ fn locks_are_waited_for_and_their_holder_is_named() {
     assert_eq!(m.version("tool"), "ii 1.0");
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "small constants, of another type than the field")]
 #[test]
 fn a_holder_that_the_kernel_does_not_name_is_waited_for_too() {
     let m = Machine::new(&[]);
     let lists = fs::File::options().write(true).open(m.root.at("/var/lib/apt/lists/lock")).unwrap();
-    let whole =
-        nix::libc::flock { l_type: nix::libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    let whole = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as nix::libc::c_short,
+        l_whence: 0,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
     // A lock of the open file has no process.
     nix::fcntl::fcntl(&lists, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).unwrap();
     let error = block(m.host.apt().waiting(Duration::from_millis(300)).update()).unwrap_err();
@@ -477,7 +488,7 @@ fn cached(m: &Machine, files: &[&Path]) -> Action {
     let mut list = Vec::new();
     for file in files {
         let bytes = fs::read(file).unwrap();
-        let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = debs::hex(&Sha256::digest(&bytes));
         let to = m.root.at(&format!("{}/{sha256}", paths::CACHE_DIR));
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::write(to, bytes).unwrap();
@@ -529,4 +540,38 @@ fn package_files_that_are_wrong_are_refused() {
     fs::write(&torn, "!<arch>\nnot really").unwrap();
     let error = block(cached(&m, &[&torn]).apply(&m.host)).unwrap_err();
     assert_eq!(error.code(), Code::NotADeb, "{error} {:?}", error.causes());
+}
+
+#[ignore = "downloads a Debian 13 (two minutes)"]
+#[test]
+fn a_key_that_apt_3_refuses_for_its_sha1_is_accepted_for_one_source_and_no_other() {
+    let key = Key::certified_with("rsa3072", "SHA1");
+    let m = Machine::unseen(Root::of("trixie", &["sqv"]), key, &[Deb::new("tool", "1.0")]);
+    m.repo.publish(Some(&m.key));
+    let sources = "/var/lib/gpu-bootstrap/test.sources";
+    let stanza = "Types: deb\nURIs: file:/srv/repo\nSuites: ./\nSigned-By: /etc/apt/keyrings/repo.gpg\n";
+    m.root.write(sources, stanza);
+
+    // A key that is not pinned opens nothing for the machine.
+    let machine_policy = m.root.at("/etc/crypto-policies/back-ends/apt-sequoia.config");
+    let error = block(m.host.apt().update()).unwrap_err();
+    assert_eq!(error.code(), Code::RepositoryUntrusted, "{error} {:?}", error.causes());
+    assert!(error.causes()[0].contains("SHA1 is not considered secure"), "{:?}", error.causes());
+    assert!(!machine_policy.exists());
+
+    block(m.host.apt().update_apart(sources, paths::LISTS_DIR)).unwrap();
+    assert!(listing(&m.root.at(paths::LISTS_DIR)).iter().any(|n| n.ends_with("_InRelease")));
+    assert!(!machine_policy.exists());
+
+    // The relaxed policy still refuses what was changed on the way.
+    let signed = m.root.read("/srv/repo/InRelease");
+    m.root.write("/srv/repo/InRelease", &signed.replace("Label: repo", "Label: evil"));
+    let error = block(m.host.apt().update_apart(sources, "/var/lib/gpu-bootstrap/lists2")).unwrap_err();
+    assert_eq!(error.code(), Code::RepositoryUntrusted, "{error} {:?}", error.causes());
+
+    // The same policy where apt looks for the machine's makes the source usable for everybody's apt.
+    m.root.write("/srv/repo/InRelease", &signed);
+    let policy = include_str!("../steps/files/apt-sequoia.config");
+    m.root.write("/etc/crypto-policies/back-ends/apt-sequoia.config", policy);
+    block(m.host.apt().update()).unwrap();
 }

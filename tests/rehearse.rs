@@ -1,5 +1,6 @@
 //! Rehearsals through the real binary: what the inside looks like, that the host stays as it is, and that nothing
 //! outlives the supervisor. They need root, as `tests/run` arranges.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -274,4 +275,40 @@ fn no_code_outside_knows_that_it_is_rehearsing() {
     }
     assert!(looked_at > 30, "only {looked_at} files were looked at");
     assert_eq!(found, [] as [String; 0]);
+}
+
+/// Real apt, real dpkg, gpgv: the repository's signature, its index and its packages are what they accept.
+#[test]
+fn apt_installs_the_simulated_packages_and_the_driver_loads_as_on_a_gpu_machine() {
+    let said = inside(
+        "p5.48xlarge",
+        r#". /etc/os-release
+        case $(dpkg --print-architecture) in amd64) arch=x86_64;; *) arch=sbsa;; esac
+        url=http://192.0.2.1/compute/cuda/repos/$ID$(echo "$VERSION_ID" | tr -d .)/$arch/
+        echo "deb [signed-by=/usr/share/keyrings/gpu-bootstrap-rehearsal.asc] $url /" >/etc/apt/sources.list.d/x.list
+        apt-get update -qq
+        modprobe nvidia || echo "no module yet"
+        systemctl start nvidia-fabricmanager || echo "no unit yet"
+        toolkit=$(apt-cache pkgnames cuda-toolkit- | grep -E '^cuda-toolkit-[0-9]+-[0-9]+$')
+        apt-get install -qq -y nvidia-open nvidia-fabricmanager $toolkit >/dev/null
+        systemctl start nvidia-fabricmanager || echo "no driver yet"
+        modprobe nvidia-uvm
+        echo "gpus: $(ls /proc/driver/nvidia/gpus | wc -l)"
+        systemctl enable --now nvidia-fabricmanager
+        echo "fabric manager: $(systemctl is-active nvidia-fabricmanager.service)"
+        /usr/local/cuda/bin/nvcc
+        ldconfig -p | grep -c libcuda.so.1
+        head -n1 /proc/driver/nvidia/version"#,
+    );
+    for wanted in [
+        "no module yet",
+        "no unit yet",
+        "no driver yet",
+        "gpus: 8",
+        "fabric manager: active",
+        "nvcc: simulated by gpu-bootstrap rehearse",
+        "NVIDIA UNIX Open Kernel Module for x86_64",
+    ] {
+        assert!(said.contains(wanted), "{wanted} is missing in {said}");
+    }
 }

@@ -1,6 +1,8 @@
 //! A repository from its key to an installed package, with real apt in disposable roots, and every way in which a
 //! repository is refused: each with its own error, nothing installed, no source enabled.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 #[path = "support/repository.rs"]
 mod repository;
 #[path = "support/root.rs"]
@@ -171,6 +173,22 @@ fn toolkit(distro: &str, arch_dir: &str) -> Repository {
         .with(&Package::new("nvidia-driver-580", "580.65.06-1"))
 }
 
+/// Makes apt and dpkg believe that everything in this root is built for arm64. Programs cannot be run then, but
+/// packages without programs can be resolved, verified and installed.
+fn pretend_arm64(root: &Root) {
+    root.run("dpkg", &["--add-architecture", "arm64"]);
+    root.write("/etc/apt/apt.conf.d/00architecture", "APT::Architecture \"arm64\";\n");
+    let status = root.read("/var/lib/dpkg/status");
+    root.write("/var/lib/dpkg/status", &status.replace("\nArchitecture: amd64\n", "\nArchitecture: arm64\n"));
+    for entry in std::fs::read_dir(root.at("/var/lib/dpkg/info")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.contains(":amd64.") {
+            std::fs::rename(&path, path.with_file_name(name.replace(":amd64.", ":arm64."))).unwrap();
+        }
+    }
+}
+
 async fn from_key_to_installed(distro: &str, arch_dir: &str) {
     let key = Key::generate("tests");
     let repository = toolkit(distro, arch_dir);
@@ -178,8 +196,7 @@ async fn from_key_to_installed(distro: &str, arch_dir: &str) {
     let web = Web::serve(repository.root());
     let scene = Scene::new(&repository, &web.url(), &key);
     if repository.architecture() == "arm64" {
-        scene.root.run("dpkg", &["--add-architecture", "arm64"]);
-        scene.root.write("/etc/apt/apt.conf.d/00architecture", "APT::Architecture \"arm64\";\n");
+        pretend_arm64(&scene.root);
     }
     let reasons = scene.converge().await.unwrap();
     assert_eq!(reasons.len(), 4, "{reasons:?}");
@@ -353,6 +370,33 @@ async fn a_swapped_package_is_refused() {
     let request = Request { packages: strings(&["cuda-toolkit-12-8"]), ..Request::default() };
     let error = scene.host().apt().install(&request).await.unwrap_err();
     assert_eq!(error.code(), Code::ChecksumMismatch, "{error}: {:?}", error.causes());
+    assert_eq!(scene.installed(), before, "nothing was installed");
+}
+
+#[tokio::test]
+async fn a_source_without_signatures_is_refused() {
+    let key = Key::generate("tests");
+    let repository = toolkit("ubuntu2204", "x86_64");
+    repository.publish(&key);
+    let web = Web::serve(repository.root());
+    let scene = Scene::new(&repository, &web.url(), &key);
+    scene.converge().await.unwrap();
+    // It calls itself NVIDIA's, so the pins hold for it as well, and its version is the higher one.
+    let impostor = Repository::new("debian12", "x86_64").with(&Package::new("cuda-toolkit-12-8", "99"));
+    impostor.publish(&key);
+    for name in ["InRelease", "Release.gpg"] {
+        std::fs::remove_file(impostor.index_dir().join(name)).unwrap();
+    }
+    let second = Web::serve(impostor.root());
+    let line = format!("deb [trusted=yes] {} /\n", impostor.url(&second.url()));
+    scene.root.write("/etc/apt/sources.list.d/impostor.list", &line);
+    scene.root.run("apt-get", &["-qq", "update"]);
+    let policy = scene.root.run("apt-cache", &["policy", "cuda-toolkit-12-8"]);
+    assert!(policy.contains("Candidate: 99"), "apt itself would take it: {policy}");
+    let before = scene.installed();
+    let request = Request { packages: strings(&["cuda-toolkit-12-8"]), ..Request::default() };
+    let error = scene.host().apt().install(&request).await.unwrap_err();
+    assert_eq!(error.code(), Code::UntrustedSource, "{error}: {:?}", error.causes());
     assert_eq!(scene.installed(), before, "nothing was installed");
 }
 

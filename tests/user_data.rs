@@ -435,6 +435,8 @@ fn user_data_check_says_what_the_agent_makes_of_it() {
         check("# gpu-bootstrap\n").unwrap_err().hint(),
         Some("write #gpu-bootstrap alone as the first line")
     );
+    let e = check("[cuda]\ntoolkit = \"12.8\"\n").unwrap_err();
+    assert!(e.message().contains("in no format that gpu-bootstrap or cloud-init knows"), "{e}");
     assert!(check(&"#\n".repeat(9000)).unwrap_err().message().contains("longer than 16384 bytes"));
 }
 
@@ -445,7 +447,10 @@ fn shellcheck_has_nothing_to_say() {
         sha256_arm64: Some(sum(ARM_AGENT)),
         ..args(&server())
     };
-    for (name, text) in [("one", stub(&server(), CONFIG)), ("two", render(&both).unwrap())] {
+    let script = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/release")).unwrap();
+    let texts =
+        [("one agent", stub(&server(), CONFIG)), ("two", render(&both).unwrap()), ("release", script)];
+    for (name, text) in texts {
         let file = config_file(&text);
         let Ok(output) = Command::new("shellcheck").args(["--shell=sh"]).arg(file.path()).output() else {
             eprintln!("skipped: shellcheck is not installed");
@@ -498,4 +503,36 @@ fn systemd_takes_the_unit_and_cloud_final_does_not_wait_for_it() {
     let cycle = |o: Output| said(&o).contains("ordering cycle");
     assert!(!cycle(verify_unit(after_final).unwrap()));
     assert!(cycle(verify_unit(|u| after_final(u).replace("DefaultDependencies=no\n", "")).unwrap()));
+}
+
+fn agent(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap")).args(args).output().unwrap()
+}
+
+#[test]
+fn the_commands_print_and_exit_as_documented() {
+    let file = config_file("driver.branch = 580\n");
+    let path = file.path().to_str().unwrap();
+    for args in [
+        &["config", "check", path][..],
+        &["user-data", "render", "--url", "https://a.b/c", "--sha256", &sum(AGENT), "--config", path],
+    ] {
+        let output = agent(args);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{stderr}");
+        let sentence =
+            format!("{path}:1:17: driver.branch: versions are strings; write \"580\" [config-type]");
+        assert!(stderr.contains(&sentence), "{stderr}");
+    }
+    let rendered = agent(&["user-data", "render", "--url", "https://a.b/c", "--sha256", &sum(AGENT)]);
+    succeeded(&rendered);
+    let stub = config_file(&String::from_utf8(rendered.stdout).unwrap());
+    let checked = agent(&["user-data", "check", stub.path().to_str().unwrap()]);
+    succeeded(&checked);
+    assert!(
+        String::from_utf8_lossy(&checked.stdout).contains("the stub of `gpu-bootstrap user-data render`")
+    );
+    assert_eq!(agent(&["user-data", "render", "--url", "https://a.b/c"]).status.code(), Some(2));
+    // The stub asks an agent for its version before it installs it.
+    succeeded(&agent(&["--version"]));
 }

@@ -102,3 +102,39 @@ fn difference(bytes: &[u8], wanted: &Certificate) -> String {
 fn fingerprints(certificates: &[Certificate]) -> String {
     certificates.iter().map(|c| c.fingerprint.as_str()).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn embedded(key: &str, fingerprint: &str) -> AptKey {
+        AptKey { path: "/usr/share/keyrings/x.gpg".into(), fingerprint: fingerprint.into(), key: key.into() }
+    }
+
+    #[test]
+    fn nvidias_keys_have_their_published_fingerprints() {
+        for (key, fingerprint) in [
+            (
+                include_str!("../../steps/catalog/keys/3bf863cc.asc"),
+                "EB69 3B30 35CD 5710 E231  E123 A4B4 6996 3BF8 63CC",
+            ),
+            (
+                include_str!("../../steps/catalog/keys/8793f200.asc"),
+                "0218 2E60 104F CDC2 6EAE  1B85 97A5 D4CB 8793 F200",
+            ),
+            (
+                include_str!("../../steps/catalog/keys/7fa2af80.asc"),
+                "AE09 FE4B BD22 3A84 B2CC  FCE3 F60F 4B3D 7FA2 AF80",
+            ),
+        ] {
+            let certificate = embedded(key, fingerprint).certificate().unwrap();
+            assert_eq!(certificate.fingerprint, fingerprint.replace(' ', ""));
+        }
+    }
+
+    #[test]
+    fn a_keyring_is_no_login_page() {
+        let error = embedded("<html>Sign in</html>", "00").certificate().unwrap_err();
+        assert_eq!(error.code(), Code::KeyInvalid);
+    }
+}

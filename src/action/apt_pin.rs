@@ -30,6 +30,13 @@ pub struct AptPin {
     pub may_supply: Vec<String>,
     /// Patterns allowed besides the closure.
     pub always_allow: Vec<String>,
+    /// Patterns of the packages that must have `pinned-version` (the driver's, where the repository has several
+    /// branches under the same names); none when there is no such version.
+    #[serde(default)]
+    pub pinned: Vec<String>,
+    /// Pattern of that version, such as `580.*`.
+    #[serde(default)]
+    pub pinned_version: String,
 }
 
 impl Converge for AptPin {
@@ -41,7 +48,7 @@ impl Converge for AptPin {
         if !host.files.exists(private.packages_path())? {
             return Ok(Check::needed(format!("the index of {} has not been fetched yet", self.url)));
         }
-        let index = private.index(host)?;
+        let index = self.index(host)?;
         let wanted = self.content(host, &index)?;
         match host.files.read(&self.path)? {
             None => Ok(Check::needed(format!("{} does not exist", self.path))),
@@ -58,7 +65,7 @@ impl Converge for AptPin {
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        let index = Private::of(&self.url).index(host)?;
+        let index = self.index(host)?;
         host.files.write(&self.path, self.content(host, &index)?.as_bytes(), 0o644)?;
         for rival in self.rivals(host)? {
             let kept = host.files.set_aside(&rival)?;
@@ -77,6 +84,22 @@ impl Converge for AptPin {
 }
 
 impl AptPin {
+    /// The verified index, reduced to the pinned branch.
+    fn index(&self, host: &Host) -> Result<Index> {
+        let mut index = Private::of(&self.url).index(host)?;
+        if !self.pinned.is_empty() {
+            index.keep_versions(&self.pinned, &self.pinned_version);
+        }
+        if let Some(missing) = self.packages.iter().find(|p| !index.can_meet(p)) {
+            return Err(Error::new(
+                Code::PackageNotOffered,
+                format!("{} does not offer {missing} in a version {}", self.url, self.pinned_version),
+            )
+            .with_hint("choose another driver branch, or leave it at \"auto\""));
+        }
+        Ok(index)
+    }
+
     /// Names and patterns that may come from the repository, sorted.
     fn allowed<'a>(&'a self, index: &'a Index) -> Result<Vec<&'a str>> {
         let mut allowed = index.closure(&self.packages);
@@ -96,7 +119,10 @@ impl AptPin {
         let exclusive = self.has_host_for_itself(host)?;
         let allowed = self.allowed(index)?;
         let host = exclusive.then_some(origin.as_str());
-        Ok(preferences::write(&Pins { label: &self.label, host, allowed: &allowed }))
+        let (pinned, allowed): (Vec<_>, Vec<_>) =
+            allowed.into_iter().partition(|name| matches_any(&self.pinned, name));
+        let version = (!pinned.is_empty()).then_some((self.pinned_version.as_str(), pinned.as_slice()));
+        Ok(preferences::write(&Pins { label: &self.label, host, allowed: &allowed, version }))
     }
 
     /// Whether no other source of this machine comes from the same host. A mirror often holds the distribution's

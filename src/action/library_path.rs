@@ -23,7 +23,7 @@ pub struct LibraryPath {
 
 impl LibraryPath {
     fn content(&self) -> String {
-        self.directories.iter().map(|d| format!("{d}\n")).collect()
+        self.directories.iter().flat_map(|d| [d.as_str(), "\n"]).collect()
     }
 }
 

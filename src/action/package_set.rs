@@ -400,8 +400,7 @@ pub(super) fn key(kind: &str, parts: &[String]) -> String {
         hash.update([0]);
     }
     let digest = hash.finalize();
-    let hex: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
-    format!("{kind}-{hex}")
+    format!("{kind}-{}", hex(&digest[..8]))
 }
 
 impl Record {
@@ -526,12 +525,21 @@ fn installed(host: &Host, wanted: &Wanted) -> Result<()> {
         .with_hint("run again; if it stays, compare with `apt-cache policy` and /var/log/apt/history.log"))
 }
 
+/// Lower-case hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut out, b| {
+        let _ = write!(out, "{b:02x}"); // a String takes everything
+        out
+    })
+}
+
 /// `5812` → `5,812`
 fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(c);

@@ -27,7 +27,7 @@ impl Version {
     }
 
     /// How many numbers there are.
-    pub fn len(&self) -> usize {
+    pub fn depth(&self) -> usize {
         self.parts.len()
     }
 

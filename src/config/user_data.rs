@@ -106,7 +106,7 @@ pub fn check(path: &Path) -> Result<String> {
         );
     }
     match read(&bytes)? {
-        UserData::NotOurs(why @ NotOurs::NearlyOurs) => {
+        UserData::NotOurs(why @ (NotOurs::NearlyOurs | NotOurs::Unknown)) => {
             let message = format!("{name}: {why}");
             Err(Error::new(Code::ConfigSyntax, message)
                 .with_hint(format!("write {HEADER} alone as the first line")))
@@ -369,7 +369,7 @@ mod tests {
         let mut out =
             String::from("Content-Type: multipart/mixed; boundary=\"==BOUND==\"\nMIME-Version: 1.0\n\n");
         for (headers, body) in parts {
-            out.push_str(&format!("--==BOUND==\n{headers}\n\n{body}\n"));
+            out += &["--==BOUND==", headers, "", body, ""].join("\n");
         }
         out + "--==BOUND==--\n"
     }
@@ -460,13 +460,13 @@ mod tests {
                 let at = random() % bytes.len().max(1);
                 match random() % 4 {
                     0 => bytes.truncate(at),
-                    1 => bytes.insert(at.min(bytes.len()), (random() & 0xff) as u8),
+                    1 => bytes.insert(at.min(bytes.len()), random().to_le_bytes()[0]),
                     2 => bytes
                         .splice(at.min(bytes.len())..at.min(bytes.len()), b"\r\n--==BOUND==".iter().copied())
                         .for_each(drop),
                     _ => {
                         if let Some(b) = bytes.get_mut(at) {
-                            *b = (random() & 0xff) as u8;
+                            *b = random().to_le_bytes()[0];
                         }
                     }
                 }

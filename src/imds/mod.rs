@@ -40,6 +40,8 @@ const STAGGER: Duration = Duration::from_millis(150);
 /// Waits between attempts.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Kept of the deadline for a last attempt, so that a long wait does not end it early.
+const LAST_ATTEMPT: Duration = Duration::from_millis(250);
 /// EC2 limits user-data, the largest item, to 16 KiB; whatever sends more than this is not EC2.
 const MAX_ANSWER: usize = 1 << 20;
 
@@ -188,7 +190,7 @@ impl Client {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut last: Box<dyn std::error::Error + Send + Sync> = "no attempt was finished".into();
         loop {
-            let mut wait = backoff.next_wait();
+            let mut asked = None;
             match timeout_at(ends, self.attempt(path, token)).await {
                 Err(_elapsed) => return Err(self.unreachable(last)),
                 Ok(Err(Missed::Final(e))) => return Err(e),
@@ -197,14 +199,16 @@ impl Client {
                     return Ok(answer);
                 }
                 Ok(Ok(answer)) => {
-                    wait = answer.retry_after.unwrap_or(wait);
+                    asked = answer.retry_after;
                     last = format!("{} answered {}", item_url(&answer.base, path), answer.status).into();
                 }
             }
-            tracing::debug!(path, wait_ms = wait.as_millis(), cause = %last, "asking the metadata service again");
-            if Instant::now() + wait >= ends {
+            let left = ends.saturating_duration_since(Instant::now());
+            let wait = asked.unwrap_or_else(|| backoff.next_wait().min(left.saturating_sub(LAST_ATTEMPT)));
+            if left <= LAST_ATTEMPT || wait >= left {
                 return Err(self.unreachable(last));
             }
+            tracing::debug!(path, wait_ms = wait.as_millis(), cause = %last, "asking the metadata service again");
             tokio::time::sleep(wait).await;
         }
     }

@@ -41,7 +41,7 @@ pub struct Step {
 /// Chooses the steps that these facts, this config and this stack ask for, and fills in their values.
 pub fn build(facts: &Facts, config: &Config, stack: &Stack) -> Result<Plan> {
     let conditions = select::conditions(facts, config, stack);
-    let values = values::compute(facts, config, stack);
+    let values = values::compute(facts, stack);
     let mut steps = Vec::new();
     for (file, text) in step::EMBEDDED {
         let raw = step::parse(file, text)?;

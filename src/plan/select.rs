@@ -17,6 +17,11 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
     let home = stack.toolkits.first().map(|t| t.home.is_some());
     BTreeMap::from([
         ("source", source(stack)),
+        ("components", either(components(stack), "wanted", "none")),
+        (
+            "kernel-packages",
+            either(stack.driver.as_ref().is_some_and(|d| !d.kernel_packages.is_empty()), "wanted", "none"),
+        ),
         ("driver", either(stack.driver.is_some(), "wanted", "none")),
         ("fabric-manager", either(stack.fabric_manager.is_some(), "needed", "none")),
         ("cuda", either(!stack.toolkits.is_empty(), "wanted", "none")),
@@ -39,6 +44,15 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
         ("profile", either(config.profile.path, "wanted", "none")),
         ("gpu", either(facts.gpu.gpus.is_empty(), "absent", "present")),
     ])
+}
+
+/// Whether packages are wanted that need components of the distribution's archive.
+fn components(stack: &Stack) -> bool {
+    let components = match &stack.source {
+        Source::Nvidia(repository) => &repository.components,
+        Source::Distro { components } => components,
+    };
+    source(stack) != "none" && !components.is_empty()
 }
 
 /// Where packages come from; `none` when no package is wanted from there, so that nobody gets a repository

@@ -16,8 +16,10 @@ pub const VALUE_NAMES: &[&str] = &[
     // The driver
     "driver.branch",             // text
     "driver.packages",           // list
+    "driver.kernel-packages",    // list: headers and the like, which go with the kernel
+    "driver.pinned",             // list: patterns of packages that must have driver.pinned-version
+    "driver.pinned-version",     // text: pattern of that version, "" when the names tell branches apart
     "driver.modules",            // list: kernel modules to load, in order
-    "driver.version",            // text: "" when any version of the branch will do
     "fabric-manager.packages",   // list
     // Toolkit and cuDNN
     "cuda.version",              // text: versions of the toolkits, joined by ", "
@@ -25,7 +27,6 @@ pub const VALUE_NAMES: &[&str] = &[
     "cuda.home",                 // text: directory of the default toolkit
     "cuda.library-dirs",         // list: directories for the dynamic linker
     "cuda.profile",              // text: the script for /etc/profile.d
-    "cudnn.version",             // text
     "cudnn.packages",            // list
     "cudnn.debs",                // list of { url, sha256 }
     // The check at the end

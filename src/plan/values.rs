@@ -6,9 +6,7 @@ use toml::Value;
 
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
-use crate::config::Config;
 use crate::facts::Facts;
-use crate::facts::os::Arch;
 
 include!("value_names.rs");
 
@@ -72,7 +70,7 @@ impl Values {
 
 /// Computes every value. Names that do not apply (no driver, no repository) are left out: a step that uses
 /// them must have a `when` that keeps it away.
-pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
+pub fn compute(facts: &Facts, stack: &Stack) -> Values {
     let mut v = Values::default();
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
@@ -81,19 +79,14 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
     match &stack.source {
         Source::Nvidia(r) => {
             v.set("repository.url", r.url.clone());
-            v.set(
-                "repository.architecture",
-                match facts.os.arch.value {
-                    Arch::Amd64 => "amd64",
-                    Arch::Arm64 => "arm64",
-                },
-            );
+            v.set("repository.architecture", facts.os.arch.value.debian_name());
             v.set("repository.fingerprint", r.fingerprint.clone());
             v.set("repository.key", r.key.clone());
             v.set("repository.label", r.label.clone());
             v.set("repository.date-floor", r.date_floor.clone());
             v.set("repository.may-supply", r.may_supply.clone());
             v.set("repository.always-allow", r.always_allow.clone());
+            v.set("distro.components", r.components.clone());
             v.set(
                 "repository.packages",
                 [driver.clone(), fabric.clone(), toolkits.clone(), cudnn.clone()].concat(),
@@ -105,9 +98,11 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
         v.set("driver.branch", d.branch.clone());
         v.set("driver.packages", driver);
         v.set("driver.modules", d.modules.clone());
-        let exact = config.driver.branch.contains('.');
-        v.set("driver.version", if exact { config.driver.branch.clone() } else { String::new() });
+        v.set("driver.kernel-packages", d.kernel_packages.clone());
     }
+    let pin = stack.driver.as_ref().and_then(|d| d.pin.clone());
+    v.set("driver.pinned", pin.as_ref().map(|p| p.packages.clone()).unwrap_or_default());
+    v.set("driver.pinned-version", pin.map(|p| p.version).unwrap_or_default());
     v.set("fabric-manager.packages", fabric);
     let versions: Vec<_> = stack.toolkits.iter().map(|t| t.version.clone()).collect();
     v.set("cuda.version", versions.join(", "));
@@ -119,7 +114,6 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
             stack.toolkits.iter().filter_map(|t| t.home.as_ref()).map(|h| format!("{h}/lib64")).collect();
         v.set("cuda.library-dirs", dirs);
     }
-    v.set("cudnn.version", stack.cudnn.as_ref().map(|c| c.version.clone()).unwrap_or_default());
     v.set("cudnn.packages", cudnn);
     let debs = stack.cudnn_debs.iter().map(|d| {
         let pairs = [("url", &d.url), ("sha256", &d.sha256)];

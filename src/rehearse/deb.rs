@@ -21,6 +21,8 @@ pub(super) struct Package {
     pub(super) description: String,
     /// Maintainer scripts by name (`postinst`, `prerm`, …), shell.
     pub(super) scripts: BTreeMap<&'static str, String>,
+    /// Whether dpkg is to have the dynamic linker's cache renewed, as every package with public libraries asks.
+    pub(super) linker_cache: bool,
     /// Files by absolute path.
     pub(super) files: BTreeMap<String, Content>,
 }
@@ -63,6 +65,9 @@ impl Package {
         control.file("./control", self.control().as_bytes(), 0o644)?;
         for (name, script) in &self.scripts {
             control.file(&format!("./{name}"), format!("#!/bin/sh\nset -e\n{script}\n").as_bytes(), 0o755)?;
+        }
+        if self.linker_cache {
+            control.file("./triggers", b"activate-noawait ldconfig\n", 0o644)?;
         }
         let mut data = Tar::new(time);
         for (path, content) in &self.files {
@@ -177,6 +182,7 @@ mod tests {
             architecture: "all",
             depends: vec!["cuda-y (= 1)".into()],
             description: "simulated".into(),
+            linker_cache: true,
             scripts: BTreeMap::from([("postinst", "true".to_owned())]),
             files: BTreeMap::from([
                 ("/usr/local/cuda-12.8/bin/nvcc".to_owned(), Content::Program("#!/bin/sh\n".into())),
@@ -193,6 +199,7 @@ mod tests {
             String::from_utf8(out.stdout).unwrap()
         };
         assert!(dpkg("--field").contains("Version: 1:12.8.1-1\n"));
+        assert!(dpkg("--info").contains("triggers"));
         let listing = dpkg("--contents");
         assert!(listing.contains("drwxr-xr-x root/root"), "{listing}");
         assert!(listing.contains("-rwxr-xr-x root/root        10"), "{listing}");

@@ -19,7 +19,9 @@ const DT_SYMTAB: u64 = 6;
 const DT_STRSZ: u64 = 10;
 const DT_SYMENT: u64 = 11;
 const DT_SONAME: u64 = 14;
+/// Size of an entry of the symbol table; the only one here is the empty one.
 const SYMBOL: u64 = 24;
+const NO_SYMBOL: [u8; 24] = [0; 24];
 const PAGE: u64 = 4096;
 
 /// A shared library for `arch` with this soname.
@@ -48,7 +50,7 @@ pub(super) fn shared_library(soname: &str, arch: Arch) -> Vec<u8> {
     file.extend(program_header(PT_LOAD, 0, size, PAGE));
     file.extend(program_header(PT_DYNAMIC, dynamic_at, dynamic.len() as u64, 8));
     file.extend(hash);
-    file.extend([0; SYMBOL as usize]);
+    file.extend(NO_SYMBOL);
     file.extend(strings.as_bytes());
     file.resize(usize::try_from(dynamic_at).unwrap_or_default(), 0);
     file.extend(dynamic);

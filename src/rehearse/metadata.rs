@@ -98,10 +98,10 @@ impl Metadata {
             .collect();
         names.sort();
         names.dedup();
-        match names.is_empty() {
-            true => Answer::status(StatusCode::NOT_FOUND),
-            false => Answer::bytes("text/plain", names.join("\n").into_bytes()),
+        if names.is_empty() {
+            return Answer::status(StatusCode::NOT_FOUND);
         }
+        Answer::bytes("text/plain", names.join("\n").into_bytes())
     }
 
     /// The codes are those of the real service: 403 for another version's path and for a proxy in between, 400

@@ -12,19 +12,19 @@ pub(super) const MODULES_DIR: &str = "updates/dkms";
 /// A file of the simulated fabric manager that holds its version.
 pub(super) const FABRIC_MANAGER_VERSION: &str = "/usr/share/nvidia/fabricmanager.version";
 
-/// Used where the plan names no driver branch.
-const FALLBACK_BRANCH: &str = "580";
 /// Every simulated driver has the second and third part of a release of branch 580.
 const DRIVER_RELEASE: &str = "95.05";
 const CUDNN_RELEASE: &str = "8.0.87";
 
 /// What the packages depend on besides their names.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Setting {
+pub(super) struct Setting<'a> {
     /// The machine's architecture.
     pub(super) arch: Arch,
     /// Whether this is Debian or a child of it (as opposed to Ubuntu): library packages have other names.
     pub(super) debian: bool,
+    /// Branch of the driver, where one is wanted.
+    pub(super) driver_branch: &'a str,
 }
 
 /// A package as the plan asks for it: `name` or `name=version`, where the version may end in a star.
@@ -120,16 +120,12 @@ impl Driver {
         };
         let named: Vec<_> = wanted.iter().filter(is_driver).collect();
         let exact = named.iter().find_map(|w| w.version.as_deref()).map(upstream);
-        let branch = (exact.and_then(|v| v.split('.').next()))
-            .or_else(|| named.iter().find_map(|w| three_digits(w.name)))
-            .unwrap_or(FALLBACK_BRANCH)
-            .to_owned();
+        let branch = (exact.and_then(|v| v.split('.').next())).unwrap_or(setting.driver_branch).to_owned();
         let version = exact.map_or_else(|| format!("{branch}.{DRIVER_RELEASE}"), str::to_owned);
         let open = named.iter().any(|w| w.name.split('-').any(|part| part == "open"));
         let of_role = |wished: Role| named.iter().find(|w| role(w.name) == wished).map(|w| w.name.to_owned());
-        let library = of_role(Role::DriverLibrary).unwrap_or_else(|| match setting.debian {
-            true => "libcuda1".to_owned(),
-            false => format!("libnvidia-compute-{branch}"),
+        let library = of_role(Role::DriverLibrary).unwrap_or_else(|| {
+            if setting.debian { "libcuda1".to_owned() } else { format!("libnvidia-compute-{branch}") }
         });
         let module = of_role(Role::KernelModule).unwrap_or_else(|| match (setting.debian, open) {
             (true, true) => "nvidia-kernel-open-dkms".to_owned(),
@@ -149,10 +145,6 @@ impl Driver {
 fn upstream(version: &str) -> &str {
     let version = version.split_once(':').map_or(version, |(_, v)| v);
     version.rsplit_once('-').map_or(version, |(v, _)| v)
-}
-
-fn three_digits(name: &str) -> Option<&str> {
-    name.split('-').find(|part| part.len() == 3 && part.bytes().all(|b| b.is_ascii_digit()))
 }
 
 impl Role {
@@ -191,6 +183,7 @@ fn base(name: &str, version: &str, what: &str, setting: Setting) -> Package {
         depends: Vec::new(),
         description: format!("{what}, simulated by gpu-bootstrap rehearse"),
         scripts: BTreeMap::new(),
+        linker_cache: false,
         files: BTreeMap::from([(format!("/usr/share/doc/{name}/README"), Content::File(note.into_bytes()))]),
     }
 }
@@ -207,6 +200,7 @@ fn library_dir(arch: Arch) -> &'static str {
 fn add_library(package: &mut Package, dir: &str, soname: &str, full: &str, arch: Arch) {
     let file = soname.split(".so").next().unwrap_or(soname);
     let name = format!("{file}.so.{full}");
+    package.linker_cache |= dir == library_dir(arch);
     package.files.insert(format!("{dir}/{name}"), Content::File(elf::shared_library(soname, arch)));
     if name != soname {
         package.files.insert(format!("{dir}/{soname}"), Content::Link(name));
@@ -333,8 +327,8 @@ fn cudnn(wanted: &Wanted, setting: Setting) -> Vec<Package> {
 mod tests {
     use super::*;
 
-    const DEBIAN: Setting = Setting { arch: Arch::Amd64, debian: true };
-    const UBUNTU: Setting = Setting { arch: Arch::Amd64, debian: false };
+    const DEBIAN: Setting = Setting { arch: Arch::Amd64, debian: true, driver_branch: "580" };
+    const UBUNTU: Setting = Setting { debian: false, ..DEBIAN };
 
     fn names(packages: &[Package]) -> Vec<&str> {
         packages.iter().map(|p| p.name.as_str()).collect()

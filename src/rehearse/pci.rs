@@ -21,7 +21,7 @@ const NVSWITCH_CLASS: u16 = 0x0680;
 pub(super) struct Device {
     address: Address,
     vendor: u16,
-    device: u16,
+    id: u16,
     class: u16,
     revision: u8,
     subsystem: (u16, u16),
@@ -70,7 +70,7 @@ pub(super) fn devices(instance_type: Option<&InstanceType>) -> Vec<Device> {
             all.push(Device {
                 address,
                 vendor: t.vendor,
-                device: t.device.unwrap_or_default(),
+                id: t.device.unwrap_or_default(),
                 class: t.class,
                 revision: 0xa1,
                 subsystem: (t.vendor, t.subsystem.unwrap_or_default()),
@@ -82,7 +82,7 @@ pub(super) fn devices(instance_type: Option<&InstanceType>) -> Vec<Device> {
             all.push(Device {
                 address: Address { bus: 0xc1 + narrow(n), slot: 0, function: 0 },
                 vendor: NVIDIA,
-                device: t.nvswitch.unwrap_or_default(),
+                id: t.nvswitch.unwrap_or_default(),
                 class: NVSWITCH_CLASS,
                 revision: 0xa1,
                 subsystem: (NVIDIA, 0),
@@ -120,16 +120,9 @@ fn narrow(n: u32) -> u8 {
     u8::try_from(n.min(25)).unwrap_or_default()
 }
 
-fn fixed(
-    slot: u8,
-    vendor: u16,
-    device: u16,
-    class: u16,
-    driver: &'static str,
-    windows: &'static [u8],
-) -> Device {
+fn fixed(slot: u8, vendor: u16, id: u16, class: u16, driver: &'static str, windows: &'static [u8]) -> Device {
     let address = Address { bus: 0, slot, function: 0 };
-    Device { address, vendor, device, class, revision: 0, subsystem: (0, 0), driver, windows }
+    Device { address, vendor, id, class, revision: 0, subsystem: (0, 0), driver, windows }
 }
 
 /// Writes `sys-bus-pci` (for `/sys/bus/pci`) and `proc-bus-pci` (for `/proc/bus/pci`) below `dir`.
@@ -184,11 +177,11 @@ fn write_sysfs(d: &Device, windows: &[(u64, u64)], sys: &Path) -> Result<()> {
     let driver = if d.driver.is_empty() { String::new() } else { format!("DRIVER={}\n", d.driver) };
     let uevent = format!(
         "{driver}PCI_CLASS={:X}00\nPCI_ID={:04X}:{:04X}\nPCI_SUBSYS_ID={sub_vendor:04X}:{sub_device:04X}\nPCI_SLOT_NAME={}\n",
-        d.class, d.vendor, d.device, d.address
+        d.class, d.vendor, d.id, d.address
     );
     let files = [
         ("vendor", format!("{:#06x}\n", d.vendor)),
-        ("device", format!("{:#06x}\n", d.device)),
+        ("device", format!("{:#06x}\n", d.id)),
         ("class", format!("0x{:04x}00\n", d.class)),
         ("revision", format!("{:#04x}\n", d.revision)),
         ("subsystem_vendor", format!("{sub_vendor:#06x}\n")),
@@ -218,7 +211,7 @@ fn config_space(d: &Device, windows: &[(u64, u64)]) -> Vec<u8> {
     let mut c = vec![0; 256];
     let mut put = |at: usize, bytes: &[u8]| c[at..at + bytes.len()].copy_from_slice(bytes);
     put(0x00, &d.vendor.to_le_bytes());
-    put(0x02, &d.device.to_le_bytes());
+    put(0x02, &d.id.to_le_bytes());
     put(0x04, &0x0506u16.to_le_bytes()); // memory and bus mastering are on
     put(0x08, &[d.revision]);
     put(0x0a, &d.class.to_le_bytes());
@@ -236,7 +229,7 @@ const WINDOW_KIND: u64 = 0xc;
 /// One line of `/proc/bus/pci/devices`.
 fn proc_line(d: &Device, windows: &[(u64, u64)]) -> String {
     let function = d.address.slot << 3 | d.address.function;
-    let mut line = format!("{:02x}{function:02x}\t{:04x}{:04x}\t0", d.address.bus, d.vendor, d.device);
+    let mut line = format!("{:02x}{function:02x}\t{:04x}{:04x}\t0", d.address.bus, d.vendor, d.id);
     let column = |n: usize, value: fn(&(u64, u64)) -> u64| {
         if n.is_multiple_of(2) { windows.get(n / 2).map_or(0, value) } else { 0 }
     };

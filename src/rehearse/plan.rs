@@ -21,6 +21,8 @@ pub(super) struct Wanted {
     pub(super) nvidia: Option<(String, String, Vec<String>)>,
     /// From the distribution's archive.
     pub(super) distribution: Vec<String>,
+    /// Branch of the driver that all driver packages belong to.
+    pub(super) driver_branch: Option<String>,
     /// Components of the distribution's archive.
     pub(super) components: Vec<String>,
 }
@@ -53,7 +55,8 @@ async fn wanted() -> Result<Wanted> {
     };
     let Choice::Install(stack) = &prepared.choice else { return Ok(Wanted::default()) };
     let plan = plan::build(&prepared.facts, &prepared.config, stack)?;
-    of(plan.steps.iter().flat_map(|s| &s.actions))
+    let wanted = of(plan.steps.iter().flat_map(|s| &s.actions))?;
+    Ok(Wanted { driver_branch: stack.driver.as_ref().map(|d| d.branch.clone()), ..wanted })
 }
 
 fn of<'a>(actions: impl Iterator<Item = &'a Action>) -> Result<Wanted> {

@@ -136,6 +136,8 @@ fn add_to_proc_modules(name: &str) -> Result<()> {
 
 /// `systemctl [OPTION…] COMMAND [UNIT…]`: the commands that packages and the agent use.
 pub(super) fn systemctl(args: &[String]) -> Result<u8> {
+    // `-p NAME` is the one option here whose value may be a word of its own.
+    let args: Vec<String> = args.join("\n").replace("-p\n", "-p").split('\n').map(str::to_owned).collect();
     let (options, words): (Vec<&String>, Vec<&String>) = args.iter().partition(|a| a.starts_with('-'));
     let has = |name: &str| options.iter().any(|o| *o == name);
     let Some((command, units)) = words.split_first() else { return Ok(exit::CONVERGED) };

@@ -129,8 +129,8 @@ impl Sandbox {
         }
         let code = self.relay(&[AGENT, "run", "--catalog", CATALOG_DIR], job.json)?;
         let verdict = Verdict::read(&self.copy, code, &plan)?;
-        let kept = job.keep.as_deref().map(|dir| verdict.keep(&self.copy, dir)).transpose()?;
-        verdict.show(job, &self.simulated, kept.unwrap_or_default())?;
+        let kept = job.keep.as_deref().map(|dir| verdict::keep(&self.copy, dir)).transpose()?;
+        verdict.show(job, &self.simulated, &kept.unwrap_or_default())?;
         Ok(code)
     }
 
@@ -147,7 +147,11 @@ impl Sandbox {
     /// Makes and publishes the packages that the plan wants, and returns how many these are.
     fn fill_site(&self, wanted: &Wanted) -> Result<usize> {
         let now = Timestamp::now();
-        let setting = Setting { arch: self.os.arch.value, debian: self.os.id.value == "debian" };
+        let setting = Setting {
+            arch: self.os.arch.value,
+            debian: self.os.id.value == "debian",
+            driver_branch: wanted.driver_branch.as_deref().unwrap_or_default(),
+        };
         let nvidia = wanted.nvidia.as_ref();
         let names = nvidia.map(|(_, _, names)| names.as_slice()).unwrap_or_default();
         let made = packages::make(&[names, &wanted.distribution].concat(), setting);
@@ -393,10 +397,9 @@ fn take_out_sources(files: &Files) -> Result<Vec<String>> {
 }
 
 fn serve(job: &Job, os: &Os, site: Arc<Site>) -> Result<()> {
-    let user_data = match job.config.starts_with("#gpu-bootstrap") {
-        true => job.config.clone(),
-        false => format!("#gpu-bootstrap\n{}", job.config),
-    };
+    let marked = job.config.starts_with("#gpu-bootstrap");
+    let mark = if marked { "" } else { "#gpu-bootstrap\n" };
+    let user_data = format!("{mark}{}", job.config);
     let metadata = Metadata::new(&job.instance_type, os.arch.value, user_data.into_bytes());
     http::serve(vec![
         (SocketAddr::from((METADATA, 80)), Arc::new(move |q: &http::Question| metadata.answer(q))),

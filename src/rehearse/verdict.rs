@@ -40,10 +40,10 @@ impl Verdict {
     pub(super) fn read(copy: &Copy, exit_code: u8, plan: &[u8]) -> Result<Self> {
         let path = paths::STATUS.trim_start_matches("/run");
         let bytes = Files::new(copy.run()).read(path)?.unwrap_or_default();
-        let status = match bytes.is_empty() {
-            true => None,
-            false => Some(serde_json::from_slice(&bytes).map_err(|e| failed("read the run's status", e))?),
-        };
+        let mut status = None;
+        if !bytes.is_empty() {
+            status = Some(serde_json::from_slice(&bytes).map_err(|e| failed("read the run's status", e))?);
+        }
         Ok(Self {
             exit_code,
             plan: serde_json::from_slice(plan).unwrap_or(Value::Null),
@@ -52,27 +52,8 @@ impl Verdict {
         })
     }
 
-    /// Copies the status files and the receipt to a directory of the host, and returns their names.
-    pub(super) fn keep(&self, copy: &Copy, dir: &Path) -> Result<Vec<String>> {
-        make_dir(dir)?;
-        let mut kept = Vec::new();
-        let inside = Files::new(copy.root());
-        for path in [paths::STATUS, paths::RESULT, paths::RECEIPT] {
-            let bytes = match path.strip_prefix("/run/") {
-                Some(below_run) => Files::new(copy.run()).read(format!("/{below_run}"))?,
-                None => inside.read(path)?,
-            };
-            let to = dir.join(Path::new(path).file_name().unwrap_or_default());
-            if let Some(bytes) = bytes {
-                fs::write(&to, bytes).map_err(|e| Error::io("write", &to, e))?;
-                kept.push(to.display().to_string());
-            }
-        }
-        Ok(kept)
-    }
-
     /// Prints everything.
-    pub(super) fn show(&self, job: &Job, simulated: &[String], kept: Vec<String>) -> Result<()> {
+    pub(super) fn show(&self, job: &Job, simulated: &[String], kept: &[String]) -> Result<()> {
         let say = printer(false);
         if job.json {
             let document = json!({
@@ -95,15 +76,32 @@ impl Verdict {
             None => say("  the run ended before it wrote a status file"),
         }
         say(&format!("  exit code {}", self.exit_code));
-        match kept.is_empty() {
-            true => say(&format!(
-                "status file: {} inside, gone with the copy (--keep DIR keeps it)",
-                paths::STATUS
-            )),
-            false => say(&format!("status files (of a simulated instance): {}", kept.join(", "))),
-        }
+        say(&if kept.is_empty() {
+            format!("status file: {} inside, gone with the copy (--keep DIR keeps it)", paths::STATUS)
+        } else {
+            format!("status files (of a simulated instance): {}", kept.join(", "))
+        });
         Ok(())
     }
+}
+
+/// Copies the status files and the receipt to a directory of the host, and returns their names.
+pub(super) fn keep(copy: &Copy, dir: &Path) -> Result<Vec<String>> {
+    make_dir(dir)?;
+    let mut kept = Vec::new();
+    let inside = Files::new(copy.root());
+    for path in [paths::STATUS, paths::RESULT, paths::RECEIPT] {
+        let bytes = match path.strip_prefix("/run/") {
+            Some(below_run) => Files::new(copy.run()).read(format!("/{below_run}"))?,
+            None => inside.read(path)?,
+        };
+        let to = dir.join(Path::new(path).file_name().unwrap_or_default());
+        if let Some(bytes) = bytes {
+            fs::write(&to, bytes).map_err(|e| Error::io("write", &to, e))?;
+            kept.push(to.display().to_string());
+        }
+    }
+    Ok(kept)
 }
 
 /// The status for people.

@@ -162,9 +162,16 @@ pub(crate) struct Key {
 
 impl Key {
     pub(crate) fn new() -> Self {
+        Self::certified_with("ed25519", "SHA512")
+    }
+
+    /// A key whose self-signature uses the given digest: SHA1 is what newer verifiers refuse.
+    pub(crate) fn certified_with(algorithm: &str, digest: &str) -> Self {
         let home = tempfile::Builder::new().prefix("gpg").tempdir_in("/tmp").unwrap();
         let key = Self { home };
-        run(key.gpg().args(["--quick-generate-key", "Test <test@localhost>", "ed25519", "sign", "never"]));
+        let mut command = key.gpg();
+        command.args(["--cert-digest-algo", digest, "--quick-generate-key", "Test <test@localhost>"]);
+        run(command.args([algorithm, "sign", "never"]));
         key
     }
 
@@ -205,6 +212,9 @@ pub(crate) fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, b| {
+        let _ = write!(out, "{b:02x}");
+        out
+    })
 }

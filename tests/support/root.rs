@@ -26,21 +26,28 @@ impl Drop for Root {
 }
 
 impl Root {
+    /// This machine's own release.
     pub(crate) fn new() -> Self {
         Self::with(&[])
     }
 
-    /// A root that has these packages, too.
+    /// This machine's own release, with further packages.
     pub(crate) fn with(packages: &[&str]) -> Self {
+        Self::of(&codename(), packages)
+    }
+
+    /// A release by its codename, with further packages.
+    pub(crate) fn of(codename: &str, packages: &[&str]) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test installs packages into a disposable root and needs root: run the tests as root"
         );
+        few_descriptors();
         let dir = tempfile::Builder::new().prefix("root-").tempdir_in(cache_dir()).unwrap();
         in_memory(dir.path());
         run(Command::new("tar")
             .args(["--numeric-owner", "-xf"])
-            .arg(base(packages))
+            .arg(base(codename, packages))
             .arg("-C")
             .arg(dir.path()));
         // mkdtemp makes 0700; apt's unprivileged user must get through.
@@ -93,6 +100,14 @@ fn in_memory(dir: &Path) {
         .and_then(|()| mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some("size=1g,mode=0755")));
 }
 
+/// Without /proc, apt closes every possible descriptor one by one in each child: a second each where a million
+/// are allowed.
+fn few_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1024), hard).unwrap();
+}
+
 /// Where the base is kept and roots are unpacked.
 fn cache_dir() -> PathBuf {
     let dir = std::env::var_os("GPU_BOOTSTRAP_TEST_DIR")
@@ -102,20 +117,19 @@ fn cache_dir() -> PathBuf {
 }
 
 /// The kept base with these packages, made if it is not there. Other test processes wait meanwhile.
-fn base(packages: &[&str]) -> PathBuf {
-    let name = [&[RECIPE], packages].concat().join("+");
+fn base(codename: &str, packages: &[&str]) -> PathBuf {
+    let name = [&[RECIPE, codename], packages].concat().join("-");
     let kept = cache_dir().join(format!("{name}.tar"));
     let lock = File::create(cache_dir().join(format!("{name}.lock"))).unwrap();
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap();
     if !kept.exists() {
-        let codename = codename();
         let new = cache_dir().join(format!("{name}.new.tar"));
         let mut command = Command::new("mmdebstrap");
         command.args(["--variant=minbase", "--mode=root", "--aptopt=Acquire::Languages \"none\""]);
         command.arg(format!("--include={}", [&["gpgv"], packages].concat().join(",")));
         command.args(["man", "doc", "locale"].map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")));
-        command.args(["--customize-hook=rm -rf \"$1\"/etc/apt/sources.list \"$1\"/var/lib/apt/lists/*"]);
-        command.arg(&codename).arg(&new).args(sources(&codename));
+        command.arg("--customize-hook=rm -rf \"$1\"/etc/apt/sources.list \"$1\"/var/lib/apt/lists/*");
+        command.arg(codename).arg(&new).args(sources(codename));
         run(&mut command);
         fs::rename(new, &kept).unwrap();
     }

@@ -218,7 +218,7 @@ fn answer(reply: Reply, wire: &mut impl Write, raw: &TcpStream) -> std::io::Resu
         Reply::Send { status, headers, body } => {
             let mut head = format!("HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n", body.len());
             for (name, value) in headers {
-                head += &format!("{name}: {value}\r\n");
+                head.push_str(&[&name, ": ", &value, "\r\n"].concat());
             }
             wire.write_all(&[head.as_bytes(), b"\r\n", &body].concat())?;
             wire.flush()?;

@@ -62,52 +62,94 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Stanza>, String> {
 pub(crate) fn stream<const N: usize>(
     mut reader: impl BufRead,
     wanted: [&str; N],
-    mut each: impl FnMut(usize, &[String; N]) -> Result<(), String>,
+    each: impl FnMut(usize, &[String; N]) -> Result<(), String>,
 ) -> Result<(), String> {
-    let mut values: [String; N] = std::array::from_fn(|_| String::new());
-    let mut line = Vec::new();
-    let (mut number, mut begin) = (0, 0);
-    let mut current: Option<usize> = None;
+    let values = std::array::from_fn(|_| String::new());
+    let mut parser = Parser { wanted, each, values, number: 0, begin: 0, current: None };
+    // The beginning of a line whose end is not in the buffer yet. All others are parsed where they lie: an index has
+    // a quarter of a million lines, and every check reads it.
+    let mut carry = Vec::new();
     loop {
-        line.clear();
-        let read = reader.read_until(b'\n', &mut line).map_err(|e| format!("line {}: {e}", number + 1))?;
-        number += 1;
+        let chunk = reader.fill_buf().map_err(|e| format!("line {}: {e}", parser.number + 1))?;
+        let size = chunk.len();
+        if size == 0 {
+            parser.line(&carry)?;
+            return parser.finish_stanza();
+        }
+        let mut rest = chunk;
+        while let Some(at) = memchr::memchr(b'\n', rest) {
+            if carry.is_empty() {
+                parser.line(&rest[..at])?;
+            } else {
+                carry.extend_from_slice(&rest[..at]);
+                parser.line(&carry)?;
+                carry.clear();
+            }
+            rest = &rest[at + 1..];
+        }
+        carry.extend_from_slice(rest);
+        reader.consume(size);
+    }
+}
+
+struct Parser<'a, const N: usize, F> {
+    wanted: [&'a str; N],
+    each: F,
+    values: [String; N],
+    /// Line that was read last, from 1.
+    number: usize,
+    /// First line of the stanza; 0 between stanzas.
+    begin: usize,
+    /// Which wanted field a continuation line belongs to.
+    current: Option<usize>,
+}
+
+impl<const N: usize, F: FnMut(usize, &[String; N]) -> Result<(), String>> Parser<'_, N, F> {
+    fn line(&mut self, line: &[u8]) -> Result<(), String> {
+        self.number += 1;
         let text = line.trim_ascii_end();
-        if text.is_empty() {
-            if begin > 0 {
-                each(begin, &values)?;
-                values.iter_mut().for_each(String::clear);
-            }
-            begin = 0;
-            current = None;
-            if read == 0 {
-                return Ok(());
-            }
-            continue;
+        match text.first() {
+            None => self.finish_stanza(),
+            Some(b' ' | b'\t') => self.continuation(text),
+            Some(_) => self.field(text),
         }
-        if text[0] == b' ' || text[0] == b'\t' {
-            if begin == 0 {
-                return Err(format!("line {number} continues no field"));
-            }
-            if let Some(at) = current {
-                values[at].push('\n');
-                values[at].push_str(utf8(text, number)?.trim_start());
-            }
-            continue;
+    }
+
+    fn finish_stanza(&mut self) -> Result<(), String> {
+        if self.begin > 0 {
+            (self.each)(self.begin, &self.values)?;
+            self.values.iter_mut().for_each(String::clear);
         }
-        let colon = text.iter().position(|b| *b == b':').filter(|at| *at > 0);
-        let colon = colon.ok_or_else(|| format!("line {number} is no field"))?;
-        if begin == 0 {
-            begin = number;
+        self.begin = 0;
+        self.current = None;
+        Ok(())
+    }
+
+    fn continuation(&mut self, text: &[u8]) -> Result<(), String> {
+        if self.begin == 0 {
+            return Err(format!("line {} continues no field", self.number));
         }
-        let name = &text[..colon];
-        current = wanted.iter().position(|w| w.as_bytes().eq_ignore_ascii_case(name));
-        if let Some(at) = current {
-            if !values[at].is_empty() {
-                return Err(format!("line {number}: {} is there twice", wanted[at]));
+        if let Some(at) = self.current {
+            self.values[at].push('\n');
+            self.values[at].push_str(utf8(text, self.number)?.trim_start());
+        }
+        Ok(())
+    }
+
+    fn field(&mut self, text: &[u8]) -> Result<(), String> {
+        let colon = memchr::memchr(b':', text).filter(|at| *at > 0);
+        let colon = colon.ok_or_else(|| format!("line {} is no field", self.number))?;
+        if self.begin == 0 {
+            self.begin = self.number;
+        }
+        self.current = self.wanted.iter().position(|w| w.as_bytes().eq_ignore_ascii_case(&text[..colon]));
+        if let Some(at) = self.current {
+            if !self.values[at].is_empty() {
+                return Err(format!("line {}: {} is there twice", self.number, self.wanted[at]));
             }
-            values[at].push_str(utf8(&text[colon + 1..], number)?.trim());
+            self.values[at].push_str(utf8(&text[colon + 1..], self.number)?.trim());
         }
+        Ok(())
     }
 }
 

@@ -61,6 +61,17 @@ impl Index {
         Ok(index)
     }
 
+    /// Forgets what is offered of the packages whose names match `names`, but in a version that does not match
+    /// `version` (shell-style patterns).
+    pub(crate) fn keep_versions(&mut self, names: &[String], version: &str) {
+        self.offers.retain(|name, offers| {
+            if super::matches_any(names, name) {
+                offers.retain(|o| super::matches(version.as_bytes(), o.version.as_bytes()));
+            }
+            !offers.is_empty()
+        });
+    }
+
     /// How many packages (all versions counted) it offers.
     pub(crate) fn count(&self) -> usize {
         self.count
@@ -221,12 +232,10 @@ mod tests {
     use super::*;
 
     fn index(stanzas: &[(&str, &str, &str)]) -> Index {
-        let text: String = stanzas
-            .iter()
-            .map(|(name, version, more)| {
-                format!("Package: {name}\nVersion: {version}\nFilename: ./x.deb\nSHA256: aa\n{more}\n\n")
-            })
-            .collect();
+        let stanza = |(name, version, more): &(&str, &str, &str)| {
+            format!("Package: {name}\nVersion: {version}\nFilename: ./x.deb\nSHA256: aa\n{more}\n\n")
+        };
+        let text = stanzas.iter().map(stanza).collect::<Vec<_>>().concat();
         Index::read(text.as_bytes()).unwrap()
     }
 
@@ -262,6 +271,23 @@ mod tests {
         assert_eq!(closure(&i, "drv=550.9-1"), ["drv", "lib", "lib-old"]);
         assert_eq!(closure(&i, "drv"), ["drv", "lib", "lib-new", "new"]);
         assert_eq!(i.newest("drv"), Some("550.10-1"));
+    }
+
+    #[test]
+    fn a_branch_is_kept_by_version() {
+        let mut i = index(&[
+            ("nvidia-open", "610.1-1", "Depends: libcuda1, new"),
+            ("nvidia-open", "595.2-1", "Depends: libcuda1"),
+            ("libcuda1", "610.1-1", ""),
+            ("libcuda1", "595.2-1", ""),
+            ("new", "610.1-1", ""),
+            ("apart", "1", ""),
+        ]);
+        let names = ["nvidia-*", "libcuda1", "new"].map(str::to_owned);
+        i.keep_versions(&names, "595.*");
+        assert_eq!(i.newest("nvidia-open"), Some("595.2-1"));
+        assert_eq!(closure(&i, "nvidia-open"), ["libcuda1", "nvidia-open"]);
+        assert!(!i.can_meet("new") && i.can_meet("apart"));
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub(crate) struct Pins<'a> {
     pub(crate) host: Option<&'a str>,
     /// Names and patterns that it may supply, sorted.
     pub(crate) allowed: &'a [&'a str],
+    /// Names that it may supply in versions of this pattern only.
+    pub(crate) version: Option<(&'a str, &'a [&'a str])>,
 }
 
 /// Above the 500 of the distribution's archive, below the 1000 from which apt would downgrade.
@@ -90,6 +92,13 @@ pub(crate) fn write(pins: &Pins<'_>) -> String {
             text,
             "Package: {}\nPin: release l={label}\nPin-Priority: {PREFERRED}\n\n",
             wrapped(pins.allowed)
+        );
+    }
+    if let Some((version, names)) = pins.version {
+        let _ = write!(
+            text,
+            "Package: {}\nPin: version {version}\nPin-Priority: {PREFERRED}\n\n",
+            wrapped(names)
         );
     }
     let _ = write!(text, "Package: *\nPin: release l={label}\nPin-Priority: {NEVER}\n");
@@ -148,7 +157,12 @@ mod tests {
     fn long_lists_are_wrapped_as_continuations() {
         let names: Vec<String> = (0..40).map(|n| format!("cuda-package-{n:02}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let text = write(&Pins { label: "NVIDIA CUDA", host: Some("repo.example.org"), allowed: &names });
+        let text = write(&Pins {
+            label: "NVIDIA CUDA",
+            host: Some("repo.example.org"),
+            allowed: &names,
+            version: None,
+        });
         assert!(text.lines().all(|l| l.len() <= WIDTH));
         let records = parse(&text);
         assert_eq!(records[0].packages, names);

@@ -36,7 +36,7 @@ pub(super) fn choose(
             return Ok(None);
         }
         "auto" => None,
-        text => Some(Version::parse(text).filter(|v| (2..=4).contains(&v.len())).ok_or_else(|| {
+        text => Some(Version::parse(text).filter(|v| (2..=4).contains(&v.depth())).ok_or_else(|| {
             Error::new(Code::ConfigType, format!("cudnn.version = {text:?} is no version of cuDNN"))
                 .with_hint("write \"auto\", \"none\", or a version such as \"9.8.0\"")
         })?),

@@ -30,7 +30,7 @@ impl Wish {
         match text {
             "none" => Ok(Self::None),
             "auto" => Ok(Self::Auto),
-            _ => Version::parse(text).filter(|v| v.len() <= 3).map(Self::Version).ok_or_else(|| {
+            _ => Version::parse(text).filter(|v| v.depth() <= 3).map(Self::Version).ok_or_else(|| {
                 Error::new(
                     Code::ConfigType,
                     format!("driver.branch = {text:?} is neither a branch nor a version"),
@@ -67,16 +67,16 @@ pub(super) fn choose(
         Wish::Auto => newest(ctx, target, place, rule, reasons)?,
     };
     let branch = version.prefix(1);
-    let (open, packaged) = flavour(ctx, target, place, rule, &branch, reasons)?;
-    let kernel = modules_and_kernel(ctx, target, place, &packaged, reasons)?;
-    let exact = (version.len() > 1).then(|| format!("{version}-*"));
+    let (open, recipe) = flavour(ctx, target, place, rule, &branch, reasons)?;
+    let kernel = modules_and_kernel(ctx, target, place, &recipe, reasons)?;
+    let exact = (version.depth() > 1).then(|| format!("{version}-*"));
     let mut packages = kernel.modules;
-    packages.extend(packaged.libraries.iter().cloned());
-    let mut fabric_manager = fabric_manager(ctx, target, place, &packaged, reasons)?;
+    packages.extend(recipe.libraries.iter().cloned());
+    let mut fabric_manager = fabric_manager(ctx, target, place, &recipe, reasons)?;
     if let Some(exact) = &exact {
         // One package of the driver and fabric manager name the version, so that apt fails where it is not
         // there; the pin takes everything else to it.
-        ask_for(&mut packages, packaged.libraries.first(), exact);
+        ask_for(&mut packages, recipe.libraries.first(), exact);
         ask_for(fabric_manager.as_deref_mut().unwrap_or_default(), None, exact);
     }
     let mut modules = ctx.catalog.drivers.modules.clone();
@@ -194,7 +194,7 @@ fn newest(
 
 /// How a place packages one branch in one flavour.
 #[derive(Default)]
-struct Packaged {
+struct Recipe {
     /// Modules built by the distribution, with `{kernel}` still to be filled in.
     prebuilt: Option<Vec<String>>,
     /// Modules that are built here.
@@ -204,7 +204,7 @@ struct Packaged {
     fabric_manager: Option<Vec<String>>,
 }
 
-fn packaged(ctx: &Context, place: Place, branch: &Version, open: bool) -> Option<Packaged> {
+fn recipe(ctx: &Context, place: Place, branch: &Version, open: bool) -> Option<Recipe> {
     let named = |patterns: &Vec<String>| -> Vec<String> {
         patterns.iter().map(|p| p.replace("{branch}", &branch.to_string())).collect()
     };
@@ -221,16 +221,16 @@ fn packaged(ctx: &Context, place: Place, branch: &Version, open: bool) -> Option
                 f.first_branch.as_ref().is_none_or(|first| first <= branch)
                     && f.last_branch.as_ref().is_none_or(|last| branch <= last)
             });
-            Some(Packaged {
+            Some(Recipe {
                 dkms: Some(named(&row.packages)),
                 fabric_manager: fabric.map(|f| named(&f.packages)),
-                ..Packaged::default()
+                ..Recipe::default()
             })
         }
         Place::Distro(row) => {
             let driver = row.driver.iter().find(|d| d.branches.contains_key(branch))?;
             let modules = if open { driver.open.as_ref() } else { driver.proprietary.as_ref() }?;
-            Some(Packaged {
+            Some(Recipe {
                 prebuilt: modules.prebuilt.as_ref().map(named),
                 dkms: modules.dkms.as_ref().map(named),
                 libraries: named(&driver.libraries),
@@ -248,7 +248,7 @@ fn flavour(
     rule: ModuleRule,
     branch: &Version,
     reasons: &mut Vec<String>,
-) -> Result<(bool, Packaged)> {
+) -> Result<(bool, Recipe)> {
     let names = target.architectures().join(" and ");
     let default_open = *branch >= ctx.catalog.drivers.open_by_default_from;
     let (open, why) = match (rule, ctx.config.driver.flavour) {
@@ -264,12 +264,12 @@ fn flavour(
         }
     };
     let word = |open| if open { "open" } else { "proprietary" };
-    if let Some(found) = packaged(ctx, place, branch, open) {
+    if let Some(found) = recipe(ctx, place, branch, open) {
         reasons.push(format!("The {} kernel modules are used: {why}.", word(open)));
         return Ok((open, found));
     }
     let may_turn = rule == ModuleRule::Either && ctx.config.driver.flavour == Flavour::Auto;
-    if let Some(found) = packaged(ctx, place, branch, !open).filter(|_| may_turn) {
+    if let Some(found) = recipe(ctx, place, branch, !open).filter(|_| may_turn) {
         let (other, title) = (word(!open), place.title());
         reasons
             .push(format!("The {other} kernel modules are used: {title} has no others of branch {branch}."));
@@ -292,7 +292,7 @@ fn modules_and_kernel(
     ctx: &Context,
     target: &Target,
     place: Place,
-    packaged: &Packaged,
+    recipe: &Recipe,
     reasons: &mut Vec<String>,
 ) -> Result<Kernel> {
     let wish = ctx.config.driver.modules;
@@ -303,13 +303,13 @@ fn modules_and_kernel(
     {
         packages.extend(for_kernel(&row.infiniband, flavour));
     }
-    let prebuilt = packaged.prebuilt.as_ref().filter(|_| wish != Modules::Dkms).zip(running);
+    let prebuilt = recipe.prebuilt.as_ref().filter(|_| wish != Modules::Dkms).zip(running);
     if let Some((names, (_, flavour))) = prebuilt {
         reasons
             .push(format!("{} has these modules prebuilt and signed for {flavour} kernels.", place.title()));
         return Ok(Kernel { modules: for_kernel(names, flavour), packages });
     }
-    if let Some(names) = packaged.dkms.as_ref().filter(|_| wish != Modules::Prebuilt) {
+    if let Some(names) = recipe.dkms.as_ref().filter(|_| wish != Modules::Prebuilt) {
         match running {
             Some((row, flavour)) => packages.extend(for_kernel(&row.headers, flavour)),
             None => reasons.push(format!(
@@ -347,14 +347,14 @@ fn fabric_manager(
     ctx: &Context,
     target: &Target,
     place: Place,
-    packaged: &Packaged,
+    recipe: &Recipe,
     reasons: &mut Vec<String>,
 ) -> Result<Option<Vec<String>>> {
     if target.fabric == FabricNeed::None {
         return Ok(None);
     }
     let nvlink5 = target.fabric == FabricNeed::Nvlink5;
-    let mut packages = match &packaged.fabric_manager {
+    let mut packages = match &recipe.fabric_manager {
         // The subnet manager of NVLink 5 is only in NVIDIA's repository.
         Some(packages) if !nvlink5 || matches!(place, Place::Nvidia(_)) => packages.clone(),
         _ => {

@@ -124,9 +124,10 @@ fn nvidia<'a>(ctx: &Context<'a>) -> Result<Place<'a>> {
     let row = all.rows.iter().find(|r| r.distro == name).ok_or_else(|| unsupported_os(ctx))?;
     let arch = ctx.facts.os.arch.value;
     let directories = row.directories.as_ref();
-    let Some(directory) = directories.and_then(|d| d.get(debian_name(arch))) else {
+    let Some(directory) = directories.and_then(|d| d.get(arch.debian_name())) else {
         let with = all.rows.iter().filter(|r| r.key.is_some());
-        let with = with.filter(|r| r.directories.as_ref().is_some_and(|d| d.contains_key(debian_name(arch))));
+        let with =
+            with.filter(|r| r.directories.as_ref().is_some_and(|d| d.contains_key(arch.debian_name())));
         let names: Vec<_> = with.map(title).collect();
         return Err(Error::new(
             Code::UnsupportedArch,
@@ -172,13 +173,6 @@ fn or_distro(ctx: &Context, hint: &str) -> String {
             )
         }
         None => hint.to_owned(),
-    }
-}
-
-fn debian_name(arch: Arch) -> &'static str {
-    match arch {
-        Arch::Amd64 => "amd64",
-        Arch::Arm64 => "arm64",
     }
 }
 

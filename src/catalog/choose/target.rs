@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::config::schema::{ExpectGpus, OnNoGpu};
 use crate::error::{Code, Error, Result};
 use crate::facts::Facts;
-use crate::facts::gpu::PciDevice;
+use crate::facts::gpu::{Accelerator, AcceleratorKind, PciDevice};
 
 /// One kind of GPU and what it asks of driver and toolkit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,17 +226,7 @@ fn no_gpu(catalog: &Catalog, facts: &Facts, instance_type: Option<&InstanceType>
     let name = facts.identity.instance_type();
     let family = name.and_then(|n| n.split('.').next()).unwrap_or_default();
     if let Some(found) = facts.gpu.other_accelerators.first() {
-        let device = &found.value.device;
-        let what = catalog.refused_device(device).map_or_else(
-            || format!("an accelerator that is not NVIDIA's ({:04x}:{:04x})", device.vendor, device.device),
-            |row| row.accelerator.clone(),
-        );
-        let message = format!("the PCI bus shows {what} at {}, and no NVIDIA GPU", device.address);
-        return match catalog.refused_device(device).or_else(|| catalog.refused_family(family)) {
-            Some(row) => not_nvidia(&message, row),
-            None => Error::new(Code::NotNvidia, message)
-                .with_hint("launch a type with an NVIDIA GPU such as g5.xlarge"),
-        };
+        return other_accelerator(catalog, &found.value);
     }
     if let (Some(name), Some(row)) = (name, catalog.refused_family(family)) {
         return not_nvidia(&format!("{name} has {}", row.accelerator), row);
@@ -257,6 +247,27 @@ fn no_gpu(catalog: &Catalog, facts: &Facts, instance_type: Option<&InstanceType>
         "launch a type with one, such as {suggestion}; to bake an image here, set policy.on-no-gpu = \"install\" \
          and policy.for"
     ))
+}
+
+fn other_accelerator(catalog: &Catalog, found: &Accelerator) -> Error {
+    let device = &found.device;
+    let (what, family) = match found.kind {
+        AcceleratorKind::AmdGpu => ("an AMD GPU", "g4ad"),
+        AcceleratorKind::Inferentia => ("AWS Inferentia", "inf1"),
+        AcceleratorKind::Trainium => ("AWS Trainium", "trn1"),
+        AcceleratorKind::Gaudi => ("Habana Gaudi", "dl1"),
+    };
+    let listed = catalog.refused_device(device);
+    let what = listed.map_or(what, |row| row.accelerator.as_str());
+    let message = format!(
+        "the PCI bus shows {what} ({:04x}:{:04x} at {}) and no NVIDIA GPU",
+        device.vendor, device.device, device.address
+    );
+    match listed.or_else(|| catalog.refused_family(family)) {
+        Some(row) => not_nvidia(&message, row),
+        None => Error::new(Code::NotNvidia, message)
+            .with_hint("launch a type with an NVIDIA GPU such as g5.xlarge"),
+    }
 }
 
 fn not_nvidia(message: &str, row: &Refused) -> Error {
@@ -367,15 +378,11 @@ impl Catalog {
 
     fn sizes_hint(&self, family: &str) -> String {
         let row = self.instances.family.iter().find(|f| f.name == family);
-        match row.filter(|f| !f.sizes.is_empty()) {
-            Some(row) => {
-                let sizes: Vec<_> = row.sizes.keys().map(|size| format!("{family}.{size}")).collect();
-                format!("known types of the family are {}", sizes.join(", "))
-            }
-            None => {
-                let families: Vec<_> = self.instances.family.iter().map(|f| f.name.as_str()).collect();
-                format!("known families are {}", families.join(", "))
-            }
+        if let Some(row) = row.filter(|f| !f.sizes.is_empty()) {
+            let sizes: Vec<_> = row.sizes.keys().map(|size| format!("{family}.{size}")).collect();
+            return format!("known types of the family are {}", sizes.join(", "));
         }
+        let families: Vec<_> = self.instances.family.iter().map(|f| f.name.as_str()).collect();
+        format!("known families are {}", families.join(", "))
     }
 }

@@ -27,7 +27,7 @@ impl Wish {
         };
         let mut versions: Vec<Version> = Vec::new();
         for text in texts {
-            let version = Version::parse(text).filter(|v| (2..=3).contains(&v.len())).ok_or_else(|| {
+            let version = Version::parse(text).filter(|v| (2..=3).contains(&v.depth())).ok_or_else(|| {
                 Error::new(Code::ConfigType, format!("cuda.toolkit: {text:?} is no toolkit's version"))
                     .with_hint("write \"auto\", \"none\", a version such as \"12.8\", or a list of versions")
             })?;
@@ -143,7 +143,7 @@ fn check_exists(ctx: &Context, place: Place, version: &Version, row: Option<&Too
         let own = matches!(place, Place::Distro(d) if d.toolkit == *version);
         return if own { Ok(()) } else { Err(unknown(ctx, version)) };
     };
-    if version.len() > 2 && !row.releases.contains_key(version) {
+    if version.depth() > 2 && !row.releases.contains_key(version) {
         let known: Vec<_> = row.releases.keys().map(ToString::to_string).collect();
         return Err(impossible(format!(
             "CUDA {version} is not known; CUDA {} has {}",
@@ -224,7 +224,7 @@ fn check_driver(ctx: &Context, row: &ToolkitRow, version: &Version, driver: &Ver
     let newest = row.releases.values().next_back();
     let Some(needed) = row.releases.get(version).or(newest) else { return Ok(Fit::Native) };
     // Of a branch, apt installs the newest version: the branch alone is compared.
-    let reaches = |needed: &Version| *driver >= needed.prefix(driver.len());
+    let reaches = |needed: &Version| *driver >= needed.prefix(driver.depth());
     if reaches(needed) {
         return Ok(Fit::Native);
     }
@@ -264,7 +264,7 @@ fn toolkit(ctx: &Context, place: Place, version: &Version) -> Toolkit {
         }
         Place::Nvidia(_) => {
             let name = fill(&ctx.catalog.toolkits.package);
-            let package = if version.len() > 2 { format!("{name}={version}-*") } else { name };
+            let package = if version.depth() > 2 { format!("{name}={version}-*") } else { name };
             let home = Some(fill(&ctx.catalog.toolkits.home));
             Toolkit { version: version.to_string(), packages: vec![package], home }
         }

@@ -84,6 +84,7 @@ fn first_held(host: &Host) -> Result<Option<Held>> {
 }
 
 /// The process that holds the lock; `None` when nobody does, or when the lock file does not exist yet.
+#[expect(clippy::cast_possible_truncation, reason = "small constants, of another type than the field")]
 fn holder(host: &Host, path: &str) -> Result<Option<i32>> {
     let file = match std::fs::File::open(host.files.outside(path)?) {
         Ok(file) => file,

@@ -91,6 +91,9 @@ impl Apt<'_> {
             "Dir::Cache::srcpkgcache=".to_owned(),
             "-o".to_owned(),
             "Acquire::Languages=none".to_owned(),
+            // Docker's images keep indexes compressed, in a format of apt's choice; these are read by us.
+            "-o".to_owned(),
+            "Acquire::GzipIndexes=false".to_owned(),
             "update".to_owned(),
         ]);
         let mut output = self.locked(&call).await?;

@@ -35,7 +35,7 @@ pub(super) fn unsigned(host: &Host) -> Result<Vec<Unsigned>> {
     let mut found = Vec::new();
     for file in files {
         let is_stanzas = file.ends_with(".sources");
-        if !is_stanzas && !std::path::Path::new(&file).extension().is_some_and(|e| e == "list") {
+        if !is_stanzas && std::path::Path::new(&file).extension().is_none_or(|e| e != "list") {
             continue; // apt ignores it, too
         }
         let Some(text) = host.files.read_text(&file)? else { continue };

@@ -12,6 +12,7 @@ __global__ void scale(float *values, float factor) { values[blockIdx.x * blockDi
 # The machine code of a cubin: an ELF file of machine type EM_CUDA.
 EM_CUDA = 190
 SHELLS = [["bash", "-lc"], ["su", "-l", "user", "-c"]]
+LIMITS_HOLD = True
 PACKAGE_MANAGERS = re.compile(r"^(apt|dpkg|aptitude|debconf)")
 
 
@@ -63,14 +64,14 @@ def second_run(agent, trees, expect, open_steps=()):
         if step not in open_steps:
             equal(state, "satisfied", f"{step}: {action} ({why})")
     agent.run(expect=expect)  # the first run after an installation may still finish what it recorded
-    before, log = trees.snapshot(root), machine.read("/var/log/dpkg.log")
+    before, log = trees.snapshot(root), machine.dpkg_log()
     figures = agent.measured()
     programs, code = agent.programs()
     equal((figures["exit"], code), (expect, expect), "exit codes of runs without work")
     changed = tree.differences(before, trees.snapshot(root), untouched=True,
                                besides=[r"/var/lib/gpu-bootstrap/(result\.json|lock)$"])
     equal(changed, [], "files changed by runs without work")
-    equal(machine.read("/var/log/dpkg.log"), log, "dpkg's log after runs without work")
+    equal(machine.dpkg_log(), log, "dpkg's log after runs without work")
     managers = [program for program in programs if PACKAGE_MANAGERS.match(os.path.basename(program))]
     equal(managers, [], "package managers started by a run without work")
     figures["programs"] = programs
@@ -78,6 +79,8 @@ def second_run(agent, trees, expect, open_steps=()):
 
 
 def within_limits(figures, milliseconds=100, kilobytes=15_000):
+    if not LIMITS_HOLD:
+        return
     true(figures["wall_ms"] < milliseconds, f"a run without work takes {figures['wall_ms']} ms")
     true(figures["resident_kb"] < kilobytes, f"a run without work needs {figures['resident_kb']} kB")
 
@@ -85,7 +88,7 @@ def within_limits(figures, milliseconds=100, kilobytes=15_000):
 def packages_in_log(machine, offset):
     """Packages that dpkg.log names after `offset` characters, those that only ran a trigger left out."""
     named = set()
-    for line in machine.read("/var/log/dpkg.log")[offset:].splitlines():
+    for line in machine.dpkg_log()[offset:].splitlines():
         words = line.split()
         if len(words) > 3 and words[2] in ("install", "upgrade", "remove", "purge", "configure"):
             named.add(words[3].split(":")[0])

@@ -6,7 +6,7 @@ import typing
 import repack
 
 PROFILE = "/etc/profile.d/gpu-bootstrap-cuda.sh"
-PIN = "/etc/apt/preferences.d/gpu-bootstrap-nvidia.pref"
+PIN = "/etc/apt/preferences.d/00-gpu-bootstrap-nvidia.pref"
 LINKER = "/etc/ld.so.conf.d/gpu-bootstrap-cuda.conf"
 KEYRING = "/usr/share/keyrings/gpu-bootstrap-nvidia.gpg"
 SOURCE = "/etc/apt/sources.list.d/gpu-bootstrap-nvidia.sources"

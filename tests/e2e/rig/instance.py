@@ -117,6 +117,13 @@ class Instance:
         with open(self.path(path), encoding="utf-8") as source:
             return source.read()
 
+    def dpkg_log(self):
+        """What dpkg has done so far; empty on a machine where it has done nothing yet."""
+        try:
+            return self.read("/var/log/dpkg.log")
+        except FileNotFoundError:
+            return ""
+
     def write(self, path, text, mode=0o644):
         target = self.path(path)
         os.makedirs(os.path.dirname(target), exist_ok=True)

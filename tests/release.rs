@@ -1,0 +1,144 @@
+//! `packaging/release`, with a `cargo` that takes notes instead of building: what it refuses, what it asks cargo for,
+//! and what it leaves in `dist/`. A real build is `packaging/release --verify`.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use sha2::{Digest, Sha256};
+
+/// Writes `$BINARY` (some bytes) where cargo would, and its arguments and environment beside it.
+const CARGO: &str = r#"#!/bin/sh
+printf '%s\n' "$*" "epoch $SOURCE_DATE_EPOCH" "cflags $CFLAGS" >>"$NOTES"
+mkdir -p target/x86_64-unknown-linux-gnu/release
+cp "$BINARY" target/x86_64-unknown-linux-gnu/release/gpu-bootstrap
+[ -z "$DIFFERENT" ] || echo "$PWD/main.c" >>target/x86_64-unknown-linux-gnu/release/gpu-bootstrap
+"#;
+
+/// A repository with nothing but the script in it.
+struct Repository(tempfile::TempDir);
+
+impl Repository {
+    fn new() -> Option<Self> {
+        let wanted = ["git", "readelf", "cc", "ld", "sha256sum", "cmp"];
+        if let Some(missing) = wanted.iter().find(|p| Command::new(p).arg("--version").output().is_err()) {
+            assert!(std::env::var_os("CI").is_none(), "{missing} is not installed");
+            eprintln!("skipped: {missing} is not installed");
+            return None;
+        }
+        let repository = Self(tempfile::tempdir().unwrap());
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/release");
+        for dir in ["source/packaging", "bin"] {
+            fs::create_dir_all(repository.path(dir)).unwrap();
+        }
+        fs::copy(script, repository.path("source/packaging/release")).unwrap();
+        fs::write(repository.path("source/.gitignore"), "target/\n/dist/\n").unwrap();
+        fs::write(repository.path("bin/cargo"), CARGO).unwrap();
+        fs::set_permissions(repository.path("bin/cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+        for args in [&["init", "-q"][..], &["add", "."], &["commit", "-q", "-m", "x"]] {
+            assert!(repository.git(args).status.success());
+        }
+        Some(repository)
+    }
+
+    fn path(&self, inside: &str) -> PathBuf {
+        self.0.path().join(inside)
+    }
+
+    fn git(&self, args: &[&str]) -> Output {
+        Command::new("git")
+            .args(["-c", "user.name=x", "-c", "user.email=x@example.com"])
+            .args(args)
+            .current_dir(self.path("source"))
+            .output()
+            .unwrap()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.path("source/packaging/release"));
+        let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
+        command.env("PATH", path).env("NOTES", self.path("notes")).env("DIFFERENT", "");
+        command.env("BINARY", env!("CARGO_BIN_EXE_gpu-bootstrap")).env("CARGO_HOME", "/cargo-home");
+        for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "RUSTC_WRAPPER", "CFLAGS"]
+        {
+            command.env_remove(name);
+        }
+        command
+    }
+}
+
+#[track_caller]
+fn refused(output: &Output, says: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains(says), "{stderr}");
+}
+
+/// The test's own binary may name this machine's directories; a release must not. So a small static one stands in.
+fn static_binary(repository: &Repository) -> PathBuf {
+    let source = repository.path("main.c");
+    let binary = repository.path("static");
+    fs::write(&source, "int main(void) { return 0; }\n").unwrap();
+    let output = Command::new("cc").args(["-static", "-o"]).arg(&binary).arg(&source).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    binary
+}
+
+#[test]
+fn a_release_has_the_binary_its_sum_and_the_tools_names() {
+    let Some(repository) = Repository::new() else { return };
+    let binary = static_binary(&repository);
+    let output = repository.command().env("BINARY", &binary).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let dist = |name: &str| fs::read(repository.path("source/dist").join(name)).unwrap();
+    assert_eq!(dist("gpu-bootstrap-x86_64"), fs::read(&binary).unwrap());
+    let sums = String::from_utf8(dist("SHA256SUMS")).unwrap();
+    for name in ["gpu-bootstrap-x86_64", "buildinfo"] {
+        assert!(sums.contains(&format!("{:x}  {name}\n", Sha256::digest(dist(name)))), "{sums}");
+    }
+    let commit = String::from_utf8(repository.git(&["rev-parse", "HEAD"]).stdout).unwrap();
+    let info = String::from_utf8(dist("buildinfo")).unwrap();
+    assert!(info.starts_with(&format!("commit {commit}")) && info.contains("\nrustc "), "{info}");
+    let epoch = String::from_utf8(repository.git(&["log", "-1", "--format=%ct"]).stdout).unwrap();
+    let notes = fs::read_to_string(repository.path("notes")).unwrap();
+    assert!(notes.starts_with("build --release --locked "), "{notes}");
+    assert!(notes.contains(&format!("epoch {epoch}")), "{notes}");
+    let source = fs::canonicalize(repository.path("source")).unwrap();
+    for (flag, from) in [("--remap-path-prefix", source.display()), ("-ffile-prefix-map", source.display())] {
+        assert!(notes.contains(&format!("{flag}={from}=/gpu-bootstrap")), "{notes}");
+    }
+    assert!(notes.contains("--remap-path-prefix=/cargo-home=/cargo"), "{notes}");
+}
+
+#[test]
+fn a_second_build_elsewhere_is_compared() {
+    let Some(repository) = Repository::new() else { return };
+    let binary = static_binary(&repository);
+    let mut verify = repository.command();
+    verify.arg("--verify").env("BINARY", &binary);
+    let output = verify.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("two builds in two directories are identical"));
+    // A difference that is no path of this machine, which is another refusal.
+    fs::write(repository.path("bin/cargo"), CARGO.replace("$PWD/main.c", "${#PWD}")).unwrap();
+    refused(&verify.env("DIFFERENT", "1").output().unwrap(), "two builds of the same commit differ");
+}
+
+#[test]
+fn what_would_make_a_wrong_binary_is_refused() {
+    let Some(repository) = Repository::new() else { return };
+    let binary = static_binary(&repository);
+    let run = |name: &str, value: &str| {
+        repository.command().env("BINARY", &binary).env(name, value).output().unwrap()
+    };
+    refused(&run("RUSTFLAGS", "-C opt-level=0"), "the variable RUSTFLAGS is set");
+    refused(&run("CARGO_ENCODED_RUSTFLAGS", ""), "the variable CARGO_ENCODED_RUSTFLAGS is set");
+    refused(&run("BINARY", "/bin/sh"), "is not static");
+    refused(&run("DIFFERENT", "1"), "names a directory of this machine");
+    refused(&repository.command().arg("--fast").output().unwrap(), "unknown argument --fast");
+    fs::write(repository.path("source/new"), "").unwrap();
+    refused(&run("X", ""), "the working tree has changes");
+    assert!(!repository.path("source/dist").exists(), "a refused release leaves nothing to publish");
+}

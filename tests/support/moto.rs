@@ -1,0 +1,164 @@
+//! A real AWS-compatible server (moto, from the Python package index) that verifies Signature Version 4 and IAM policies, in a
+//! virtual environment that is made on first use below cargo's target directory.
+
+#![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
+#![allow(unreachable_pub, reason = "a module of test crates")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// Pinned, so that a new release cannot change what is tested.
+const PACKAGES: [&str; 2] = ["moto[server]==5.2.5", "boto3==1.44.5"];
+
+/// Starts the server, makes the users, and answers questions from standard input, one JSON line for each.
+const SCRIPT: &str = r#"
+import json, sys, urllib.request
+import boto3
+from moto.server import ThreadedMotoServer
+
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+url = "http://%s:%d" % server.get_host_and_port()
+
+def client(service, key, token=None):
+    return boto3.client(service, endpoint_url=url, region_name="us-east-1", aws_access_key_id=key[0],
+                        aws_secret_access_key=key[1], aws_session_token=token)
+
+# moto names the action after the signing name, AWS after the API.
+allowed = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Resource": "*", "Action": [
+    "cloudwatch:PutMetricData", "monitoring:PutMetricData", "cloudwatch:GetMetricStatistics",
+    "monitoring:GetMetricStatistics", "sts:AssumeRole"]}]}
+iam = client("iam", ("setup", "setup"))
+
+def user(name, policy):
+    iam.create_user(UserName=name)
+    if policy:
+        iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    return key["AccessKeyId"], key["SecretAccessKey"]
+
+writer, stranger = user("writer", allowed), user("stranger", None)
+trust = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole",
+         "Principal": {"Service": "ec2.amazonaws.com"}}]}
+arn = iam.create_role(RoleName="gpu-node", AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
+iam.put_role_policy(RoleName="gpu-node", PolicyName="p", PolicyDocument=json.dumps(allowed))
+role = client("sts", writer).assume_role(RoleArn=arn, RoleSessionName="i-0123456789abcdef0")["Credentials"]
+
+# From here on, signatures and policies are checked.
+request = urllib.request.Request(url + "/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"})
+urllib.request.urlopen(request).read()
+
+print(json.dumps({"url": url, "writer": writer, "stranger": stranger,
+    "role": [role["AccessKeyId"], role["SecretAccessKey"], role["SessionToken"]]}), flush=True)
+
+import datetime
+for line in sys.stdin:
+    asked = json.loads(line)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    answer = client("cloudwatch", writer).get_metric_statistics(
+        Namespace=asked["namespace"], MetricName=asked["metric"], Dimensions=asked["dimensions"],
+        StartTime=now - datetime.timedelta(minutes=10), EndTime=now + datetime.timedelta(minutes=10),
+        Period=3600, Statistics=["SampleCount", "Sum"])
+    points = answer["Datapoints"]
+    print(json.dumps({"count": sum(p["SampleCount"] for p in points), "sum": sum(p["Sum"] for p in points),
+        "unit": points[0]["Unit"] if points else None}), flush=True)
+"#;
+
+/// The server, with a user who may write metrics, one who may not, and a role's temporary credentials.
+pub struct Moto {
+    child: Child,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    /// Its base URL.
+    pub url: String,
+    /// Access key and secret of a user who may write metrics.
+    pub writer: (String, String),
+    /// Access key and secret of a user who may do nothing.
+    pub stranger: (String, String),
+    /// Access key, secret and session token of a role that may write metrics.
+    pub role: (String, String, String),
+}
+
+impl Moto {
+    /// Starts it on a free port.
+    pub fn start() -> Self {
+        let mut child = Command::new(python())
+            .args(["-c", SCRIPT])
+            .env_remove("http_proxy")
+            .env_remove("HTTP_PROXY")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let questions = child.stdin.take().unwrap();
+        let mut answers = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        answers.read_line(&mut line).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let text = |v: &serde_json::Value| v.as_str().unwrap().to_owned();
+        let pair = |v: &serde_json::Value| (text(&v[0]), text(&v[1]));
+        Self {
+            url: text(&ready["url"]),
+            writer: pair(&ready["writer"]),
+            stranger: pair(&ready["stranger"]),
+            role: (text(&ready["role"][0]), text(&ready["role"][1]), text(&ready["role"][2])),
+            child,
+            questions,
+            answers,
+        }
+    }
+
+    /// How often a metric was written, the sum of its values, and its unit, read back with boto3.
+    pub fn metric(
+        &mut self,
+        namespace: &str,
+        metric: &str,
+        dimensions: &[(&str, &str)],
+    ) -> (f64, f64, String) {
+        let dimensions: Vec<_> =
+            dimensions.iter().map(|(n, v)| serde_json::json!({ "Name": n, "Value": v })).collect();
+        let question =
+            serde_json::json!({ "namespace": namespace, "metric": metric, "dimensions": dimensions });
+        writeln!(self.questions, "{question}").unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let unit = answer["unit"].as_str().unwrap_or_default().to_owned();
+        (answer["count"].as_f64().unwrap(), answer["sum"].as_f64().unwrap(), unit)
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The virtual environment's Python, made once. Test processes that start together wait for each other.
+pub fn python() -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let lock = std::fs::File::create(dir.join("moto.lock")).unwrap();
+    let held = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap();
+    let venv = dir.join("moto");
+    let python = venv.join("bin/python");
+    let stamp = venv.join("packages");
+    if std::fs::read_to_string(&stamp).unwrap_or_default() != PACKAGES.concat() {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
+        run(Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(PACKAGES));
+        std::fs::write(&stamp, PACKAGES.concat()).unwrap();
+    }
+    drop(held);
+    python
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
