@@ -47,7 +47,6 @@ fn host() -> BTreeMap<String, String> {
         "/var/lib/gpu-bootstrap",
         "/run/gpu-bootstrap",
         "/run/netns",
-        "/root",
     ] {
         walk(Path::new(top), &mut seen, 4);
     }
@@ -169,6 +168,10 @@ fn a_misspelt_instance_type_is_refused() {
 }
 
 /// A rehearsal that sleeps, and its throw-away directory.
+#[expect(
+    clippy::zombie_processes,
+    reason = "every caller waits for it; without a caller the test has failed"
+)]
 fn sleeping() -> (Child, PathBuf) {
     let mut child =
         rehearse(&["--", "sh", "-c", "echo asleep; sleep 1000"]).stdout(Stdio::piped()).spawn().unwrap();
@@ -311,4 +314,75 @@ fn apt_installs_the_simulated_packages_and_the_driver_loads_as_on_a_gpu_machine(
     ] {
         assert!(said.contains(wanted), "{wanted} is missing in {said}");
     }
+}
+
+/// A whole rehearsal; its exit code, its JSON document, and what else was printed.
+fn whole(args: &[&str]) -> (i32, serde_json::Value, String) {
+    let output = rehearse(args).arg("--json").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let document =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
+    (output.status.code().unwrap(), document, said)
+}
+
+#[test]
+fn eight_gpus_behind_switches_converge_and_the_files_are_kept() {
+    let kept = tempfile::tempdir().unwrap();
+    let (code, document, said) =
+        whole(&["--instance-type", "p5.48xlarge", "--keep", kept.path().to_str().unwrap()]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(document["status"]["outcome"], "converged");
+    assert!(said.contains("8 × NVIDIA H100"), "{said}");
+    let steps = document["status"]["steps"].as_array().unwrap();
+    assert!(steps.iter().any(|s| s["id"] == "fabric-service" && s["changed"] == true), "{steps:?}");
+    assert!(steps.iter().all(|s| s["seconds"].is_number()), "{steps:?}");
+    for name in ["status.json", "result.json", "receipt.json"] {
+        let text = fs::read_to_string(kept.path().join(name)).unwrap();
+        assert!(text.contains("\"simulated\": \"by gpu-bootstrap rehearse\""), "{name}: {text}");
+    }
+    // What the run says of itself is labelled line by line.
+    assert!(said.lines().all(|l| l.starts_with("simulated") || l.starts_with("rehearsal:")), "{said}");
+}
+
+#[test]
+fn an_old_gpu_gets_the_modules_that_run_it() {
+    let (code, document, said) = whole(&["--instance-type", "p3.2xlarge"]);
+    assert_eq!(code, 0, "{said}");
+    let choices = document["status"]["choices"].to_string();
+    assert!(choices.contains("proprietary"), "{choices}");
+}
+
+#[test]
+fn a_machine_without_gpu_ends_as_it_would_on_ec2() {
+    let (code, document, said) = whole(&["--instance-type", "t3.micro"]);
+    assert_eq!((code, &document["status"]["error"]["code"]), (3, &"no-gpu".into()), "{said}");
+}
+
+#[test]
+fn the_users_own_configuration_is_rehearsed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("mine.toml");
+    fs::write(&config, "[source]\npackages = \"distro\"\n").unwrap();
+    let (code, document, said) = whole(&["--config", config.to_str().unwrap()]);
+    assert_eq!(code, 0, "{said}");
+    let steps = document["plan"]["steps"].to_string();
+    assert!(steps.contains("nvidia-cuda-toolkit") && !steps.contains("cuda-toolkit-1"), "{steps}");
+}
+
+#[test]
+fn what_cannot_be_reached_is_refused_before_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("mirror.toml");
+    fs::write(&config, "[source]\npackages = \"https://mirror.example/cuda\"\n").unwrap();
+    let output = rehearse(&["--config", config.to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output).contains("cannot reach https://mirror.example/"), "{}", text(&output));
+}
+
+/// Inside a copy, `/var/tmp` can be made to lie on an overlay, which cannot carry another one's upper layer.
+#[test]
+fn a_file_system_that_carries_no_overlay_gives_way_to_memory() {
+    let said = inside("t3.micro", "umount /var/tmp; gpu-bootstrap rehearse -- sh -c 'echo deep inside'");
+    assert!(said.contains("a copy of this machine on memory"), "{said}");
+    assert!(said.trim_end().ends_with("deep inside"), "{said}");
 }

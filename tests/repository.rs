@@ -41,6 +41,8 @@ struct Scene {
     key: String,
     date_floor: String,
     packages: Vec<String>,
+    pinned: Vec<String>,
+    pinned_version: String,
     notices: Arc<Mutex<Vec<String>>>,
 }
 
@@ -54,6 +56,8 @@ impl Scene {
             key: key.armoured.clone(),
             date_floor: "2026-06-01".into(),
             packages: strings(&["cuda-toolkit-12-8"]),
+            pinned: Vec::new(),
+            pinned_version: String::new(),
             notices: Arc::default(),
         }
     }
@@ -95,6 +99,8 @@ impl Scene {
                 packages: self.packages.clone(),
                 may_supply,
                 always_allow: strings(&["libnccl*"]),
+                pinned: self.pinned.clone(),
+                pinned_version: self.pinned_version.clone(),
             }),
             Action::AptSource(AptSource {
                 path: SOURCE.into(),
@@ -572,6 +578,34 @@ async fn pins_hold_on_a_full_size_index() {
     let pins = scene.root.read(PINS);
     assert!(pins.len() < 2000, "the pin file is compact: {} bytes", pins.len());
     assert!(pins.contains("Pin: origin \"127.0.0.1\""), "the host has no other source: {pins}");
+}
+
+#[tokio::test]
+async fn pins_keep_the_driver_on_its_branch() {
+    let key = Key::generate("tests");
+    let mut repository = Repository::new("debian12", "x86_64");
+    for version in ["580.65.06-1", "580.82.07-1", "610.10.01-1"] {
+        let same = format!("libnvidia-ml1 (= {version})");
+        repository = repository
+            .with(&Package::new("nvidia-open", version).depends(&same))
+            .with(&Package::new("libnvidia-ml1", version));
+    }
+    repository.publish(&key);
+    let web = Web::serve(repository.root());
+    let mut scene = Scene::new(&repository, &web.url(), &key);
+    // dkms is the distribution's to supply: it is neither looked for nor pinned.
+    scene.packages = strings(&["nvidia-open", "dkms"]);
+    scene.pinned = strings(&["nvidia-*", "libnvidia-*"]);
+    scene.pinned_version = "580.*".into();
+    scene.converge().await.unwrap();
+    let simulated = scene.root.run("apt-get", &["-s", "install", "nvidia-open"]);
+    for name in ["nvidia-open", "libnvidia-ml1"] {
+        assert!(simulated.contains(&format!("Inst {name} (580.82.07-1 ")), "{simulated}");
+    }
+    scene.pinned_version = "595.*".into();
+    let error = scene.converge().await.unwrap_err();
+    assert_eq!(error.code(), Code::PackageNotOffered);
+    assert!(error.message().ends_with("does not offer nvidia-open in a version 595.*"), "{error}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::repository::packages::Index;
+use super::repository::packages::{Index, request_name};
 use super::repository::preferences::{self, MAIN_FILE, PARTS_DIR, Pins};
 use super::repository::private::Private;
 use super::repository::{host_of, location, matches_any, sources};
@@ -90,10 +90,16 @@ impl AptPin {
         if !self.pinned.is_empty() {
             index.keep_versions(&self.pinned, &self.pinned_version);
         }
-        if let Some(missing) = self.packages.iter().find(|p| !index.can_meet(p)) {
+        // A package that the repository may not supply comes from the distribution.
+        let ours = |p: &&String| matches_any(&self.may_supply, request_name(p));
+        if let Some(missing) = self.packages.iter().filter(ours).find(|p| !index.can_meet(p)) {
+            let version = match self.pinned_version.as_str() {
+                "" => String::new(),
+                pattern => format!(" in a version {pattern}"),
+            };
             return Err(Error::new(
                 Code::PackageNotOffered,
-                format!("{} does not offer {missing} in a version {}", self.url, self.pinned_version),
+                format!("{} does not offer {missing}{version}", self.url),
             )
             .with_hint("choose another driver branch, or leave it at \"auto\""));
         }

@@ -40,12 +40,24 @@ impl Converge for Link {
             )
             .with_hint(format!("move {} away and run again", self.path)));
         }
-        host.files.symlink(&self.path, &self.target)?;
+        host.files.symlink(&self.path, &self.by_way_of(host)?)?;
         Ok(Applied::Done)
     }
 
     fn describe(&self) -> String {
         format!("link {} → {}", self.path, self.target)
+    }
+}
+
+impl Link {
+    /// What to write into the link. Where packages have registered the path as an alternative that leads to our
+    /// target, it is that alternative: a link around it would stop `update-alternatives` from ever managing it again.
+    fn by_way_of(&self, host: &Host) -> Result<String> {
+        let name = self.path.rsplit('/').next().unwrap_or_default();
+        let alternative = format!("/etc/alternatives/{name}");
+        let registered = host.files.exists(format!("/var/lib/dpkg/alternatives/{name}"))?;
+        let fits = registered && resolves_to(host, &alternative, &self.target)?;
+        Ok(if fits { alternative } else { self.target.clone() })
     }
 }
 
@@ -66,4 +78,46 @@ fn resolves_to(host: &Host, path: &str, target: &str) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link() -> Link {
+        Link { path: "/usr/local/cuda".into(), target: "/usr/local/cuda-12.8".into() }
+    }
+
+    async fn apply_in(root: &std::path::Path) -> String {
+        let host = Host::new(root.to_path_buf());
+        link().apply(&host).await.unwrap();
+        assert!(matches!(link().check(&host).await.unwrap(), Check::Satisfied { .. }));
+        std::fs::read_link(root.join("usr/local/cuda")).unwrap().display().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_link_that_is_missing_is_made() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("usr/local")).unwrap();
+        assert_eq!(apply_in(root.path()).await, "/usr/local/cuda-12.8");
+    }
+
+    #[tokio::test]
+    async fn an_alternative_that_leads_to_the_target_is_restored() {
+        let root = tempfile::tempdir().unwrap();
+        for dir in ["usr/local", "etc/alternatives", "var/lib/dpkg/alternatives"] {
+            std::fs::create_dir_all(root.path().join(dir)).unwrap();
+        }
+        std::fs::write(root.path().join("var/lib/dpkg/alternatives/cuda"), "auto\n/usr/local/cuda\n\n")
+            .unwrap();
+        let alternative = root.path().join("etc/alternatives/cuda");
+        std::os::unix::fs::symlink("/usr/local/cuda-12.8", &alternative).unwrap();
+        assert_eq!(apply_in(root.path()).await, "/etc/alternatives/cuda");
+
+        // One that leads to another toolkit is not: the wish counts.
+        std::fs::remove_file(&alternative).unwrap();
+        std::fs::remove_file(root.path().join("usr/local/cuda")).unwrap();
+        std::os::unix::fs::symlink("/usr/local/cuda-11.8", &alternative).unwrap();
+        assert_eq!(apply_in(root.path()).await, "/usr/local/cuda-12.8");
+    }
 }

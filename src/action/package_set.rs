@@ -117,11 +117,16 @@ impl Target {
         }
     }
 
-    /// `name:arch=version` as far as known. (`all` is no architecture to ask for on older apts.)
-    fn exact(&self) -> String {
+    /// `name:arch` as far as known. (`all` is no architecture to ask for on older apts.)
+    fn id(&self) -> String {
         let arch = self.arch.as_deref().filter(|a| *a != "all").map(|a| format!(":{a}")).unwrap_or_default();
+        format!("{}{arch}", self.name)
+    }
+
+    /// `name:arch=version` as far as known.
+    fn exact(&self) -> String {
         let version = self.version.as_deref().map(|v| format!("={v}")).unwrap_or_default();
-        format!("{}{arch}{version}", self.name)
+        format!("{}{version}", self.id())
     }
 
     /// Without the recorded version, for a repository that no longer has it.
@@ -184,6 +189,13 @@ impl Findings {
         request.downgrade = !self.changed.is_empty();
         request
     }
+
+    /// Packages that the request names although nobody asked for them: they came as dependencies, and apt must
+    /// go on regarding them as such, or `apt autoremove` would keep them for ever.
+    fn dependencies(&self) -> Vec<String> {
+        let named = self.absent.iter().chain(&self.changed).map(|(target, _)| target);
+        named.filter(|t| t.spec.is_none()).map(Target::id).collect()
+    }
 }
 
 /// Looks at dpkg's database, the record and the files.
@@ -199,8 +211,9 @@ pub(super) fn examine(host: &Host, wanted: &Wanted) -> Result<Findings> {
     for spec in &wanted.specs {
         requested(&database, &record, spec, wanted.hold, &mut found);
     }
+    let mut stats = dpkg::Stats::new(host);
     for package in &record.packages {
-        recorded(host, &database, wanted, package, &mut found)?;
+        recorded(host, &mut stats, &database, wanted, package, &mut found)?;
     }
     Ok(found)
 }
@@ -236,6 +249,7 @@ fn requested(database: &Database, record: &Record, spec: &Spec, hold: bool, foun
 
 fn recorded(
     host: &Host,
+    stats: &mut dpkg::Stats<'_>,
     database: &Database,
     wanted: &Wanted,
     package: &Recorded,
@@ -244,8 +258,8 @@ fn recorded(
     let target = Target::of(package, &wanted.specs);
     let Some(there) = database.installed(&package.name, Some(&package.arch)) else {
         let half = database.named(&package.name).any(|p| p.arch == package.arch && p.state == State::Broken);
-        let state = if half { "only half installed" } else { "no longer installed" };
-        found.absent.push((target, format!("{} {} is {state}", package.name, package.version)));
+        let how = if half { "only half installed" } else { "no longer installed" };
+        found.absent.push((target, format!("{} {} is {how}", package.name, package.version)));
         return Ok(());
     };
     found.packages += 1;
@@ -258,11 +272,11 @@ fn recorded(
             found.changed.push((target, why));
             return Ok(());
         }
-        return upgraded(host, there, package, target, found);
+        return upgraded(host, stats, there, package, target, found);
     }
     for (path, content) in &package.files {
         found.files += 1;
-        if let Some(why) = damage(host, path, *content)? {
+        if let Some(why) = damage(stats, path, *content)? {
             let why = format!("{} of {}", why, package.name);
             found.damaged.insert(there.id(), (target, why));
             return Ok(());
@@ -276,6 +290,7 @@ fn recorded(
 /// versions list must be there.
 fn upgraded(
     host: &Host,
+    stats: &mut dpkg::Stats<'_>,
     there: &Package,
     package: &Recorded,
     target: Target,
@@ -284,7 +299,7 @@ fn upgraded(
     let listed: HashSet<PathBuf> = dpkg::file_list(host, there)?.unwrap_or_default().into_iter().collect();
     for (path, _) in package.files.iter().filter(|(path, _)| listed.contains(path)) {
         found.files += 1;
-        if let Some(why) = damage(host, path, Content::Present)? {
+        if let Some(why) = damage(stats, path, Content::Present)? {
             let target = Target { version: Some(there.version.clone()), ..target };
             found.damaged.insert(there.id(), (target, format!("{why} of {}", package.name)));
             return Ok(());
@@ -300,8 +315,8 @@ fn not_held(package: &Package, hold: bool, found: &mut Findings) {
 }
 
 /// How the file differs from what was recorded, if it does.
-fn damage(host: &Host, path: &Path, content: Content) -> Result<Option<String>> {
-    let Some(meta) = host.files.lstat(path)? else {
+fn damage(stats: &mut dpkg::Stats<'_>, path: &Path, content: Content) -> Result<Option<String>> {
+    let Some(meta) = stats.lstat(path)? else {
         return Ok(Some(format!("{} is missing", path.display())));
     };
     Ok(match content {
@@ -339,12 +354,13 @@ pub(super) async fn hold_and_record(
         host.apt().hold(&unheld).await?;
     }
     let mut record = Record { debs, packages: Vec::new() };
+    let mut stats = dpkg::Stats::new(host);
     for package in set {
         record.packages.push(Recorded {
             name: package.name.clone(),
             arch: package.arch.clone(),
             version: package.version.clone(),
-            files: measure(host, package)?,
+            files: measure(host, &mut stats, package)?,
         });
     }
     record.write(host, &wanted.key)
@@ -374,13 +390,13 @@ fn members<'a>(
 
 /// The package's files as they are now. Directories are left out, and so are configuration files and files
 /// that are not there: an administrator may change and exclude them.
-fn measure(host: &Host, package: &Package) -> Result<Vec<(PathBuf, Content)>> {
+fn measure(host: &Host, stats: &mut dpkg::Stats<'_>, package: &Package) -> Result<Vec<(PathBuf, Content)>> {
     let mut files = Vec::new();
     for path in dpkg::file_list(host, package)?.unwrap_or_default() {
         if package.conffiles.contains(&path) {
             continue;
         }
-        let Some(meta) = host.files.lstat(&path)? else { continue };
+        let Some(meta) = stats.lstat(&path)? else { continue };
         // What lies here is made to change in use.
         let changes = path.starts_with("/etc") || path.starts_with("/var");
         if meta.is_file() && !changes {
@@ -492,7 +508,10 @@ pub(super) async fn install(
     let exact = found.request(recommends, true, &path);
     let any = found.request(recommends, false, &path);
     let error = match install_renewed(host, &exact).await {
-        Ok(()) => return installed(host, wanted),
+        Ok(()) => {
+            host.apt().mark_automatic(&found.dependencies()).await?;
+            return installed(host, wanted);
+        }
         Err(e) => e,
     };
     let same = any.packages == exact.packages && any.reinstall == exact.reinstall;
@@ -500,7 +519,8 @@ pub(super) async fn install(
         return Err(error);
     }
     tracing::warn!("{error}: the recorded versions are no longer to be had; taking what the repository has");
-    host.apt().install(&any).await
+    host.apt().install(&any).await?;
+    host.apt().mark_automatic(&found.dependencies()).await
 }
 
 /// Installs; when the package lists prove too old, renews them and tries once more.

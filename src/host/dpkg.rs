@@ -266,6 +266,43 @@ pub fn file_list(host: &Host, package: &Package) -> Result<Option<Vec<PathBuf>>>
     Ok(None)
 }
 
+/// Looks at many files of packages: below a root, each directory is resolved once and not once per file.
+pub struct Stats<'a> {
+    host: &'a Host,
+    directories: HashMap<PathBuf, PathBuf>,
+}
+
+impl<'a> Stats<'a> {
+    /// Nothing resolved yet. Keep it no longer than nobody changes the tree.
+    pub fn new(host: &'a Host) -> Self {
+        Self { host, directories: HashMap::new() }
+    }
+
+    /// Metadata of the path itself (links not followed); `None` if it does not exist.
+    pub fn lstat(&mut self, path: &Path) -> Result<Option<std::fs::Metadata>> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return self.host.files.lstat(path);
+        };
+        if self.host.files.is_machine() {
+            return self.host.files.lstat(path);
+        }
+        if !self.directories.contains_key(parent) {
+            let outside = self.host.files.outside(path)?;
+            let resolved = outside.parent().unwrap_or(&outside).to_path_buf();
+            self.directories.insert(parent.to_path_buf(), resolved);
+        }
+        match std::fs::symlink_metadata(self.directories[parent].join(name)) {
+            Ok(meta) => Ok(Some(meta)),
+            Err(e)
+                if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+            {
+                Ok(None)
+            }
+            Err(e) => Err(Error::io("stat", path, e)),
+        }
+    }
+}
+
 /// Name, version and architecture from the control data of a package file (path inside the root).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Control {

@@ -29,6 +29,7 @@ pub struct Call {
     args: Vec<String>,
     env: Vec<(String, String)>,
     limit: Duration,
+    status_descriptor: bool,
 }
 
 /// What a program left behind.
@@ -45,7 +46,13 @@ pub struct Output {
 impl Call {
     /// A call of `program` (found in the fixed PATH), limited to 60 s unless [`Call::limit`] says otherwise.
     pub fn new(program: &str) -> Self {
-        Self { program: program.into(), args: Vec::new(), env: Vec::new(), limit: Duration::from_secs(60) }
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            limit: Duration::from_secs(60),
+            status_descriptor: false,
+        }
     }
 
     /// Adds arguments.
@@ -66,6 +73,15 @@ impl Call {
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// Gives the program its standard output a second time, as descriptor 3. apt closes the descriptor of
+    /// `APT::Status-Fd` in the programs that it starts: were that 1, maintainer scripts would fail at their
+    /// first word (Debian's `adduser` does).
+    #[must_use]
+    pub fn status_descriptor(mut self) -> Self {
+        self.status_descriptor = true;
         self
     }
 
@@ -154,14 +170,19 @@ impl Exec {
 
     /// The command with the root and the environment applied; standard streams are the caller's to set.
     pub fn command(&self, call: &Call) -> Command {
+        // The shell sees one fixed sentence; the call's own words reach it as arguments only.
+        let wrapper: &[&str] =
+            if call.status_descriptor { &["sh", "-c", "exec \"$@\" 3>&1", "sh"] } else { &[] };
+        let words = wrapper.iter().copied().chain([call.program.as_str()]);
+        let mut words = words.chain(call.args.iter().map(String::as_str));
         let mut command = if self.root == std::path::Path::new("/") {
-            Command::new(&call.program)
+            Command::new(words.next().unwrap_or_default())
         } else {
             let mut c = Command::new("chroot");
-            c.arg(&self.root).arg(&call.program);
+            c.arg(&self.root);
             c
         };
-        command.args(&call.args);
+        command.args(words);
         // A fixed environment: LD_*, APT_CONFIG, DPKG_* and DEBCONF_* of the caller must not steer what root runs.
         command.env_clear();
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
@@ -234,6 +255,13 @@ mod tests {
         assert_eq!(exec().output(&call).await.unwrap_err().code(), Code::ExecTimeout);
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert!(!mark.exists());
+    }
+
+    #[tokio::test]
+    async fn the_status_descriptor_is_standard_output_again() {
+        let call = Call::new("sh").args(["-c", "echo one; echo \"$1\" >&3", "sh", "$(two) 'x'"]);
+        let output = Exec::new("/".into()).run(&call.status_descriptor()).await.unwrap();
+        assert_eq!(output.text(), "one\n$(two) 'x'\n");
     }
 
     #[tokio::test]

@@ -99,6 +99,7 @@ pub fn inside(options: &InsideOptions) -> Result<u8> {
         ("enter", [init, command @ ..]) if !command.is_empty() => sandbox::enter(init, command),
         ("packages", []) => plan::print_wanted(),
         ("modprobe", args) => programs::modprobe(args),
+        ("modinfo", args) => programs::modinfo(args),
         ("systemctl", args) => programs::systemctl(args),
         _ => Err(Error::new(Code::Usage, "this command is for `gpu-bootstrap rehearse` only")),
     }

@@ -14,7 +14,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use crate::error::{Code, Error, Result};
 
-/// RFC 4880 with the EdDSA extension that `GnuPG` and Sequoia share ("`EdDSALegacy`" in RFC 9580).
+/// RFC 4880 with the `EdDSA` extension that `GnuPG` and Sequoia share ("`EdDSALegacy`" in RFC 9580).
 const EDDSA: u8 = 22;
 const HASH_SHA512: u8 = 10;
 /// 1.3.6.1.4.1.11591.15.1, Ed25519, as it stands in a key packet.

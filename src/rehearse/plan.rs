@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::network::REPOSITORY;
 use super::sandbox::CATALOG_DIR;
 use crate::action::Action;
+use crate::action::repository::matches_any;
+use crate::action::repository::packages::request_name;
 use crate::boot::{self, Inputs, METADATA_DEADLINE_BY_HAND};
 use crate::catalog::Choice;
 use crate::error::{Code, Error, Result, exit};
@@ -65,7 +67,10 @@ fn of<'a>(actions: impl Iterator<Item = &'a Action>) -> Result<Wanted> {
     for action in actions {
         match action {
             Action::AptIndex(index) => {
-                wanted.nvidia = Some((url_path(&index.url)?, index.label.clone(), index.packages.clone()));
+                // What NVIDIA may not supply (linux-headers-…, infiniband-diags) is the distribution's.
+                let supplies = |p: &&String| matches_any(&index.may_supply, request_name(p));
+                let packages = index.packages.iter().filter(supplies).cloned().collect();
+                wanted.nvidia = Some((url_path(&index.url)?, index.label.clone(), packages));
             }
             Action::AptComponents(components) => wanted.components.clone_from(&components.components),
             Action::AptPackage(package) => asked.extend(package.packages.clone()),

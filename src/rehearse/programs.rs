@@ -1,5 +1,5 @@
 //! Programs that a rehearsal puts in the place of the machine's own, because they would reach the real kernel or
-//! the real service manager: `modprobe` and `systemctl`. Both say that they are simulated.
+//! the real service manager: `modprobe`, `modinfo` and `systemctl`. They say that they are simulated.
 
 use std::fs;
 use std::path::Path;
@@ -40,8 +40,13 @@ pub(super) fn modprobe(args: &[String]) -> Result<u8> {
     let only_look =
         options.iter().any(|o| ["-n", "--dry-run", "--show", "--show-depends"].contains(&o.as_str()));
     let names = if all { &names[..] } else { &names[..names.len().min(1)] };
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+    let kernel = kernel_release()?;
     for name in names {
+        if !name.starts_with("nvidia") && !only_look {
+            // The kernel's own modules (ib_umad, …), which every instance has.
+            put(&format!("/sys/module/{}/refcnt", name.replace('-', "_")), "0\n")?;
+            continue;
+        }
         let Some(module) = find(name, &kernel)? else {
             eprintln!(
                 "modprobe (simulated): FATAL: Module {name} not found in directory /lib/modules/{kernel}"
@@ -56,6 +61,24 @@ pub(super) fn modprobe(args: &[String]) -> Result<u8> {
             return Ok(exit::FAILED);
         }
     }
+    Ok(exit::CONVERGED)
+}
+
+fn kernel_release() -> Result<String> {
+    let path = "/proc/sys/kernel/osrelease";
+    Ok(fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?.trim().to_owned())
+}
+
+/// `modinfo [-F version] MODULE`: the version of a module that a simulated package has "built".
+pub(super) fn modinfo(args: &[String]) -> Result<u8> {
+    let name = args.iter().rfind(|a| !a.starts_with('-')).map_or("", String::as_str);
+    let kernel = kernel_release()?;
+    let Some(module) = find(name, &kernel)? else {
+        eprintln!("modinfo (simulated): ERROR: Module {name} not found.");
+        return Ok(exit::FAILED);
+    };
+    let only_version = args.windows(2).any(|w| w == ["-F", "version"]);
+    println!("{}{}", if only_version { "" } else { "version:        " }, module.version);
     Ok(exit::CONVERGED)
 }
 

@@ -43,13 +43,15 @@ const AGENT: &str = "/usr/local/bin/gpu-bootstrap";
 /// The catalog's overrides: the simulated repository's address and key.
 pub(super) const CATALOG_DIR: &str = "/run/gpu-bootstrap-rehearsal/catalog";
 const KEYRING: &str = "/usr/share/keyrings/gpu-bootstrap-rehearsal.asc";
+/// A package that nobody asks for.
+const FILLER: &str = "simulated-archive";
 const DISTRIBUTION: &str = "/etc/apt/sources.list.d/simulated-distribution.sources";
 const APT_CONFIG: &str = "/etc/apt/apt.conf.d/zz-gpu-bootstrap-rehearsal";
 /// URL path of the tree of NVIDIA's repositories.
 const REPOSITORIES: &str = "/compute/cuda/repos";
 /// Programs that are covered by others, and the directory that comes first in the agent's and dpkg's PATH.
 const SIMULATED_PROGRAMS_DIR: &str = "/usr/local/sbin";
-const SIMULATED_PROGRAMS: &[&str] = &["modprobe", "systemctl"];
+const SIMULATED_PROGRAMS: &[&str] = &["modinfo", "modprobe", "systemctl"];
 /// How long the run inside has to write its receipt after Ctrl-C.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -154,9 +156,11 @@ impl Sandbox {
         };
         let nvidia = wanted.nvidia.as_ref();
         let names = nvidia.map(|(_, _, names)| names.as_slice()).unwrap_or_default();
-        let made = packages::make(&[names, &wanted.distribution].concat(), setting);
+        // apt keeps no index of an empty component, and no real component is empty.
+        let distribution = [wanted.distribution.as_slice(), &[FILLER.to_owned()]].concat();
+        let made = packages::make(&[names, &distribution].concat(), setting);
         let is_distribution = |p: &super::deb::Package| {
-            nvidia.is_none() || wanted.distribution.iter().any(|w| w.split('=').next() == Some(&p.name))
+            nvidia.is_none() || distribution.iter().any(|w| w.split('=').next() == Some(&p.name))
         };
         let (distribution, from_nvidia): (Vec<_>, Vec<_>) = made.into_iter().partition(is_distribution);
         let components: Vec<String> = std::iter::once("main")
@@ -386,7 +390,10 @@ fn catalog(signer: &Signer) -> Result<String> {
 
 fn take_out_sources(files: &Files) -> Result<Vec<String>> {
     let dir = "/etc/apt/sources.list.d";
-    let mut sources: Vec<String> = files.list(dir)?.iter().map(|name| format!("{dir}/{name}")).collect();
+    let read_by_apt = |name: &&String| name.ends_with(".list") || name.ends_with(".sources");
+    let names = files.list(dir)?;
+    let mut sources: Vec<String> =
+        names.iter().filter(read_by_apt).map(|name| format!("{dir}/{name}")).collect();
     if files.exists("/etc/apt/sources.list")? {
         sources.push("/etc/apt/sources.list".into());
     }
@@ -442,7 +449,7 @@ fn simulated(
             "package repositories at {REPOSITORY}, signed by throw-away key {}; their packages are small stand-ins",
             signer.fingerprint()
         ),
-        "modprobe, systemctl and the driver that they load and start; no network leads out".to_owned(),
+        "modprobe, modinfo, systemctl, and the driver that they load; no network leads out".to_owned(),
     ];
     if !moved.is_empty() {
         lines.push(format!("apt without this machine's sources: {}", moved.join(", ")));

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -61,17 +62,25 @@ fn hold(dir: &Path) -> Result<Flock<fs::File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| Error::io("lock", dir, e.into()))
 }
 
+/// A rehearsal locks its directory right after it has made it; younger ones may not have come that far.
+const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(60);
+
 /// Removes what rehearsals left behind that were killed together with their sandbox.
 fn remove_leftovers() {
     let Ok(entries) = fs::read_dir(PARENT) else { return };
     for path in entries.filter_map(|e| Some(e.ok()?.path())) {
         let ours = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PREFIX))
-            && fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir() && m.uid() == 0);
+            && fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir() && m.uid() == 0 && is_old(&m));
         if ours && let Ok(_unused) = hold(&path) {
             // Another attempt follows with the next rehearsal.
             let _ = fs::remove_dir_all(&path);
         }
     }
+}
+
+fn is_old(meta: &fs::Metadata) -> bool {
+    let age = meta.modified().ok().and_then(|changed| changed.elapsed().ok());
+    age.is_some_and(|age| age > LEFT_BEHIND_AFTER)
 }
 
 /// Blocks the signals that this process waits for; its children start with none blocked.

@@ -97,11 +97,18 @@ pub(super) fn keep(copy: &Copy, dir: &Path) -> Result<Vec<String>> {
         };
         let to = dir.join(Path::new(path).file_name().unwrap_or_default());
         if let Some(bytes) = bytes {
-            fs::write(&to, bytes).map_err(|e| Error::io("write", &to, e))?;
+            fs::write(&to, labelled(bytes)).map_err(|e| Error::io("write", &to, e))?;
             kept.push(to.display().to_string());
         }
     }
     Ok(kept)
+}
+
+/// A JSON document of the run inside, marked as such: outside the copy nothing else tells it from a real one.
+fn labelled(bytes: Vec<u8>) -> Vec<u8> {
+    let Ok(Value::Object(mut document)) = serde_json::from_slice(&bytes) else { return bytes };
+    document.insert("simulated".into(), "by gpu-bootstrap rehearse".into());
+    serde_json::to_vec_pretty(&document).unwrap_or(bytes)
 }
 
 /// The status for people.

@@ -1,5 +1,6 @@
 //! Facts of a machine that does not exist, for tests of what follows from facts. Each test file uses a part of it.
 #![allow(dead_code, reason = "every test file that includes this module uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 use gpu_bootstrap::catalog::Catalog;
 use gpu_bootstrap::facts::disk::Disk;

@@ -1,4 +1,4 @@
-//! A flat, signed apt repository laid out like NVIDIA's: `{distro}/{arch}/` with Release, Release.gpg, InRelease,
+//! A flat, signed apt repository laid out like NVIDIA's: `{distro}/{arch}/` with Release, Release.gpg, `InRelease`,
 //! Packages, Packages.gz, the `.deb` files and the key. Packages are real ones, made with dpkg-deb; signatures are
 //! gpg's.
 
@@ -194,7 +194,7 @@ impl Repository {
     }
 }
 
-/// Writes Release, Release.gpg and InRelease.
+/// Writes Release, Release.gpg and `InRelease`.
 pub fn sign(dir: &Path, release: &str, key: &Key) {
     let at = |name: &str| dir.join(name).display().to_string();
     std::fs::write(at("Release"), release).unwrap();
@@ -223,10 +223,7 @@ fn build(package: &Package, control: &str, to: &Path) -> Vec<u8> {
 
 /// SHA-256 in hexadecimal, and the size.
 pub fn sum(bytes: &[u8]) -> (String, usize) {
-    let sum = Sha256::digest(bytes).iter().fold(String::new(), |mut hex, b| {
-        let _ = write!(hex, "{b:02x}");
-        hex
-    });
+    let sum = format!("{:x}", Sha256::digest(bytes));
     (sum, bytes.len())
 }
 

@@ -28,7 +28,7 @@ impl Drop for Root {
 impl Root {
     /// This machine's own release.
     pub(crate) fn new() -> Self {
-        Self::with(&[])
+        Self::of(&codename(), &[])
     }
 
     /// This machine's own release, with further packages.
@@ -116,9 +116,9 @@ fn cache_dir() -> PathBuf {
     dir
 }
 
-/// The kept base with these packages, made if it is not there. Other test processes wait meanwhile.
+/// The kept base, made if it is not there. Other test processes wait meanwhile.
 fn base(codename: &str, packages: &[&str]) -> PathBuf {
-    let name = [&[RECIPE, codename], packages].concat().join("-");
+    let name = [&[RECIPE, codename], packages].concat().join("+");
     let kept = cache_dir().join(format!("{name}.tar"));
     let lock = File::create(cache_dir().join(format!("{name}.lock"))).unwrap();
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::BufRead;
 
-use super::{control, version};
+use super::{control, matches, version};
 
 /// An index, reduced to names, versions and relations (a few hundred bytes per package).
 #[derive(Debug, Default)]
@@ -91,7 +91,10 @@ impl Index {
     pub(crate) fn can_meet(&self, request: &str) -> bool {
         let Wanted { name, exactly } = wanted(request);
         match exactly {
-            Some(v) => self.offers.get(name).is_some_and(|all| all.iter().any(|o| *o.version == *v)),
+            Some(v) => self
+                .offers
+                .get(name)
+                .is_some_and(|all| all.iter().any(|o| matches(v.as_bytes(), o.version.as_bytes()))),
             None => self.offers.contains_key(name) || self.providers.contains_key(name),
         }
     }
@@ -134,9 +137,12 @@ impl Index {
     }
 
     fn offer(&self, wanted: &Wanted<'_>) -> Option<&Offer> {
-        let exact = wanted
-            .exactly
-            .and_then(|v| self.offers.get(wanted.name).and_then(|all| all.iter().find(|o| *o.version == *v)));
+        // As apt does, a request may give a pattern of versions (`8.9.7.29-1+cuda11.*`).
+        let exact = wanted.exactly.and_then(|v| {
+            let all = self.offers.get(wanted.name)?.iter();
+            all.filter(|o| matches(v.as_bytes(), o.version.as_bytes()))
+                .max_by(|a, b| version::compare(&a.version, &b.version))
+        });
         exact.or_else(|| self.newest_offer(wanted.name))
     }
 
@@ -255,6 +261,20 @@ mod tests {
         ]);
         assert_eq!(closure(&i, "top"), ["a", "b", "p", "pre", "top"]);
         assert_eq!(closure(&i, "virtual"), ["p"]);
+    }
+
+    #[test]
+    fn a_pattern_of_versions_follows_the_newest_that_it_names() {
+        let i = index(&[
+            ("drv", "550.9-1", "Depends: old"),
+            ("drv", "550.10-1", "Depends: new"),
+            ("drv", "560.1-1", "Depends: other"),
+            ("old", "1", ""),
+            ("new", "1", ""),
+            ("other", "1", ""),
+        ]);
+        assert_eq!(closure(&i, "drv=550.*"), ["drv", "new"]);
+        assert!(i.can_meet("drv=550.*") && !i.can_meet("drv=570.*"));
     }
 
     #[test]

@@ -188,8 +188,12 @@ fn newest(
         (Some((gpu, first)), None) => format!("{} needs driver branch {first} or newer", gpu.title()),
         (None, None) => "no driver branch fits the configuration".to_owned(),
     };
-    let names: Vec<_> = there.iter().rev().map(ToString::to_string).collect();
-    Err(impossible(format!("{limit}, and {} has {}", place.title(), names.join(", "))))
+    let has = match (there.last(), there.first()) {
+        (Some(oldest), Some(newest)) if oldest != newest => format!("{oldest} to {newest}"),
+        (Some(only), _) => format!("{only} only"),
+        (None, _) => "none".to_owned(),
+    };
+    Err(impossible(format!("{limit}, and {} has {has}", place.title())))
 }
 
 /// How a place packages one branch in one flavour.

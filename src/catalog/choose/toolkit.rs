@@ -238,13 +238,16 @@ fn check_driver(ctx: &Context, row: &ToolkitRow, version: &Version, driver: &Ver
 }
 
 fn nothing_fits(target: &Target, place: Place, driver: Option<&Version>) -> Error {
-    let mut limits = Vec::new();
-    if let Some((gpu, first)) = target.first_toolkit() {
-        limits.push(format!("{} needs CUDA {first} or newer", gpu.title()));
-    }
-    if let Some((gpu, last)) = target.last_toolkit() {
-        limits.push(format!("{} needs CUDA {last} or older", gpu.title()));
-    }
+    let mut limits = match (target.first_toolkit(), target.last_toolkit()) {
+        (Some((gpu, first)), Some((same, last))) if gpu == same => {
+            vec![format!("{} needs CUDA {first} to {last}", gpu.title())]
+        }
+        (first, last) => {
+            let first = first.map(|(gpu, first)| format!("{} needs CUDA {first} or newer", gpu.title()));
+            let last = last.map(|(gpu, last)| format!("{} needs CUDA {last} or older", gpu.title()));
+            first.into_iter().chain(last).collect()
+        }
+    };
     if let Place::Nvidia(n) = place {
         limits.push(format!("{} has {} to {}", place.title(), n.toolkits.first, n.toolkits.last));
     }

@@ -15,8 +15,8 @@ pub(super) const UPDATE_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// half-way is costly, so the limit only has to end what would never end.
 pub(super) const INSTALL_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
-/// Simulations only compute; a minute is thirty times what a full-size index needs on a small instance.
-pub(super) const SIMULATE_LIMIT: Duration = Duration::from_secs(60);
+/// Simulations only compute: two seconds for a full-size index, minutes on an instance without CPU credits.
+pub(super) const SIMULATE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// Options that keep signatures in force whatever `/etc/apt/apt.conf.d` says. A source's own `trusted=yes` is
 /// not an option; [`super::sources`] deals with it.
@@ -37,7 +37,7 @@ const BEHAVIOUR: [&str; 8] = [
     "Dpkg::Use-Pty=0",
     // Progress comes on standard output among other lines: a descriptor of its own would have to be inherited
     // by every maintainer script.
-    "APT::Status-Fd=1",
+    "APT::Status-Fd=3",
     "APT::Color=0",
     "APT::Install-Suggests=0",
     "APT::Get::AutomaticRemove=0",
@@ -48,7 +48,7 @@ const BEHAVIOUR: [&str; 8] = [
 /// A call of `apt-get` with everything that holds for each of them.
 pub(super) fn apt_get(limit: Duration) -> Call {
     let options = SIGNATURES_ON.iter().chain(&BEHAVIOUR).flat_map(|o| ["-o".to_owned(), (*o).to_owned()]);
-    quiet(Call::new("apt-get")).args(["-q", "-y"]).args(options).limit(limit)
+    quiet(Call::new("apt-get")).status_descriptor().args(["-q", "-y"]).args(options).limit(limit)
 }
 
 /// A call of another program of the family (`dpkg`, `apt-mark`), with the same silent environment.

@@ -114,7 +114,7 @@ const KNOWN: &[Known] = &[
     Known {
         words: &["Sub-process /usr/bin/dpkg returned an error"],
         code: Code::AptFailed,
-        hint: "a package's own script failed: its output stands in /var/log/apt/term.log and above",
+        hint: "a package's own script failed: its last words stand above; `dpkg --configure -a` shows all of them",
     },
 ];
 

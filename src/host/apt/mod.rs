@@ -121,10 +121,22 @@ impl Apt<'_> {
 
     /// Holds packages (names, or `name:arch`) at their installed version.
     pub async fn hold(&self, packages: &[String]) -> Result<()> {
+        self.mark("hold", "hold packages", packages).await
+    }
+
+    /// Records that packages (names, or `name:arch`) are there as dependencies only.
+    pub async fn mark_automatic(&self, packages: &[String]) -> Result<()> {
+        if packages.is_empty() {
+            return Ok(());
+        }
+        self.mark("auto", "mark packages as dependencies", packages).await
+    }
+
+    async fn mark(&self, verb: &str, what: &str, packages: &[String]) -> Result<()> {
         let call =
-            call::program("apt-mark", call::SIMULATE_LIMIT).args(["hold"]).args(packages.iter().cloned());
+            call::program("apt-mark", call::SIMULATE_LIMIT).args([verb]).args(packages.iter().cloned());
         let output = self.locked(&call).await?;
-        if output.ok() { Ok(()) } else { Err(failure::explain("hold packages", &output)) }
+        if output.ok() { Ok(()) } else { Err(failure::explain(what, &output)) }
     }
 
     /// Repairs what a killed run (ours or another's) left behind; does nothing on a healthy machine.
