@@ -1,5 +1,6 @@
 //! Disposable Debian or Ubuntu roots of this machine's own release, made by mmdebstrap from this machine's own
 //! apt sources. The base is made once and kept as a tar file; each test unpacks its own copy.
+#![allow(dead_code, reason = "shared between test files, not each of which uses all of it")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
