@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::catalog::{Catalog, Choice, Stack, choose};
 use crate::config::schema::Reboot;
+use crate::config::user_data::NotOurs;
 use crate::config::{Config, layers};
 use crate::engine::converge::{Outcome, converge, failed};
 use crate::engine::receipt::{self, Found, Receipt};
@@ -69,6 +70,10 @@ pub struct Prepared {
     pub facts: Facts,
     /// What the user asked for.
     pub config: Config,
+    /// Where it came from, strongest last.
+    pub layers: Vec<String>,
+    /// Why the user-data is no configuration of ours, where there is user-data that is none.
+    pub user_data: Option<NotOurs>,
     /// What follows from both.
     pub choice: Choice,
 }
@@ -82,9 +87,9 @@ pub async fn prepare(host: &Host, inputs: &Inputs, metadata: Option<&imds::Clien
     let facts = facts::gather(host, metadata).await?;
     let user_data = facts.identity.user_data.as_ref().map(|f| f.value.as_slice());
     let extra = inputs.config.as_deref().map(layers::Layer::from_file).transpose()?;
-    let config = layers::load(host, user_data, extra.as_slice())?.config;
-    let choice = choose(&catalog, &facts, &config, change::earlier(&host.files)?.as_ref())?;
-    Ok(Prepared { facts, config, choice })
+    let loaded = layers::load(host, user_data, extra.as_slice())?;
+    let choice = choose(&catalog, &facts, &loaded.config, change::earlier(&host.files)?.as_ref())?;
+    Ok(Prepared { facts, config: loaded.config, layers: loaded.layers, user_data: loaded.user_data, choice })
 }
 
 /// The metadata client that `inputs` ask for.
@@ -215,6 +220,9 @@ fn begin(
         boot_id: identity.boot_id.value.clone(),
         choices: stack.reasons.clone(),
     });
+    if let Some(why @ (NotOurs::NearlyOurs | NotOurs::BadGzip)) = &prepared.user_data {
+        reports.emit(EventKind::Notice { text: format!("configuration in user-data was not used: {why}") });
+    }
     for text in &prepared.facts.gpu.disagreements {
         reports.emit(EventKind::Notice { text: text.clone() });
     }

@@ -278,7 +278,7 @@ fn show_plan(args: &InputArgs, json: bool) -> Result<u8> {
             }
         };
         let plan = plan::build(&prepared.facts, &prepared.config, stack)?;
-        let shown = plan::show::look(&plan, &stack.reasons, &host).await;
+        let shown = plan::show::look(&plan, &stack.reasons, &prepared.layers, &host).await;
         print(&if json { to_json(&shown)? } else { shown.text() });
         Ok(exit::CONVERGED)
     })

@@ -1,4 +1,5 @@
 //! The documentation against the code: what a test can compare is not left to memory.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::Path;

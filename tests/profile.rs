@@ -1,4 +1,5 @@
-//! The login-shell script: what it does to PATH and LD_LIBRARY_PATH, in every shell that reads /etc/profile.d.
+//! The login-shell script: what it does to PATH and `LD_LIBRARY_PATH`, in every shell that reads /etc/profile.d.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::Command;

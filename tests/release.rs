@@ -22,12 +22,10 @@ cp "$BINARY" target/x86_64-unknown-linux-gnu/release/gpu-bootstrap
 struct Repository(tempfile::TempDir);
 
 impl Repository {
-    fn new() -> Option<Self> {
+    fn new() -> Self {
         let wanted = ["git", "readelf", "cc", "ld", "sha256sum", "cmp"];
         if let Some(missing) = wanted.iter().find(|p| Command::new(p).arg("--version").output().is_err()) {
-            assert!(std::env::var_os("CI").is_none(), "{missing} is not installed");
-            eprintln!("skipped: {missing} is not installed");
-            return None;
+            panic!("{missing} is not installed");
         }
         let repository = Self(tempfile::tempdir().unwrap());
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/release");
@@ -41,7 +39,7 @@ impl Repository {
         for args in [&["init", "-q"][..], &["add", "."], &["commit", "-q", "-m", "x"]] {
             assert!(repository.git(args).status.success());
         }
-        Some(repository)
+        repository
     }
 
     fn path(&self, inside: &str) -> PathBuf {
@@ -88,7 +86,7 @@ fn static_binary(repository: &Repository) -> PathBuf {
 
 #[test]
 fn a_release_has_the_binary_its_sum_and_the_tools_names() {
-    let Some(repository) = Repository::new() else { return };
+    let repository = Repository::new();
     let binary = static_binary(&repository);
     let output = repository.command().env("BINARY", &binary).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -114,7 +112,7 @@ fn a_release_has_the_binary_its_sum_and_the_tools_names() {
 
 #[test]
 fn a_second_build_elsewhere_is_compared() {
-    let Some(repository) = Repository::new() else { return };
+    let repository = Repository::new();
     let binary = static_binary(&repository);
     let mut verify = repository.command();
     verify.arg("--verify").env("BINARY", &binary);
@@ -128,7 +126,7 @@ fn a_second_build_elsewhere_is_compared() {
 
 #[test]
 fn what_would_make_a_wrong_binary_is_refused() {
-    let Some(repository) = Repository::new() else { return };
+    let repository = Repository::new();
     let binary = static_binary(&repository);
     let run = |name: &str, value: &str| {
         repository.command().env("BINARY", &binary).env(name, value).output().unwrap()

@@ -1,6 +1,6 @@
 //! The user-data stub, run for real: in a root directory of its own, by dash, bash and busybox, with one download
 //! program at a time, against a web server on loopback. Needs the right to make a mount namespace (root, or user
-//! namespaces) and the programs named; what is missing is skipped with a line that says so, but not in CI.
+//! namespaces) and the programs named; what is missing fails a test.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
@@ -34,16 +34,14 @@ struct Machine(tempfile::TempDir);
 const TOOLS: &[&str] =
     &["cat", "chmod", "id", "mkdir", "mktemp", "mv", "rm", "sha256sum", "sync", "tail", "timeout", "uname"];
 
-/// Whether a test can have `programs` and a mount namespace. In CI (the variable `CI` is set) it must.
-fn available(programs: &[&str]) -> bool {
-    let missing = programs.iter().find(|p| find(p).is_none()).map(|p| format!("{p} is not installed"));
-    let unshared = || unshare().arg("true").output().is_ok_and(|o| o.status.success());
-    let Some(why) = missing.or_else(|| (!unshared()).then(|| "no mount namespace may be made".into())) else {
-        return true;
-    };
-    assert!(std::env::var_os("CI").is_none(), "{why}");
-    eprintln!("skipped: {why}");
-    false
+/// Fails when `programs` or a mount namespace cannot be had: a test that does not run proves nothing.
+fn require(programs: &[&str]) {
+    let missing: Vec<_> = programs.iter().filter(|p| find(p).is_none()).collect();
+    assert!(missing.is_empty(), "not installed: {missing:?}; start the tests by tests/run");
+    assert!(
+        unshare().arg("true").output().is_ok_and(|o| o.status.success()),
+        "no mount namespace may be made"
+    );
 }
 
 fn find(program: &str) -> Option<PathBuf> {
@@ -173,9 +171,7 @@ fn every_shell_and_every_download_program_installs_and_starts() {
     for (shell, fetcher) in
         [("dash", "curl"), ("dash", "wget"), ("dash", "python3"), ("bash", "curl"), ("busybox", "wget")]
     {
-        if !available(&[shell, fetcher]) {
-            continue;
-        }
+        require(&[shell, fetcher]);
         let (server, machine) = (server(), Machine::new(shell, fetcher));
         let output = machine.run(&stub(&server, CONFIG));
         succeeded(&output);
@@ -200,9 +196,7 @@ fn every_shell_and_every_download_program_installs_and_starts() {
 
 #[test]
 fn a_second_run_downloads_nothing_and_starts_a_finished_service_again() {
-    if !available(&["dash", "curl"]) {
-        return;
-    }
+    require(&["dash", "curl"]);
     let (server, machine) = (server(), Machine::new("dash", "curl"));
     succeeded(&machine.run(&stub(&server, CONFIG)));
     fs::write(machine.path("unit-state"), "active\n").unwrap();
@@ -220,9 +214,7 @@ fn a_second_run_downloads_nothing_and_starts_a_finished_service_again() {
 #[test]
 fn a_wrong_sum_installs_nothing() {
     for (shell, fetcher) in [("dash", "curl"), ("dash", "python3"), ("busybox", "wget")] {
-        if !available(&[shell, fetcher]) {
-            continue;
-        }
+        require(&[shell, fetcher]);
         let (server, machine) = (server(), Machine::new(shell, fetcher));
         let other = RenderArgs { sha256: Some("0".repeat(64)), ..args(&server) };
         let output = machine.run(&render(&other).unwrap());
@@ -235,9 +227,7 @@ fn a_wrong_sum_installs_nothing() {
 #[test]
 fn a_server_that_recovers_is_waited_for() {
     for fetcher in ["curl", "wget", "python3"] {
-        if !available(&["dash", fetcher]) {
-            continue;
-        }
+        require(&["dash", fetcher]);
         let (server, machine) = (server(), Machine::new("dash", fetcher));
         server.fail_next(2);
         succeeded(&machine.run(&stub(&server, CONFIG)));
@@ -248,9 +238,7 @@ fn a_server_that_recovers_is_waited_for() {
 #[test]
 fn a_download_that_never_works_is_one_sentence_without_the_query() {
     for (fetcher, reason) in [("curl", "404"), ("wget", "exit status 8"), ("python3", "HTTP Error 404")] {
-        if !available(&["dash", fetcher]) {
-            continue;
-        }
+        require(&["dash", fetcher]);
         let (server, machine) = (server(), Machine::new("dash", fetcher));
         let missing = RenderArgs { url: Some(server.url("/missing?signature=secret")), ..args(&server) };
         let output = machine.run(&render(&missing).unwrap());
@@ -263,9 +251,7 @@ fn a_download_that_never_works_is_one_sentence_without_the_query() {
 
 #[test]
 fn without_a_download_program_the_stub_says_so() {
-    if !available(&["dash", "curl"]) {
-        return;
-    }
+    require(&["dash", "curl"]);
     let (server, machine) = (server(), Machine::new("dash", "curl"));
     fs::remove_file(machine.path("usr/bin/curl")).unwrap();
     let output = machine.run(&stub(&server, CONFIG));
@@ -274,9 +260,7 @@ fn without_a_download_program_the_stub_says_so() {
 
 #[test]
 fn the_machine_chooses_the_architecture() {
-    if !available(&["dash", "curl"]) {
-        return;
-    }
+    require(&["dash", "curl"]);
     let server = server();
     let both = RenderArgs {
         url_arm64: Some(server.url("/arm")),
@@ -301,9 +285,7 @@ fn the_machine_chooses_the_architecture() {
 
 #[test]
 fn an_agent_that_does_not_run_here_is_not_installed() {
-    if !available(&["dash", "curl"]) {
-        return;
-    }
+    require(&["dash", "curl"]);
     let server = FileServer::start(&[("/agent", b"\x7fELF of another world")]);
     let machine = Machine::new("dash", "curl");
     let wrong = RenderArgs { sha256: Some(sum(b"\x7fELF of another world")), ..args(&server) };
@@ -312,9 +294,7 @@ fn an_agent_that_does_not_run_here_is_not_installed() {
 
 #[test]
 fn without_systemd_nothing_is_done() {
-    if !available(&["dash", "curl"]) {
-        return;
-    }
+    require(&["dash", "curl"]);
     let (server, machine) = (server(), Machine::new("dash", "curl"));
     fs::remove_dir(machine.path("run/systemd/system")).unwrap();
     refused(&machine, &machine.run(&stub(&server, CONFIG)), "this machine does not run systemd");
@@ -323,9 +303,7 @@ fn without_systemd_nothing_is_done() {
 
 #[test]
 fn a_failing_systemctl_is_reported() {
-    if !available(&["dash", "curl"]) {
-        return;
-    }
+    require(&["dash", "curl"]);
     let (server, machine) = (server(), Machine::new("dash", "curl"));
     machine.script("systemctl", "[ \"$1\" != enable ]");
     let output = machine.run(&stub(&server, CONFIG));
@@ -339,9 +317,7 @@ fn nothing_in_the_configuration_is_run_or_changed() {
                    # END_OF_FILE\n\
                    report.cloudwatch.namespace = '$(touch /pwned)\"`touch /pwned`'";
     for shell in ["dash", "bash", "busybox"] {
-        if !available(&[shell, "curl", "wget"]) {
-            continue;
-        }
+        require(&[shell, "curl", "wget"]);
         let (server, machine) = (server(), Machine::new(shell, "curl"));
         succeeded(&machine.run(&stub(&server, hostile)));
         assert_eq!(machine.text("etc/gpu-bootstrap/90-user-data.toml"), format!("{hostile}\n"));
@@ -452,16 +428,13 @@ fn shellcheck_has_nothing_to_say() {
         [("one agent", stub(&server(), CONFIG)), ("two", render(&both).unwrap()), ("release", script)];
     for (name, text) in texts {
         let file = config_file(&text);
-        let Ok(output) = Command::new("shellcheck").args(["--shell=sh"]).arg(file.path()).output() else {
-            eprintln!("skipped: shellcheck is not installed");
-            return;
-        };
+        let output = Command::new("shellcheck").args(["--shell=sh"]).arg(file.path()).output().unwrap();
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }
 
 /// `systemd-analyze verify` of the unit beside cloud-init's, `change` applied to ours.
-fn verify_unit(change: impl Fn(String) -> String) -> Option<Output> {
+fn verify_unit(change: impl Fn(String) -> String) -> Output {
     let dir = tempfile::tempdir().unwrap();
     // As packaged by cloud-init: the final stage comes after multi-user.target, the config stage after the network.
     let cloud = |after: &str| {
@@ -486,23 +459,20 @@ fn verify_unit(change: impl Fn(String) -> String) -> Option<Output> {
         .arg(dir.path().join("gpu-bootstrap.service"))
         .env("SYSTEMD_UNIT_PATH", format!("{}:", dir.path().display()))
         .output()
-        .ok()
+        .unwrap()
 }
 
 #[test]
 fn systemd_takes_the_unit_and_cloud_final_does_not_wait_for_it() {
-    let Some(output) = verify_unit(|u| u) else {
-        eprintln!("skipped: systemd-analyze is not installed");
-        return;
-    };
+    let output = verify_unit(|u| u);
     let said = |o: &Output| String::from_utf8_lossy(&o.stderr).into_owned();
     assert!(output.status.success() && !said(&output).contains("gpu-bootstrap"), "{}", said(&output));
     // If the unit were ordered after cloud-final.service, that would be a cycle only if multi-user.target waited
     // for the unit. With systemd's default dependencies it does.
     let after_final = |u: String| u.replace("After=cloud-config.service", "After=cloud-final.service");
     let cycle = |o: Output| said(&o).contains("ordering cycle");
-    assert!(!cycle(verify_unit(after_final).unwrap()));
-    assert!(cycle(verify_unit(|u| after_final(u).replace("DefaultDependencies=no\n", "")).unwrap()));
+    assert!(!cycle(verify_unit(after_final)));
+    assert!(cycle(verify_unit(|u| after_final(u).replace("DefaultDependencies=no\n", ""))));
 }
 
 fn agent(args: &[&str]) -> Output {

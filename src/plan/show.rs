@@ -13,6 +13,8 @@ use crate::host::Host;
 pub struct Shown {
     /// SHA-256 of the plan.
     pub plan_digest: String,
+    /// Where the configuration came from, strongest last; none for defaults alone.
+    pub config: Vec<String>,
     /// One sentence per choice.
     pub choices: Vec<String>,
     /// The steps.
@@ -44,7 +46,7 @@ pub struct ShownAction {
 }
 
 /// Checks every action and changes nothing. A check that fails is shown as such: a plan is never refused for it.
-pub async fn look(plan: &Plan, choices: &[String], host: &Host) -> Shown {
+pub async fn look(plan: &Plan, choices: &[String], config: &[String], host: &Host) -> Shown {
     let mut steps = Vec::new();
     for step in &plan.steps {
         let mut actions = Vec::new();
@@ -64,7 +66,7 @@ pub async fn look(plan: &Plan, choices: &[String], host: &Host) -> Shown {
             actions,
         });
     }
-    Shown { plan_digest: plan.digest.clone(), choices: choices.to_vec(), steps }
+    Shown { plan_digest: plan.digest.clone(), config: config.to_vec(), choices: choices.to_vec(), steps }
 }
 
 impl Shown {
@@ -76,8 +78,11 @@ impl Shown {
     /// For people: a line per choice, step and action.
     pub fn text(&self) -> String {
         let mut out = String::new();
+        if !self.config.is_empty() {
+            let _ = writeln!(out, "config     {}", self.config.join(", ")); // writing to a String cannot fail
+        }
         for choice in &self.choices {
-            let _ = writeln!(out, "chosen     {choice}"); // writing to a String cannot fail
+            let _ = writeln!(out, "chosen     {choice}");
         }
         for step in &self.steps {
             let _ = writeln!(out, "{} ({})", step.title, step.id);

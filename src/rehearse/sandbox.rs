@@ -390,7 +390,7 @@ fn catalog(signer: &Signer) -> Result<String> {
 
 fn take_out_sources(files: &Files) -> Result<Vec<String>> {
     let dir = "/etc/apt/sources.list.d";
-    let read_by_apt = |name: &&String| name.ends_with(".list") || name.ends_with(".sources");
+    let read_by_apt = |name: &&String| matches!(name.rsplit_once('.'), Some((_, "list" | "sources")));
     let names = files.list(dir)?;
     let mut sources: Vec<String> =
         names.iter().filter(read_by_apt).map(|name| format!("{dir}/{name}")).collect();

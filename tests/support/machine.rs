@@ -1,28 +1,29 @@
 //! A scratch root that looks like a machine, and the real binary run over it. Nothing of the host is touched.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A scratch machine; everything vanishes with it.
-pub struct Machine {
+pub(crate) struct Machine {
     root: tempfile::TempDir,
 }
 
 /// What a run of the binary left behind.
 #[derive(Debug)]
-pub struct Ran {
+pub(crate) struct Ran {
     /// Exit code; negative when a signal ended it.
-    pub code: i32,
+    pub(crate) code: i32,
     /// Standard output.
-    pub stdout: String,
+    pub(crate) stdout: String,
     /// Standard error.
-    pub stderr: String,
+    pub(crate) stderr: String,
 }
 
 impl Machine {
     /// Debian 12 on amd64, without any GPU.
-    pub fn debian12() -> Self {
+    pub(crate) fn debian12() -> Self {
         let machine = Self { root: tempfile::tempdir().unwrap() };
         machine
             .file("/etc/os-release", "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n")
@@ -35,7 +36,7 @@ impl Machine {
     }
 
     /// Adds a PCI function to sysfs.
-    pub fn pci(self, address: &str, vendor: u16, device: u16, class: u16) -> Self {
+    pub(crate) fn pci(self, address: &str, vendor: u16, device: u16, class: u16) -> Self {
         let dir = format!("/sys/bus/pci/devices/{address}");
         self.file(&format!("{dir}/vendor"), &format!("0x{vendor:04x}\n"))
             .file(&format!("{dir}/device"), &format!("0x{device:04x}\n"))
@@ -43,12 +44,12 @@ impl Machine {
     }
 
     /// Adds a T4, as on g4dn.
-    pub fn t4(self) -> Self {
+    pub(crate) fn t4(self) -> Self {
         self.pci("0000:00:1e.0", 0x10de, 0x1eb8, 0x0302)
     }
 
     /// Writes a file.
-    pub fn file(self, path: &str, content: &str) -> Self {
+    pub(crate) fn file(self, path: &str, content: &str) -> Self {
         let outside = self.outside(path);
         fs::create_dir_all(outside.parent().unwrap()).unwrap();
         fs::write(outside, content).unwrap();
@@ -56,28 +57,28 @@ impl Machine {
     }
 
     /// Makes a directory.
-    pub fn dir(self, path: &str) -> Self {
+    pub(crate) fn dir(self, path: &str) -> Self {
         fs::create_dir_all(self.outside(path)).unwrap();
         self
     }
 
     /// Where a path of the machine lies on the host.
-    pub fn outside(&self, path: &str) -> PathBuf {
+    pub(crate) fn outside(&self, path: &str) -> PathBuf {
         self.root.path().join(path.trim_start_matches('/'))
     }
 
     /// The root directory on the host.
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         self.root.path()
     }
 
     /// The text of a file; panics if it is not there.
-    pub fn read(&self, path: &str) -> String {
+    pub(crate) fn read(&self, path: &str) -> String {
         fs::read_to_string(self.outside(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
     }
 
     /// The binary over this machine: the subcommand and its flags, then `--root` and `--no-imds`.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = binary();
         command.args(args).arg("--root").arg(self.root());
         if !args.contains(&"status") {
@@ -87,20 +88,20 @@ impl Machine {
     }
 
     /// Runs the binary over this machine to its end.
-    pub fn run(&self, args: &[&str]) -> Ran {
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
         ran(&mut self.command(args))
     }
 }
 
 /// The real binary, with an environment that cannot steer it.
-pub fn binary() -> Command {
+pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap"));
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
     command
 }
 
 /// Runs a command to its end.
-pub fn ran(command: &mut Command) -> Ran {
+pub(crate) fn ran(command: &mut Command) -> Ran {
     let output = command.output().unwrap();
     Ran {
         code: output.status.code().unwrap_or(-1),
