@@ -52,9 +52,9 @@ impl Converge for AptPackage {
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let wanted = self.wanted();
+        let before = package_set::installed_ids(host)?;
         host.apt().recover().await?;
         let found = package_set::examine(host, &wanted)?;
-        let before = package_set::installed_ids(&*host.packages()?);
         if found.need_apt() {
             package_set::install(host, &wanted, &found, self.recommends, |_| None).await?;
         }

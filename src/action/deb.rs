@@ -104,10 +104,10 @@ impl Converge for Deb {
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
+        let before = package_set::installed_ids(host)?;
         host.apt().recover().await?;
         let known = self.known(host)?;
         let found = package_set::examine(host, &self.wanted(known.as_deref().unwrap_or_default()))?;
-        let before = package_set::installed_ids(&*host.packages()?);
         let debs = match known {
             Some(debs) if !found.need_apt() => debs,
             known => {

@@ -330,9 +330,13 @@ fn damage(stats: &mut dpkg::Stats<'_>, path: &Path, content: Content) -> Result<
     })
 }
 
-/// The ids of the packages that were installed before; to be taken before apt works.
-pub(super) fn installed_ids(database: &Database) -> HashSet<String> {
-    database.all().filter(|p| p.state == State::Installed).map(Package::id).collect()
+/// The ids of the packages that were installed before; to be taken before apt works, or repairs what a killed
+/// run left. What that run was installing is new: it belongs into the record as if nothing had happened.
+pub(super) fn installed_ids(host: &Host) -> Result<HashSet<String>> {
+    let arriving = host.packages_arriving()?;
+    let database = host.packages()?;
+    let installed = database.all().filter(|p| p.state == State::Installed).map(Package::id);
+    Ok(installed.filter(|id| !arriving.contains(id)).collect())
 }
 
 /// Holds what must be held and writes the record: the packages asked for, what came with them, and what of

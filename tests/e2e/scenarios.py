@@ -95,7 +95,7 @@ def cudnn(rig, machine, agent, trees, config):
     put_user_data(machine, f'{config}[cudnn]\ndeb = [{{ url = "{url}", sha256 = "{digest}" }}]\n')
     _, seconds = timed("cudnn: install", lambda: agent.run(expect=5))
     driver_is_not_loaded(agent)
-    answer = machine.run("python3", "-c", CUDNN_QUESTION).stdout.strip()
+    answer = machine.run("python3", "-B", "-c", CUDNN_QUESTION).stdout.strip()
     check.equal(answer, str(version), "cudnnGetVersion()")
     second = check.second_run(agent, trees, expect=5, open_steps=OPEN_WITHOUT_GPU)
     check.within_limits(second)

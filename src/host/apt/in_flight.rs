@@ -30,6 +30,9 @@ pub(super) struct Entry {
     /// The package file, where it did not come from a repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) file: Option<String>,
+    /// Whether another version was there before.
+    #[serde(default)]
+    pub(super) upgrade: bool,
 }
 
 impl InFlight {
@@ -43,6 +46,7 @@ impl InFlight {
                 .iter()
                 .find(|(_, c)| c.name == i.name && c.version == i.new)
                 .map(|(path, _)| path.clone()),
+            upgrade: i.old.is_some(),
         };
         Self { version: VERSION, packages: plan.installs.iter().map(entry).collect() }
     }
@@ -102,6 +106,13 @@ fn sync_file_systems(directories: &[PathBuf]) -> Result<()> {
 }
 
 impl Host {
+    /// Packages (`name:arch`) that a killed run was about to bring to this machine: whatever dpkg says of them
+    /// by now, they came with that run.
+    pub fn packages_arriving(&self) -> Result<HashSet<String>> {
+        let list = InFlight::read(self)?.map(|list| list.packages).unwrap_or_default();
+        Ok(list.iter().filter(|e| !e.upgrade).map(|e| format!("{}:{}", e.name, e.arch)).collect())
+    }
+
     /// Whether an earlier run was killed while it installed packages.
     pub fn packages_in_flight(&self) -> Result<bool> {
         self.files.exists(paths::IN_FLIGHT)

@@ -36,7 +36,7 @@ class Agent:
 
     def interrupted(self, log, pattern):
         """A run on a terminal, Ctrl-C as soon as a line of `log` matches `pattern`; its CompletedProcess."""
-        return self.machine.run("python3", PRESS, log, pattern, *self.command("run"), check=False)
+        return self.machine.run("python3", "-B", PRESS, log, pattern, *self.command("run"), check=False)
 
     def plan(self):
         """[(step id, action, state, why)]"""
