@@ -219,6 +219,32 @@ fn what_others_installed_is_recorded_and_held_without_apt() {
 }
 
 #[test]
+fn what_an_update_replaced_by_another_package_is_not_missed() {
+    let meta = |version: &str, abi: &str| {
+        Deb::new("linux-modules-nvidia-580-aws", version)
+            .field("Depends", &format!("linux-modules-nvidia-580-6.8.0-{abi}-aws"))
+    };
+    let modules = |abi: &str| {
+        Deb::new(&format!("linux-modules-nvidia-580-6.8.0-{abi}-aws"), "1")
+            .file(&format!("/lib/modules/6.8.0-{abi}-aws/kernel/nvidia/nvidia.ko"), "x")
+    };
+    let m = Machine::new(&[meta("1021", "1021"), modules("1021")]);
+    let action = packages(&["linux-modules-nvidia-580-aws"]);
+    block(action.apply(&m.host)).unwrap();
+    m.root.run("dpkg", &["--force-depends", "--purge", "linux-modules-nvidia-580-6.8.0-1021-aws"]);
+    m.heals(&action, "is no longer installed", &["linux-modules-nvidia-580-6.8.0-1021-aws"]);
+
+    // The kernel's update, as unattended-upgrades makes it; the archive has the old version no more.
+    m.repo.add(&meta("1040", "1040"));
+    m.repo.add(&modules("1040"));
+    m.repo.remove("linux-modules-nvidia-580-6.8.0-1021-aws_1_all.deb");
+    m.publish();
+    m.root.run("apt-get", &["-qqy", "dist-upgrade"]);
+    m.root.run("dpkg", &["--purge", "linux-modules-nvidia-580-6.8.0-1021-aws"]);
+    m.satisfied(&action);
+}
+
+#[test]
 fn a_library_gone_from_the_repository_is_replaced_by_what_there_is() {
     let m = Machine::new(&toolkit()[..4]);
     let action = packages(&["cuda-toolkit-12-8"]);
