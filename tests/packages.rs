@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use debs::{Deb, Key, Repository};
 use gpu_bootstrap::action::apt_package::AptPackage;
+use gpu_bootstrap::action::kernel_packages::KernelPackages;
 use gpu_bootstrap::action::{Action, Check, deb};
 use gpu_bootstrap::catalog::choose;
 use gpu_bootstrap::error::{Code, Error};
@@ -242,6 +243,45 @@ fn what_an_update_replaced_by_another_package_is_not_missed() {
     m.root.run("apt-get", &["-qqy", "dist-upgrade"]);
     m.root.run("dpkg", &["--purge", "linux-modules-nvidia-580-6.8.0-1021-aws"]);
     m.satisfied(&action);
+}
+
+/// `kernel-packages` for one running kernel.
+fn kernel(running: &str) -> Action {
+    Action::KernelPackages(KernelPackages {
+        running: vec![format!("linux-headers-{running}")],
+        following: vec!["linux-headers-aws".into()],
+        image: vec!["linux-image-aws".into()],
+    })
+}
+
+#[test]
+fn headers_are_those_of_the_running_kernel_and_else_of_the_newest_with_its_kernel() {
+    let meta = |what: &str| {
+        Deb::new(&format!("linux-{what}-aws"), "1").field("Depends", &format!("linux-{what}-6.8.0-1040-aws"))
+    };
+    let of = |what: &str, release: &str| Deb::new(&format!("linux-{what}-{release}"), "1");
+    let m = Machine::new(&[
+        meta("headers"),
+        meta("image"),
+        of("headers", "6.8.0-1021-aws"),
+        of("headers", "6.8.0-1040-aws"),
+        of("image", "6.8.0-1040-aws"),
+    ]);
+    m.root.write("/var/log/dpkg.log", "");
+    let offered = kernel("6.8.0-1021-aws");
+    m.heals(
+        &offered,
+        "linux-headers-aws is not installed",
+        &["linux-headers-6.8.0-1021-aws", "linux-headers-6.8.0-1040-aws", "linux-headers-aws"],
+    );
+    m.root.run("dpkg", &["--purge", "linux-headers-6.8.0-1021-aws"]);
+    m.heals(&offered, "is no longer installed", &["linux-headers-6.8.0-1021-aws"]);
+    assert_eq!(m.root.run("apt-mark", &["showhold"]), "");
+
+    let gone = kernel("6.8.0-1009-aws");
+    m.heals(&gone, "not recorded yet", &["linux-image-6.8.0-1040-aws", "linux-image-aws"]);
+    m.root.run("dpkg", &["--purge", "linux-image-aws"]);
+    m.heals(&gone, "linux-image-aws 1 is no longer installed", &["linux-image-aws"]);
 }
 
 #[test]

@@ -443,6 +443,11 @@ impl Record {
         Ok(record)
     }
 
+    /// Whether the package belongs to the set.
+    pub(super) fn names(&self, package: &str) -> bool {
+        self.packages.iter().any(|p| p.name == package)
+    }
+
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut lines = bytes.split(|&b| b == b'\n');
         if lines.next()? != HEADER.as_bytes() {

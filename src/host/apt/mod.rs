@@ -137,6 +137,16 @@ impl Apt<'_> {
         judge(request, &result?)
     }
 
+    /// Whether apt could install the package from the lists that it has.
+    pub async fn can_install(&self, package: &str) -> Result<bool> {
+        let request = Request { packages: vec![package.to_owned()], ..Request::default() };
+        match self.plan(&request).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.code() == Code::AptUnsolvable => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Holds packages (names, or `name:arch`) at their installed version.
     pub async fn hold(&self, packages: &[String]) -> Result<()> {
         self.mark("hold", "hold packages", packages).await
