@@ -82,8 +82,9 @@ impl Apt<'_> {
     pub async fn update_for(&self, ours: &[String]) -> Result<()> {
         let Err(error) = self.update().await else { return Ok(()) };
         let words = error.causes().join("\n");
+        // One slash: apt writes `file:/srv/x` and `mirror+file:/etc/apt/mirrors/debian.list` (EC2's Debian images) so.
         let about_a_source =
-            words.contains("://") && !matches!(error.code(), Code::AptLocked | Code::DiskFull);
+            words.contains(":/") && !matches!(error.code(), Code::AptLocked | Code::DiskFull);
         if !about_a_source || ours.iter().any(|address| words.contains(address.trim_end_matches('/'))) {
             return Err(error);
         }
