@@ -80,16 +80,31 @@ pub struct Prepared {
 
 /// Facts → config → choice. Changes nothing.
 pub async fn prepare(host: &Host, inputs: &Inputs, metadata: Option<&imds::Client>) -> Result<Prepared> {
+    let facts = facts::gather(host, metadata).await?;
+    let loaded = read_config(host, inputs, &facts)?;
+    let choice = decide(host, inputs, &facts, &loaded.config)?;
+    Ok(Prepared::new(facts, loaded, choice))
+}
+
+fn read_config(host: &Host, inputs: &Inputs, facts: &Facts) -> Result<layers::Loaded> {
+    let user_data = facts.identity.user_data.as_ref().map(|f| f.value.as_slice());
+    let extra = inputs.config.as_deref().map(layers::Layer::from_file).transpose()?;
+    layers::load(host, user_data, extra.as_slice())
+}
+
+fn decide(host: &Host, inputs: &Inputs, facts: &Facts, config: &Config) -> Result<Choice> {
     let catalog = match &inputs.catalog {
         Some(dir) => Catalog::with_overrides(dir)?,
         None => Catalog::embedded()?,
     };
-    let facts = facts::gather(host, metadata).await?;
-    let user_data = facts.identity.user_data.as_ref().map(|f| f.value.as_slice());
-    let extra = inputs.config.as_deref().map(layers::Layer::from_file).transpose()?;
-    let loaded = layers::load(host, user_data, extra.as_slice())?;
-    let choice = choose(&catalog, &facts, &loaded.config, change::earlier(&host.files)?.as_ref())?;
-    Ok(Prepared { facts, config: loaded.config, layers: loaded.layers, user_data: loaded.user_data, choice })
+    choose(&catalog, facts, config, change::earlier(&host.files)?.as_ref())
+}
+
+impl Prepared {
+    fn new(facts: Facts, loaded: layers::Loaded, choice: Choice) -> Self {
+        let layers::Loaded { config, layers, user_data, set_by: _ } = loaded;
+        Self { facts, config, layers, user_data, choice }
+    }
 }
 
 /// The metadata client that `inputs` ask for.
@@ -149,12 +164,45 @@ async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports) -> End
         Ok(signals) => signals,
         Err(error) => return Ended::early(fail(reports, error)),
     };
-    let prepared = tokio::select! {
-        prepared = prepare(host, &options.inputs, metadata.as_ref()) => prepared,
+    let facts = tokio::select! {
+        facts = facts::gather(host, metadata.as_ref()) => facts,
         error = signals.next() => Err(error),
     };
-    let prepared = match prepared {
-        Ok(prepared) => prepared,
+    // Whoever gets this far can be told by CloudWatch, too, whatever goes wrong from here on.
+    let facts = match facts {
+        Ok(facts) => facts,
+        Err(error) => return Ended::early(fail(reports, error)),
+    };
+    let identity = facts.identity.clone();
+    let (ended, cloudwatch) = match read_config(host, &options.inputs, &facts) {
+        Ok(loaded) => {
+            let cloudwatch = loaded.config.report.cloudwatch.clone();
+            (run_configured(options, host, reports, facts, loaded, &mut signals).await, cloudwatch)
+        }
+        // What it says about reports cannot be read, either: the defaults send them where there is a role.
+        Err(error) => (Ended::early(fail(reports, error)), Config::default().report.cloudwatch),
+    };
+    let run = cloudwatch::RunMetrics {
+        outcome: outcome_name(&ended.result, ended.skipped),
+        seconds: began.elapsed().as_secs_f64(),
+    };
+    // Its failure is part of the result only.
+    let delivery = cloudwatch::put(&run, &cloudwatch, &identity, metadata.as_ref()).await;
+    reports.emit(EventKind::Reported { text: format!("cloudwatch: {delivery}") });
+    ended
+}
+
+/// Facts and config → choice → run.
+async fn run_configured(
+    options: &RunOptions,
+    host: &Host,
+    reports: &Reports,
+    facts: Facts,
+    loaded: layers::Loaded,
+    signals: &mut Signals,
+) -> Ended {
+    let prepared = match decide(host, &options.inputs, &facts, &loaded.config) {
+        Ok(choice) => Prepared::new(facts, loaded, choice),
         Err(error) => return Ended::early(fail(reports, error)),
     };
     let stack = match &prepared.choice {
@@ -164,8 +212,7 @@ async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports) -> End
             return Ended { skipped: true, ..Ended::early(Ok(Outcome::Converged { changed: false })) };
         }
     };
-    let result = run_plan(options, host, reports, &prepared, stack, &mut signals).await;
-    report_to_cloudwatch(&prepared, metadata.as_ref(), reports, &result, began).await;
+    let result = run_plan(options, host, reports, &prepared, stack, signals).await;
     Ended { result, skipped: false, may_reboot: prepared.config.policy.reboot == Reboot::Auto }
 }
 
@@ -318,23 +365,6 @@ fn finish(options: &RunOptions, reports: &Reports, began: Instant, ended: &Ended
         seconds: began.elapsed().as_secs_f64(),
     });
     exit_code
-}
-
-/// One PutMetricData at the end: the outcome and how long it took. Its failure is part of the result only.
-async fn report_to_cloudwatch(
-    prepared: &Prepared,
-    metadata: Option<&imds::Client>,
-    reports: &Reports,
-    result: &Result<Outcome>,
-    began: Instant,
-) {
-    let run = cloudwatch::RunMetrics {
-        outcome: outcome_name(result, false),
-        seconds: began.elapsed().as_secs_f64(),
-    };
-    let config = &prepared.config.report.cloudwatch;
-    let delivery = cloudwatch::put(&run, config, &prepared.facts.identity, metadata).await;
-    reports.emit(EventKind::Reported { text: format!("cloudwatch: {delivery}") });
 }
 
 /// Reports an error that no step reported, and passes it on.
