@@ -35,7 +35,10 @@ pub async fn converge(plan: &Plan, host: &Host, receipt: &mut Receipt, reports: 
         match run_step(step, host, receipt, reports).await {
             Ok(StepOutcome::Done { changed, evidence }) => {
                 changed_any |= changed;
-                note_done(step, changed, &evidence, host, receipt)?;
+                if let Err(error) = note_done(step, changed, &evidence, host, receipt) {
+                    reports.emit(failed(Some(&step.id), &error));
+                    return Err(error);
+                }
                 let seconds = began.elapsed().as_secs_f64();
                 reports.emit(EventKind::StepFinished { step: step.id.clone(), changed, evidence, seconds });
             }

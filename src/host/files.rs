@@ -238,7 +238,9 @@ impl Files {
         let bytes = self.read(path)?.ok_or_else(|| {
             Error::new(Code::Io, format!("cannot set {} aside: it is gone", path.display()))
         })?;
-        let mode = self.lstat(path)?.map_or(0o644, |m| m.mode() & 0o7777);
+        // A link's own mode bits are all set and mean nothing.
+        let own = self.lstat(path)?.filter(|m| !m.is_symlink());
+        let mode = own.map_or(0o644, |m| m.mode() & 0o7777);
         // A copy and a removal, not a rename: /var may be another file system.
         self.write(&kept, &bytes, mode)?;
         self.remove(path)?;
@@ -365,5 +367,10 @@ mod tests {
         assert!(!files.exists("/etc/apt/preferences.d/pin").unwrap());
         let kept = files.list(paths::SET_ASIDE_DIR).unwrap();
         assert_eq!(kept, ["etc__apt__preferences.d__pin", "etc__apt__preferences.d__pin.2"]);
+        files.write("/srv/shared", b"three", 0o640).unwrap();
+        files.symlink("/etc/apt/preferences.d/link", "/srv/shared").unwrap();
+        let kept = files.set_aside("/etc/apt/preferences.d/link").unwrap();
+        assert_eq!(files.lstat(kept).unwrap().unwrap().mode() & 0o7777, 0o644);
+        assert!(files.exists("/srv/shared").unwrap());
     }
 }
