@@ -13,6 +13,9 @@ use crate::error::{Code, Error, Result};
 /// Output kept per stream; a program that prints more is read on, and the middle is dropped.
 const KEEP_OUTPUT: usize = 1 << 20;
 
+/// How long the output of a program that has ended is waited for.
+const PIPES: Duration = Duration::from_secs(2);
+
 /// Bytes of one line that are handed to [`Exec::stream`]'s listener; a longer line is cut.
 const KEEP_LINE: usize = 4096;
 
@@ -135,15 +138,27 @@ impl Exec {
         let mut out = child.stdout.take();
         let mut err = child.stderr.take();
         let mut ignored = |_: &str| ();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let work = async {
-            let (stdout, stderr, status) = tokio::join!(
-                drain_lines(&mut out, &mut on_line),
-                drain_lines(&mut err, &mut ignored),
-                child.wait()
-            );
-            (stdout, stderr, status)
+            let drained = async {
+                tokio::join!(
+                    drain_lines(&mut out, &mut stdout, &mut on_line),
+                    drain_lines(&mut err, &mut stderr, &mut ignored)
+                )
+            };
+            let mut drained = std::pin::pin!(drained);
+            tokio::select! {
+                status = child.wait() => {
+                    // What the program leaves running (a daemon of a maintainer script) may keep the pipes open.
+                    if tokio::time::timeout(PIPES, drained).await.is_err() {
+                        tracing::debug!("{} left a program behind that holds its output", call.line());
+                    }
+                    status
+                }
+                _ = &mut drained => child.wait().await,
+            }
         };
-        let Ok((stdout, stderr, status)) = tokio::time::timeout(call.limit, work).await else {
+        let Ok(status) = tokio::time::timeout(call.limit, work).await else {
             return Err(Error::new(
                 Code::ExecTimeout,
                 format!("{} did not end within {} s", call.line(), call.limit.as_secs()),
@@ -192,12 +207,13 @@ impl Exec {
     }
 }
 
+/// Reads to the end of the stream; what comes is kept in `kept` as it comes.
 async fn drain_lines(
     stream: &mut Option<impl tokio::io::AsyncRead + Unpin>,
+    kept: &mut Vec<u8>,
     on_line: &mut impl FnMut(&str),
-) -> Vec<u8> {
-    let Some(stream) = stream else { return Vec::new() };
-    let mut kept = Vec::new();
+) {
+    let Some(stream) = stream else { return };
     let mut line = Vec::new();
     let mut chunk = vec![0; 16 * 1024];
     // A read error on a pipe means that the other side is gone; what came before is what there is.
@@ -215,7 +231,6 @@ async fn drain_lines(
             }
         }
     }
-    kept
 }
 
 /// The process group of a running program; dropping it kills whatever is left of it.
@@ -255,6 +270,14 @@ mod tests {
         assert_eq!(exec().output(&call).await.unwrap_err().code(), Code::ExecTimeout);
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert!(!mark.exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_left_running_is_not_waited_for() {
+        let began = std::time::Instant::now();
+        let output = exec().output(&Call::new("sh").args(["-c", "sleep 8 & echo said"])).await.unwrap();
+        assert_eq!((output.status, output.text().as_str()), (0, "said\n"));
+        assert!(began.elapsed() < Duration::from_secs(6));
     }
 
     #[tokio::test]
