@@ -81,9 +81,10 @@ def second_run(agent, trees, expect, open_steps=()):
 
 
 def within_limits(figures, milliseconds=100, kilobytes=15_000):
+    """`milliseconds` None: a run that ends with a verdict tries to load the driver first, which takes modprobe's time."""
     if not LIMITS_HOLD:
         return
-    true(figures["wall_ms"] < milliseconds, f"a run without work takes {figures['wall_ms']} ms")
+    true(milliseconds is None or figures["wall_ms"] < milliseconds, f"a run without work takes {figures['wall_ms']} ms")
     true(figures["resident_kb"] < kilobytes, f"a run without work needs {figures['resident_kb']} kB")
 
 
