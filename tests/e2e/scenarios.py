@@ -73,7 +73,7 @@ def distro(rig, small):
             facts["release"] = check.compiles(machine, "/usr/bin/nvcc")
         facts["second"] = check.second_run(agent, trees, expect=5, open_steps=OPEN_WITHOUT_GPU)
         say(f"distro: second run {describe(facts['second'])}; started {facts['second']['programs'] or 'no program'}")
-        check.within_limits(facts["second"], milliseconds=None)
+        check.within_limits(facts["second"])
         if not small:
             facts["cudnn"] = cudnn(rig, machine, agent, trees, config)
     finally:
@@ -98,7 +98,7 @@ def cudnn(rig, machine, agent, trees, config):
     answer = machine.run("python3", "-B", "-c", CUDNN_QUESTION).stdout.strip()
     check.equal(answer, str(version), "cudnnGetVersion()")
     second = check.second_run(agent, trees, expect=5, open_steps=OPEN_WITHOUT_GPU)
-    check.within_limits(second, milliseconds=None)
+    check.within_limits(second)
     say(f"cudnn: cudnnGetVersion() answers {answer}; second run {describe(second)}")
     return {"version": version, "seconds": seconds}
 
