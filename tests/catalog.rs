@@ -678,6 +678,9 @@ fn kernels_are_followed_by_their_own_headers() {
     ] {
         facts.os.kernel.value = kernel.into();
         assert_eq!(headers(&facts), [package], "{kernel}");
+        let driver = chosen(&facts, "").driver.unwrap();
+        assert_eq!(driver.running_kernel_packages, [format!("linux-headers-{kernel}")]);
+        assert_eq!(driver.kernel_image, [package.replace("headers", "image")]);
     }
     facts.os.kernel.value = "6.1.55-custom".into();
     assert!(headers(&facts).is_empty());

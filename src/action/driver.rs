@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::error::{Code, Error, Result};
 use crate::facts::gpu::driver;
 use crate::host::Host;
+use crate::host::dpkg::compare_versions;
 
 const VERSION: &str = "/proc/driver/nvidia/version";
 /// Longer chains than Debian's four are loops.
@@ -154,13 +155,33 @@ fn no_module(host: &Host, kernel: &str) -> Result<Option<(String, String)>> {
     )))
 }
 
+/// The newest installed kernel that has an NVIDIA module, where the running one has none and is older: the boot loader
+/// starts the newest, so that a reboot helps.
+pub(super) fn next_kernel(host: &Host) -> Result<Option<String>> {
+    let running = kernel(host)?;
+    if has_module(host, &format!("/lib/modules/{running}"))? {
+        return Ok(None);
+    }
+    let mut next: Option<String> = None;
+    for other in host.files.list("/lib/modules")? {
+        let newest = next.as_ref().unwrap_or(&running);
+        if compare_versions(&other, newest).is_gt()
+            && host.files.exists(format!("/boot/vmlinuz-{other}"))?
+            && has_module(host, &format!("/lib/modules/{other}"))?
+        {
+            next = Some(other);
+        }
+    }
+    Ok(next)
+}
+
 /// Whether there is an NVIDIA module below the directory (`nvidia.ko`, Debian's `nvidia-current.ko`, compressed or not).
 fn has_module(host: &Host, dir: &str) -> Result<bool> {
     for name in host.files.list(dir)? {
         let is_module = name.starts_with("nvidia")
             && ["ko", "ko.xz", "ko.zst", "ko.gz"].iter().any(|end| name.ends_with(&format!(".{end}")))
             // Modules of the kernel's own tree that only share the name's beginning.
-            && !["nvidiafb", "nvidia-wmi", "nvidia_wmi"].iter().any(|start| name.starts_with(start));
+            && !["nvidiafb", "nvidia-wmi", "nvidia_wmi", "nvidia_cspmu"].iter().any(|start| name.starts_with(start));
         if is_module {
             return Ok(true);
         }

@@ -73,6 +73,9 @@ fn of<'a>(actions: impl Iterator<Item = &'a Action>) -> Result<Wanted> {
                 wanted.nvidia = Some((url_path(&index.url)?, index.label.clone(), packages));
             }
             Action::AptComponents(components) => wanted.components.clone_from(&components.components),
+            Action::KernelPackages(kernel) => {
+                asked.extend([&kernel.running[..], &kernel.following].concat());
+            }
             Action::AptPackage(package) => asked.extend(package.packages.clone()),
             Action::Deb(deb) => {
                 let urls: Vec<_> = deb.files.iter().map(|f| f.url.as_str()).collect();
