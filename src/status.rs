@@ -77,7 +77,8 @@ pub fn read(files: &Files) -> Result<Option<Status>> {
         }
         return Ok(Some(status));
     }
-    Ok(None)
+    // A run that has the lock and has not said anything yet.
+    Ok(lock::is_held(files)?.then(|| Status { schema: 1, state: "running".into(), ..Status::default() }))
 }
 
 fn print(status: Option<Status>, options: &Options) -> Result<u8> {

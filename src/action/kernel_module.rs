@@ -82,6 +82,9 @@ impl Converge for KernelModule {
                 });
             }
         }
+        if !host.files.exists(format!("/lib/modules/{}", driver::kernel(host)?))? {
+            return Err(driver::not_loaded(host, None)?); // modprobe could only say the same
+        }
         let call =
             Call::new("modprobe").args(["-a", "-v"]).args(self.modules.iter().cloned()).limit(LOAD_LIMIT);
         let words = match host.exec.output(&call).await {
