@@ -18,7 +18,11 @@ pub fn start(verbosity: u8) {
         _ => "gpu_bootstrap=debug",
     };
     let filter = EnvFilter::try_from_env("GPU_BOOTSTRAP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written must not be complained about on the same stream, which would panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     // systemd sets JOURNAL_STREAM where standard error is the journal; it reads the priority from "<N>".
     let started = if std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal() {
         builder.event_format(Journal).try_init()
