@@ -6,6 +6,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::{Mode, umask};
+
 use crate::catalog::{Catalog, Choice, Stack, choose};
 use crate::config::schema::Reboot;
 use crate::config::user_data::NotOurs;
@@ -18,12 +20,14 @@ use crate::error::{Code, Error, Result, exit};
 use crate::facts::{self, Facts};
 use crate::host::Host;
 use crate::host::files::Files;
+use crate::host::paths;
 use crate::imds;
 use crate::plan::{self, Plan};
 use crate::report::cloudwatch;
 use crate::report::console::Console;
 use crate::report::event::{EventKind, StepTitle};
 use crate::report::status_file::StatusFile;
+use crate::report::streams;
 use crate::report::{Listener, Reports};
 
 /// At boot the network may come up late, and nobody waits at a prompt.
@@ -115,16 +119,23 @@ pub fn metadata_client(inputs: &Inputs) -> Result<Option<imds::Client>> {
 /// A whole run. Returns the process's exit code; everything else is said through the reports.
 pub async fn run(options: &RunOptions) -> u8 {
     let began = Instant::now();
+    // A hardened root's 077 would hide keyrings and indexes from apt's own user, and the status from everybody.
+    umask(Mode::from_bits_truncate(0o022));
     let files = Files::new(options.inputs.root.clone());
     // Not root, or another run's turn: said on standard error only, so that the other run's files stay its own.
     let held = require_root().and_then(|()| lock::acquire(&files));
     let _lock = match held {
         Ok(lock) => lock,
         Err(error) => {
-            eprintln!("{}", explain(&error));
+            streams::err(&explain(&error));
             return error.code().exit_code();
         }
     };
+    for dir in paths::WRITTEN_DIRS {
+        if let Err(error) = files.sweep(dir) {
+            tracing::warn!("{}", explain(&error)); // tidiness is no reason not to run
+        }
+    }
     let reports = reports(options, &files);
     let host = host(options, &reports);
     let ended = run_locked(options, &host, &reports).await;
@@ -134,7 +145,7 @@ pub async fn run(options: &RunOptions) -> u8 {
         && matches!(ended.result, Ok(Outcome::RebootNeeded { .. }))
         && let Err(error) = reboot::reboot(&host).await
     {
-        eprintln!("{}", explain(&error));
+        streams::err(&explain(&error));
     }
     exit_code
 }

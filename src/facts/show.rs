@@ -152,9 +152,14 @@ fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
+/// No value of ours is wider; padding everything to a damaged one helps nobody, and formatting has its limit, too.
+const WIDEST_COLUMN: usize = 100;
+
 /// Columns as wide as their widest entry; the last one is not padded.
 fn table(rows: &[Row]) -> String {
-    let width = |column: fn(&Row) -> &str| rows.iter().map(|r| column(r).chars().count()).max().unwrap_or(0);
+    let width = |column: fn(&Row) -> &str| {
+        rows.iter().map(|r| column(r).chars().count().min(WIDEST_COLUMN)).max().unwrap_or(0)
+    };
     let (fact, value) = (width(|r| r.fact), width(|r| &r.value));
     rows.iter()
         .map(|r| printable(&format!("{:fact$}  {:value$}  {}", r.fact, r.value, r.source)) + "\n")

@@ -37,7 +37,7 @@ pub(super) fn print_wanted() -> Result<u8> {
         .map_err(|e| super::failed("start the event loop", e))?;
     let wanted = runtime.block_on(wanted())?;
     let json = serde_json::to_string(&wanted).map_err(|e| super::failed("write the packages", e))?;
-    println!("{json}");
+    crate::report::streams::out(&format!("{json}\n"))?;
     Ok(exit::CONVERGED)
 }
 

@@ -22,7 +22,8 @@ pub fn start(verbosity: u8) {
     };
     let wish = std::env::var("GPU_BOOTSTRAP_LOG").ok().and_then(|text| Targets::from_str(&text).ok());
     let filter = wish.unwrap_or_else(|| Targets::new().with_target("gpu_bootstrap", level));
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A line that cannot be written must not be complained about on the same stream, which would panic.
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let registry = tracing_subscriber::registry();
     // systemd sets JOURNAL_STREAM where standard error is the journal; it reads the priority from "<N>".
     let started = if std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal() {

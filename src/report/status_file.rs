@@ -63,7 +63,7 @@ pub struct StepStatus {
     pub id: String,
     /// For people.
     pub title: String,
-    /// `pending`, `running`, `done`, `failed`.
+    /// `pending`, `running`, `done`, `failed`, `interrupted`.
     pub state: String,
     /// Whether the step changed anything.
     pub changed: bool,
@@ -177,6 +177,11 @@ impl StatusFile {
             EventKind::Reported { text } => self.status.reports.push(text.clone()),
             EventKind::RunFinished { outcome, exit_code, seconds } => {
                 self.status.state = "finished".into();
+                // Nothing runs any more: the step was cut off by a signal, or waits for the next boot.
+                let cut = if outcome == "reboot-needed" { "pending" } else { "interrupted" };
+                for step in self.status.steps.iter_mut().filter(|s| s.state == "running") {
+                    step.state = cut.into();
+                }
                 self.status.outcome = Some(outcome.clone());
                 self.status.exit_code = Some(*exit_code);
                 self.status.seconds = Some(*seconds);
