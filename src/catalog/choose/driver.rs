@@ -324,6 +324,7 @@ fn modules_and_kernel(
         return Ok(Kernel { modules: for_kernel(names, flavour), patterns });
     }
     if let Some(names) = recipe.dkms.as_ref().filter(|_| wish != Modules::Prebuilt) {
+        check_secure_boot(ctx, place, wish, reasons)?;
         match running {
             Some((row, _)) => patterns.extend(row.headers.iter().cloned()),
             None => reasons.push(format!(
@@ -339,6 +340,25 @@ fn modules_and_kernel(
         place.title(),
         ctx.facts.os.kernel.value
     )))
+}
+
+/// Modules that are built here are signed by nobody whom the firmware knows; enrolling a key takes somebody at the
+/// console, which EC2 does not have.
+fn check_secure_boot(ctx: &Context, place: Place, wish: Modules, reasons: &mut Vec<String>) -> Result<()> {
+    match (ctx.facts.os.secure_boot.value, wish) {
+        (false, _) => Ok(()),
+        (true, Modules::Dkms) => {
+            reasons.push(
+                "Secure Boot is on: modules that are built here load only if their key is enrolled.".into(),
+            );
+            Ok(())
+        }
+        (true, _) => Err(impossible(format!(
+            "Secure Boot is on, so the kernel loads signed modules only, and those from {} are built here \
+             (driver.modules = \"dkms\" does it all the same, for a machine where your key is enrolled)",
+            place.title()
+        ))),
+    }
 }
 
 /// The kernel's flavour (`aws`) with the packages that follow it.
