@@ -385,7 +385,7 @@ fn fail(reports: &Reports, error: Error) -> Result<Outcome> {
 }
 
 fn reports(options: &RunOptions, files: &Files) -> Reports {
-    let mut listeners: Vec<Box<dyn Listener>> = vec![Box::new(StatusFile::new(files.clone()))];
+    let mut listeners: Vec<Box<dyn Listener>> = vec![Box::new(StatusFile::new(files.clone()).begun())];
     if !options.quiet {
         let bars = !options.boot && std::io::stderr().is_terminal();
         listeners.push(Box::new(Console::new(options.boot, bars)));

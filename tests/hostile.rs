@@ -6,6 +6,7 @@
 mod machine;
 
 use std::fs::{self, File};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
@@ -151,4 +152,42 @@ fn what_a_killed_write_left_behind_is_swept_up() {
         assert!(!machine.outside(path).exists(), "{path}");
     }
     assert!(machine.outside(theirs).exists());
+}
+
+/// A run that waits for a metadata service which never answers; the earlier run had ended well.
+fn waiting() -> (Machine, TcpListener, std::process::Child) {
+    let machine = idle();
+    assert_eq!(machine.run(&["run"]).code, 0);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = binary();
+    command
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", silent.local_addr().unwrap()))
+        .args(["run", "--quiet", "--imds-timeout", "60", "--root"])
+        .arg(machine.root());
+    // A caller's blocked signals are inherited.
+    let mut mask = nix::sys::signal::SigSet::empty();
+    mask.add(nix::sys::signal::SIGTERM);
+    mask.thread_block().unwrap();
+    let child = command.spawn().unwrap();
+    mask.thread_unblock().unwrap();
+    let (_connection, _) = silent.accept().unwrap();
+    (machine, silent, child)
+}
+
+#[test]
+fn a_blocked_signal_arrives_and_a_new_run_does_not_show_the_last_ones_end() {
+    let (machine, _silent, mut child) = waiting();
+    let shown = machine.run(&["status"]);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+    for _ in 0..100 {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert_eq!(status.code(), Some(143));
+            assert!(shown.stdout.starts_with("running"), "{}", shown.stdout);
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    child.kill().unwrap();
+    panic!("SIGTERM did not arrive within 5 s");
 }

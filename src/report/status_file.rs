@@ -112,6 +112,15 @@ impl StatusFile {
         Self { files, status, progress_written: None }
     }
 
+    /// Says that a run has begun: until it has a plan, a reader would take the last run's end for this one's.
+    #[must_use]
+    pub fn begun(mut self) -> Self {
+        let now = crate::host::clock::Clock.now();
+        (self.status.started, self.status.updated) = (Some(now), Some(now));
+        self.write(paths::STATUS);
+        self
+    }
+
     fn write(&self, path: &str) {
         let written = serde_json::to_vec_pretty(&self.status).map_err(|e| e.to_string()).and_then(|json| {
             self.files.write(path, &json, 0o644).map_err(|e| format!("{e}: {}", e.causes().join(": ")))
