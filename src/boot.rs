@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::imds;
+use crate::plan::step::Scope;
 use crate::plan::{self, Plan};
 use crate::report::cloudwatch;
 use crate::report::console::Console;
@@ -251,6 +252,12 @@ async fn run_plan(
         error = signals.next() => fail(reports, error),
     };
     let result = note_end(&mut receipt, result, reports);
+    // Only what is installed is a choice to be kept: one that the repository could not meet is made anew.
+    if plan.steps.iter().filter(|s| s.scope == Scope::Image).all(|s| receipt.is_done(&s.id))
+        && let Err(error) = change::record(&host.files, stack)
+    {
+        return result.and(fail(reports, error));
+    }
     // A run that found everything as it was leaves the receipt as it was, too.
     if receipt != before
         && let Err(error) = receipt.save(&host.files)
@@ -260,7 +267,7 @@ async fn run_plan(
     result
 }
 
-/// Loads the receipt, refuses what must be refused, records the choice, and announces the run.
+/// Loads the receipt, refuses what must be refused, and announces the run.
 fn begin(
     options: &RunOptions,
     host: &Host,
@@ -307,7 +314,6 @@ fn begin(
     if !receipt.plan_digest.is_empty() && receipt.plan_digest != plan.digest {
         reports.emit(EventKind::Notice { text: difference(&receipt, plan) });
     }
-    change::record(&host.files, stack)?;
     Ok(receipt)
 }
 

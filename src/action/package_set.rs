@@ -15,6 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::apt::{Request, nvidia};
 use crate::host::dpkg::{self, Database, Package, State, Want, compare_versions};
 use crate::host::{Host, paths};
+use crate::text::hex;
 
 /// First line of a record; another one is not ours to interpret.
 const HEADER: &str = "gpu-bootstrap packages 1";
@@ -557,15 +558,6 @@ fn installed(host: &Host, wanted: &Wanted) -> Result<()> {
     }
     Err(Error::new(Code::AptFailed, format!("apt reports success, but {}", left.verdict("the set").why()))
         .with_hint("run again; if it stays, compare with `apt-cache policy` and /var/log/apt/history.log"))
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, b| {
-        let _ = write!(out, "{b:02x}"); // a String takes everything
-        out
-    })
 }
 
 /// `5812` → `5,812`

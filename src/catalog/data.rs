@@ -11,7 +11,7 @@ use super::tables::{
 use super::version::Version;
 use crate::error::{Code, Error, Result};
 use crate::facts::os::Arch;
-use crate::plan::step::position;
+use crate::text::position;
 
 include!(concat!(env!("OUT_DIR"), "/catalog.rs")); // pub const EMBEDDED: &[(&str, &str)]
 include!(concat!(env!("OUT_DIR"), "/catalog_keys.rs")); // pub const KEYS: &[(&str, &str)]

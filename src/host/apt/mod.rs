@@ -132,7 +132,11 @@ impl Apt<'_> {
         let result = self.execute(request, &plan).await;
         // apt came to an end by itself: what dpkg says is true, even if it says that something failed. Only
         // when apt was killed (by us, or by the kernel for want of memory) does the list stay.
-        if result.as_ref().is_ok_and(|output| output.status < KILLED) {
+        let over = match &result {
+            Ok(output) => output.status < KILLED,
+            Err(error) => error.code() == Code::AptLocked, // it never began
+        };
+        if over {
             InFlight::clear(self.host).await?;
         }
         judge(request, &result?)
