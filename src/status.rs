@@ -9,6 +9,7 @@ use crate::engine::lock;
 use crate::error::{Code, Error, Result, exit};
 use crate::host::files::Files;
 use crate::host::paths;
+use crate::report::event::{Progress, Unit};
 use crate::report::status_file::Status;
 use crate::report::streams;
 
@@ -97,6 +98,17 @@ fn print(status: Option<Status>, options: &Options) -> Result<u8> {
     Ok(if options.wait { status.exit_code.unwrap_or(exit::FAILED) } else { exit::CONVERGED })
 }
 
+/// How far a piece of work has come, in words.
+fn amount(p: &Progress) -> String {
+    let megabytes = |bytes: u64| bytes / 1_000_000;
+    match (p.unit, p.total) {
+        (Unit::Bytes, Some(total)) => format!(" ({} of {} MB)", megabytes(p.done), megabytes(total)),
+        (Unit::Bytes, None) => format!(" ({} MB)", megabytes(p.done)),
+        (Unit::Fraction, _) => format!(" ({} %)", p.done / 100),
+        (Unit::Seconds, _) => format!(" ({} s)", p.done),
+    }
+}
+
 /// For people.
 pub fn text(status: &Status) -> String {
     let mut out = String::new();
@@ -114,8 +126,7 @@ pub fn text(status: &Status) -> String {
         let _ = writeln!(out, "  {:<8} {}{seconds}", step.state, step.title);
     }
     if let Some(p) = &status.progress {
-        let total = p.total.map(|t| format!(" of {t}")).unwrap_or_default();
-        let _ = writeln!(out, "  now: {} ({}{total})", p.what, p.done);
+        let _ = writeln!(out, "  now: {} {}{}", p.what, p.item, amount(p));
     }
     if let Some(error) = &status.error {
         let _ = writeln!(out, "{} [{}]", error.message, error.code);

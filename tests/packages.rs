@@ -457,13 +457,13 @@ fn locks_are_waited_for_and_their_holder_is_named() {
 
     let seen = Arc::new(Mutex::new(Vec::new()));
     let sink = seen.clone();
-    let host =
-        Host::new(m.root.path().into()).with_progress(move |p| sink.lock().unwrap().push(p.what.clone()));
+    let host = Host::new(m.root.path().into())
+        .with_progress(move |p| sink.lock().unwrap().push(format!("{}: {}", p.what, p.item)));
     block(host.apt().install(&request(&["tool"]))).unwrap();
     assert!(dpkg.try_wait().unwrap().is_some_and(|s| s.success()), "apt did not wait for dpkg");
     let seen = seen.lock().unwrap();
     assert!(seen.iter().any(|what| what.contains(&named)), "{seen:?}");
-    assert!(seen.iter().any(|what| what == "installing tool"), "{seen:?}");
+    assert!(seen.iter().any(|what| what == "installing packages: tool"), "{seen:?}");
     assert_eq!(m.version("tool"), "ii 1.0");
 }
 

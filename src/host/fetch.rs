@@ -543,6 +543,7 @@ impl<'a> Meter<'a> {
     fn say(&self) {
         self.host.progress(Progress {
             what: self.what.clone(),
+            item: String::new(),
             done: self.done,
             total: self.total,
             unit: Unit::Bytes,

@@ -115,8 +115,11 @@ pub struct StepTitle {
 /// How far a piece of long work has come.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Progress {
-    /// What is being done ("downloading cuda-nvcc-12-8", "installing").
+    /// What is being done ("downloading packages", "installing packages"); one bar on a terminal.
     pub what: String,
+    /// The thing that it is at ("cuda-nvcc-12-8"); empty when there is only one.
+    #[serde(default)]
+    pub item: String,
     /// Units done so far.
     pub done: u64,
     /// Units in all, when known.
@@ -131,6 +134,8 @@ pub struct Progress {
 pub enum Unit {
     /// Bytes.
     Bytes,
-    /// Packages, files, attempts.
-    Items,
+    /// Hundredths of a percent, where nobody knows the amount itself.
+    Fraction,
+    /// Seconds, of waiting.
+    Seconds,
 }

@@ -37,7 +37,6 @@ impl ProgressBars {
         let bar = known.unwrap_or_else(|| {
             let bar = self.all.add(ProgressBar::new(progress.total.unwrap_or(0)));
             bar.set_style(style(progress));
-            bar.set_message(progress.what.clone());
             self.open.push((progress.what.clone(), bar.clone()));
             bar
         });
@@ -45,6 +44,7 @@ impl ProgressBars {
             bar.set_length(total);
         }
         bar.set_position(progress.done);
+        bar.set_message(if progress.item.is_empty() { progress.what.clone() } else { progress.item.clone() });
         if progress.total == Some(progress.done) {
             bar.finish_and_clear();
             self.open.retain(|(what, _)| *what != progress.what);
@@ -61,10 +61,10 @@ impl ProgressBars {
 
 fn style(progress: &Progress) -> ProgressStyle {
     let template = match (progress.unit, progress.total) {
-        (Unit::Bytes, Some(_)) => "{msg:40!} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
-        (Unit::Bytes, None) => "{msg:40!} {spinner} {bytes} {bytes_per_sec}",
-        (Unit::Items, Some(_)) => "{msg:40!} [{bar:24}] {pos}/{len} {eta} left",
-        (Unit::Items, None) => "{msg:40!} {spinner} {pos}",
+        (Unit::Bytes, Some(_)) => "{msg:36!} [{bar:20}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
+        (Unit::Bytes, None) => "{msg:36!} {spinner} {bytes} {bytes_per_sec}",
+        (Unit::Fraction, _) => "{msg:36!} [{bar:20}] {percent:>3} % {eta} left",
+        (Unit::Seconds, _) => "{msg} {spinner} {pos} s of at most {len} s",
     };
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())

@@ -74,38 +74,41 @@ fn quiet(call: Call) -> Call {
         .env("APT_LISTBUGS_FRONTEND", "none")
 }
 
-/// Runs a call and passes apt's progress on.
-pub(super) async fn run_with_progress(host: &Host, call: &Call) -> Result<Output> {
+/// Runs a call and passes apt's progress on. `bytes`: what it is going to download, when that is known; apt itself
+/// only says how many percent of it are there.
+pub(super) async fn run_with_progress(host: &Host, call: &Call, bytes: Option<u64>) -> Result<Output> {
     host.exec
         .stream(call, |line| {
-            if let Some(progress) = status_line(line) {
+            if let Some(progress) = status_line(line, bytes) {
                 host.progress(progress);
             }
         })
         .await
 }
 
-/// Reads `dlstatus:`/`pmstatus:` lines (`kind:item:percent:text`). Percentages are given in hundredths, so that
-/// small steps of large downloads show.
-fn status_line(line: &str) -> Option<Progress> {
+/// Reads `dlstatus:`/`pmstatus:` lines (`kind:item:percent:text`).
+fn status_line(line: &str, bytes: Option<u64>) -> Option<Progress> {
     let mut parts = line.splitn(4, ':');
-    let what = match parts.next()? {
-        "dlstatus" => "downloading",
-        "pmstatus" => "installing",
-        _ => return None,
-    };
+    let kind = parts.next().filter(|k| matches!(*k, "dlstatus" | "pmstatus"))?;
     let item = parts.next()?;
     let percent: f64 = parts.next()?.parse().ok()?;
     let text = parts.next()?;
     if !(0.0..=100.0).contains(&percent) {
         return None;
     }
-    // A package's name says more than "Unpacking x (amd64)"; for downloads the item is only a number.
-    let what =
-        if what == "installing" && item != "dpkg-exec" { format!("{what} {item}") } else { text.to_owned() };
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked: 0 to 100")]
-    let done = (percent * 100.0).round() as u64;
-    Some(Progress { what, done, total: Some(10_000), unit: Unit::Items })
+    let fraction = (percent * 100.0).round() as u64;
+    let (what, item) = match (kind, item) {
+        // For downloads the item is only a number, and apt guesses the time: the bar does, too.
+        ("dlstatus", _) => ("downloading packages", text.split(" (").next().unwrap_or_default()),
+        (_, "dpkg-exec") => ("installing packages", ""),
+        (_, package) => ("installing packages", package),
+    };
+    let (done, total, unit) = match bytes.filter(|_| kind == "dlstatus") {
+        Some(bytes) => (bytes / 10_000 * fraction + bytes % 10_000 * fraction / 10_000, bytes, Unit::Bytes),
+        None => (fraction, 10_000, Unit::Fraction),
+    };
+    Some(Progress { what: what.into(), item: item.into(), done, total: Some(total), unit })
 }
 
 #[cfg(test)]
@@ -114,12 +117,16 @@ mod tests {
 
     #[test]
     fn status_lines_become_progress_and_other_lines_do_not() {
-        let p = status_line("pmstatus:libcuda1:40.5000:Unpacking libcuda1 (amd64)").unwrap();
-        assert_eq!((p.what.as_str(), p.done, p.total), ("installing libcuda1", 4050, Some(10_000)));
-        let p = status_line("dlstatus:1:0.0000:Retrieving file 1 of 75 (3min 2s remaining)").unwrap();
-        assert_eq!(p.what, "Retrieving file 1 of 75 (3min 2s remaining)");
+        let p = status_line("pmstatus:libcuda1:40.5000:Unpacking libcuda1 (amd64)", Some(9)).unwrap();
+        assert_eq!((p.what.as_str(), p.item.as_str()), ("installing packages", "libcuda1"));
+        assert_eq!((p.done, p.total, p.unit), (4050, Some(10_000), Unit::Fraction));
+        let line = "dlstatus:1:12.5000:Retrieving file 1 of 75 (3min 2s remaining)";
+        let p = status_line(line, Some(1_600_000_000)).unwrap();
+        assert_eq!(p.item, "Retrieving file 1 of 75");
+        assert_eq!((p.done, p.total, p.unit), (200_000_000, Some(1_600_000_000), Unit::Bytes));
+        assert_eq!(status_line(line, None).unwrap().unit, Unit::Fraction);
         for line in ["Setting up hello (2.10-3) ...", "pmstatus:x", "pmstatus:x:many:y", "pmstatus:x:900:y"] {
-            assert!(status_line(line).is_none(), "{line}");
+            assert!(status_line(line, None).is_none(), "{line}");
         }
     }
 

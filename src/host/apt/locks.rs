@@ -62,7 +62,13 @@ pub(super) async fn wait(host: &Host, deadline: Instant) -> Result<()> {
         }
         let waited = started.elapsed().as_secs();
         let total = Some(waited + deadline.saturating_duration_since(Instant::now()).as_secs());
-        host.progress(Progress { what: format!("waiting: {held}"), done: waited, total, unit: Unit::Items });
+        host.progress(Progress {
+            what: "waiting for a lock".into(),
+            item: held.to_string(),
+            done: waited,
+            total,
+            unit: Unit::Seconds,
+        });
         tokio::time::sleep(POLL.min(deadline.saturating_duration_since(Instant::now()))).await;
     }
     Ok(())

@@ -269,16 +269,20 @@ impl Apt<'_> {
     }
 
     async fn execute(&self, request: &Request, plan: &Plan) -> Result<Output> {
-        self.locked(&install_call(request, plan)).await
+        self.locked_downloading(&install_call(request, plan), Some(plan.download_bytes())).await
+    }
+
+    async fn locked(&self, call: &Call) -> Result<Output> {
+        self.locked_downloading(call, None).await
     }
 
     /// Runs a call once nobody holds a lock, and again when somebody was faster, within one budget.
-    async fn locked(&self, call: &Call) -> Result<Output> {
+    async fn locked_downloading(&self, call: &Call, bytes: Option<u64>) -> Result<Output> {
         let started = Instant::now();
         let deadline = started + self.lock_budget;
         loop {
             locks::wait(self.host, deadline).await?;
-            let output = call::run_with_progress(self.host, call).await?;
+            let output = call::run_with_progress(self.host, call, bytes).await?;
             if output.ok() || !failure::is_lock(&output) {
                 return Ok(output);
             }

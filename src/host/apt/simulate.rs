@@ -104,6 +104,11 @@ impl Plan {
         Ok(())
     }
 
+    /// What would be downloaded if nothing were in apt's cache.
+    pub(super) fn download_bytes(&self) -> u64 {
+        self.downloads.iter().map(|d| d.size).sum()
+    }
+
     /// Fails unless downloads and packages fit on the file systems that they go to.
     pub(super) fn fits(&self, host: &Host) -> Result<()> {
         let cache = Path::new("/var/cache/apt/archives");
