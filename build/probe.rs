@@ -4,6 +4,7 @@
 //! A linker takes the newest version of each symbol that it finds. So the probe is linked against stub libraries
 //! that hold nothing but names, each with the version that we allow. What is not in the table does not link.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
@@ -93,9 +94,9 @@ fn link_stub(cc: &str, dir: &Path, stub: &Stub) {
     let mut source = String::new();
     let mut map = String::new();
     for (version, symbols) in versions {
-        map += &format!("{version} {{ global: {}; }};\n", symbols.join("; "));
+        let _ = writeln!(map, "{version} {{ global: {}; }};", symbols.join("; "));
         for symbol in symbols {
-            source += &format!(".globl {symbol}\n.type {symbol},%function\n{symbol}:\n");
+            let _ = writeln!(source, ".globl {symbol}\n.type {symbol},%function\n{symbol}:");
         }
     }
     source += ".section .note.GNU-stack,\"\",%progbits\n";

@@ -2,19 +2,19 @@
 //! bit. Integers only, so every architecture gives the same answer. Compiled into the agent's tests, too.
 
 /// Elements of one test: enough blocks of 256 for a first wave on every multiprocessor of any GPU so far.
-pub const ELEMENTS: u32 = 1 << 16;
+pub(crate) const ELEMENTS: u32 = 1 << 16;
 /// Rounds per element; the host repeats them all, at about 40 ns per element.
-pub const ROUNDS: u32 = 16;
+pub(crate) const ROUNDS: u32 = 16;
 /// Mixed into each round.
-pub const SEED: u32 = 0x00C0_FFEE;
+pub(crate) const SEED: u32 = 0x00C0_FFEE;
 
 /// The input at `index`.
-pub fn input(index: u32) -> u32 {
+pub(crate) fn input(index: u32) -> u32 {
     index.wrapping_mul(2_654_435_761)
 }
 
 /// The output at `index`.
-pub fn expected(index: u32) -> u32 {
+pub(crate) fn expected(index: u32) -> u32 {
     let mut x = input(index).wrapping_add(index);
     for round in (1..=ROUNDS).rev() {
         x = (x ^ SEED).wrapping_mul(0x9E37_79B1);
