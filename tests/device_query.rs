@@ -3,6 +3,8 @@
 //! in which the probe's process ended.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/json_schema.rs"]
+mod json_schema;
 #[path = "support/simulated_driver.rs"]
 mod simulated_driver;
 
@@ -20,7 +22,20 @@ fn json(machine: &Simulated, args: &[&str]) -> (i32, Value) {
     let all: Vec<&str> = ["--json"].iter().chain(args).copied().collect();
     let out = output(&mut machine.query(&all));
     let value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    // Every document of every test.
+    json_schema::validate(&schema(), &value);
     (out.status.code().unwrap_or(-1), value)
+}
+
+fn schema() -> Value {
+    serde_json::from_str(include_str!("../packaging/device-query.schema.json")).unwrap()
+}
+
+#[test]
+fn the_schema_refuses_what_does_not_belong() {
+    let (_, mut document) = json(&Simulated::with(1, "T4", ""), &[]);
+    document["devices"][0]["name"]["unit"] = 5.into();
+    assert!(std::panic::catch_unwind(|| json_schema::validate(&schema(), &document)).is_err());
 }
 
 fn check<'a>(document: &'a Value, name: &str) -> &'a Value {

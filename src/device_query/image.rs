@@ -1,10 +1,10 @@
 //! The embedded probe as something that the kernel can execute: a sealed file in memory, else a file in a
 //! directory that only we may enter (where `vm.memfd_noexec`, fapolicyd or `SELinux` deny the first).
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -67,8 +67,8 @@ impl Image {
 
     fn in_directory(files: &Files, dir: &str) -> io::Result<Self> {
         let outside = files.outside(Path::new(dir).join("x")).map_err(io::Error::other)?;
-        // tempfile makes it 0700.
         let directory = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o700))
             .prefix(".gpu-bootstrap-probe-")
             .tempdir_in(outside.parent().unwrap_or(&outside))?;
         let mut file = File::options()
@@ -96,7 +96,6 @@ mod tests {
 
     #[test]
     fn a_file_lies_in_a_directory_of_its_own_and_goes_with_it() {
-        use std::os::unix::fs::PermissionsExt;
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("run")).unwrap();
         let image = Image::in_directory(&Files::new(root.path().into()), "/run").unwrap();
