@@ -2,6 +2,8 @@
 //! glibc releases make of it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/archive.rs"]
+mod archive;
 #[path = "support/simulated_driver.rs"]
 mod simulated_driver;
 
@@ -10,17 +12,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use archive::{run, unpacked};
 use serde_json::Value;
 use simulated_driver::Simulated;
-
-/// Debian's own, from debian-archive-keyring, which every Debian has.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// The probe as the agent carries it: cut out of the binary under test, so that what is checked is what is shipped.
 fn embedded() -> Vec<u8> {
@@ -60,55 +54,6 @@ fn the_probe_is_small_and_asks_for_no_symbol_newer_than_glibc_2_17() {
         .filter_map(|l| l.split(['[', ']']).nth(1))
         .collect();
     assert_eq!(libraries, BTreeSet::from(["libc.so.6", "libdl.so.2", "libpthread.so.0"]));
-}
-
-/// A release in the archive that this machine's own apt uses, as options that touch nothing of the machine's apt.
-fn apt(state: &Path, release: &str, component: &str) -> Vec<String> {
-    let targets = run(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(SITE) $(RELEASE)",
-        "Identifier: Packages",
-    ]));
-    let wanted = targets.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|w| w[1] == "bookworm");
-    let wanted = wanted.expect("this machine's apt has a source for bookworm");
-    fs::create_dir_all(state.join("lists/partial")).unwrap();
-    fs::create_dir_all(state.join("cache/archives/partial")).unwrap();
-    let list = state.join("sources.list");
-    fs::write(&list, format!("deb [signed-by={KEYRING}] {} {release} {component}\n", wanted[0])).unwrap();
-    [
-        format!("Dir::Etc::sourcelist={}", list.display()),
-        "Dir::Etc::sourceparts=-".into(),
-        format!("Dir::State::Lists={}", state.join("lists").display()),
-        format!("Dir::Cache={}", state.join("cache").display()),
-        // Nothing is installed here: the release's own version is wanted, not this machine's.
-        "Dir::State::status=/dev/null".into(),
-        "APT::Sandbox::User=root".into(),
-        "Acquire::Languages=none".into(),
-    ]
-    .into_iter()
-    .flat_map(|option| ["-o".to_owned(), option])
-    .collect()
-}
-
-/// Downloads packages and returns the directory that they were unpacked into.
-fn unpacked(release: &str, component: &str, packages: &[&str]) -> (tempfile::TempDir, PathBuf) {
-    let work = tempfile::tempdir().unwrap();
-    let options = apt(work.path(), release, component);
-    run(Command::new("apt-get").args(&options).args(["-qq", "update"]));
-    run(Command::new("apt-get")
-        .args(&options)
-        .args(["-qq", "download"])
-        .args(packages)
-        .current_dir(work.path()));
-    let to = work.path().join("unpacked");
-    for entry in fs::read_dir(work.path()).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|e| e == "deb") {
-            run(Command::new("dpkg-deb").arg("-x").arg(path).arg(&to));
-        }
-    }
-    (work, to)
 }
 
 fn device_nodes() -> BTreeSet<PathBuf> {
