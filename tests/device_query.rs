@@ -386,3 +386,28 @@ fn the_text_is_that_of_device_query() {
         assert!(lines.any(|l| l == line), "{line:?} is missing, or out of order, in\n{text}");
     }
 }
+
+/// Who loads the driver's libraries.
+fn user(machine: &Simulated) -> u64 {
+    let (code, document) = json(machine, &[]);
+    assert_eq!(code, 0, "{document:#}");
+    document["nvml"][0]["numbers"]["power_usage"]["value"].as_u64().unwrap()
+}
+
+#[test]
+fn root_is_given_up_where_the_device_nodes_are_there_and_open_to_all() {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    use std::os::unix::fs::PermissionsExt;
+    let machine = Simulated::with(1, "T4", "report_user=1");
+    std::fs::set_permissions(machine.at("/"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(user(&machine), 0, "without device nodes, root must make them");
+    for (name, minor) in [("nvidiactl", 255), ("nvidia0", 0), ("nvidia-uvm", 1)] {
+        let node = machine.at("/dev").join(name);
+        mknod(&node, SFlag::S_IFCHR, Mode::empty(), makedev(195, minor)).unwrap();
+        std::fs::set_permissions(&node, std::fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    assert_eq!(user(&machine), 65534);
+    let restricted = machine.at("/dev/nvidia0");
+    std::fs::set_permissions(restricted, std::fs::Permissions::from_mode(0o660)).unwrap();
+    assert_eq!(user(&machine), 0, "an administrator has restricted the device");
+}

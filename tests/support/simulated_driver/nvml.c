@@ -38,7 +38,8 @@ NUMBER(nvmlDeviceGetMaxPcieLinkGeneration, 5)
 NUMBER(nvmlDeviceGetCurrPcieLinkWidth, is("pcie_x8", g) ? 8 : 16)
 NUMBER(nvmlDeviceGetMaxPcieLinkWidth, 16)
 NUMBER(nvmlDeviceGetPcieReplayCounter, 0)
-NUMBER(nvmlDeviceGetPowerUsage, 71000)
+/* With report_user: who asks. */
+NUMBER(nvmlDeviceGetPowerUsage, number("report_user", 0) ? getuid() : 71000)
 NUMBER(nvmlDeviceGetEnforcedPowerLimit, 700000)
 NUMBER(nvmlDeviceGetMaxMigDeviceCount, 7)
 int nvmlDeviceGetTemperature(void *g, int sensor, unsigned *x) { FAULTS; (void)g; *x = sensor == 0 ? 41 : 0; return 0; }
