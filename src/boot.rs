@@ -6,6 +6,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::{Mode, umask};
+
 use crate::catalog::{Catalog, Choice, Stack, choose};
 use crate::config::schema::Reboot;
 use crate::config::user_data::NotOurs;
@@ -18,12 +20,15 @@ use crate::error::{Code, Error, Result, exit};
 use crate::facts::{self, Facts};
 use crate::host::Host;
 use crate::host::files::Files;
+use crate::host::paths;
 use crate::imds;
+use crate::plan::step::Scope;
 use crate::plan::{self, Plan};
 use crate::report::cloudwatch;
 use crate::report::console::Console;
 use crate::report::event::{EventKind, StepTitle};
 use crate::report::status_file::StatusFile;
+use crate::report::streams;
 use crate::report::{Listener, Reports};
 
 /// At boot the network may come up late, and nobody waits at a prompt.
@@ -80,16 +85,31 @@ pub struct Prepared {
 
 /// Facts → config → choice. Changes nothing.
 pub async fn prepare(host: &Host, inputs: &Inputs, metadata: Option<&imds::Client>) -> Result<Prepared> {
+    let facts = facts::gather(host, metadata).await?;
+    let loaded = read_config(host, inputs, &facts)?;
+    let choice = decide(host, inputs, &facts, &loaded.config)?;
+    Ok(Prepared::new(facts, loaded, choice))
+}
+
+fn read_config(host: &Host, inputs: &Inputs, facts: &Facts) -> Result<layers::Loaded> {
+    let user_data = facts.identity.user_data.as_ref().map(|f| f.value.as_slice());
+    let extra = inputs.config.as_deref().map(layers::Layer::from_file).transpose()?;
+    layers::load(host, user_data, extra.as_slice())
+}
+
+fn decide(host: &Host, inputs: &Inputs, facts: &Facts, config: &Config) -> Result<Choice> {
     let catalog = match &inputs.catalog {
         Some(dir) => Catalog::with_overrides(dir)?,
         None => Catalog::embedded()?,
     };
-    let facts = facts::gather(host, metadata).await?;
-    let user_data = facts.identity.user_data.as_ref().map(|f| f.value.as_slice());
-    let extra = inputs.config.as_deref().map(layers::Layer::from_file).transpose()?;
-    let loaded = layers::load(host, user_data, extra.as_slice())?;
-    let choice = choose(&catalog, &facts, &loaded.config, change::earlier(&host.files)?.as_ref())?;
-    Ok(Prepared { facts, config: loaded.config, layers: loaded.layers, user_data: loaded.user_data, choice })
+    choose(&catalog, facts, config, change::earlier(&host.files)?.as_ref())
+}
+
+impl Prepared {
+    fn new(facts: Facts, loaded: layers::Loaded, choice: Choice) -> Self {
+        let layers::Loaded { config, layers, user_data, set_by: _ } = loaded;
+        Self { facts, config, layers, user_data, choice }
+    }
 }
 
 /// The metadata client that `inputs` ask for.
@@ -100,16 +120,23 @@ pub fn metadata_client(inputs: &Inputs) -> Result<Option<imds::Client>> {
 /// A whole run. Returns the process's exit code; everything else is said through the reports.
 pub async fn run(options: &RunOptions) -> u8 {
     let began = Instant::now();
+    // A hardened root's 077 would hide keyrings and indexes from apt's own user, and the status from everybody.
+    umask(Mode::from_bits_truncate(0o022));
     let files = Files::new(options.inputs.root.clone());
     // Not root, or another run's turn: said on standard error only, so that the other run's files stay its own.
     let held = require_root().and_then(|()| lock::acquire(&files));
     let _lock = match held {
         Ok(lock) => lock,
         Err(error) => {
-            eprintln!("{}", explain(&error));
+            streams::err(&explain(&error));
             return error.code().exit_code();
         }
     };
+    for dir in paths::WRITTEN_DIRS {
+        if let Err(error) = files.sweep(dir) {
+            tracing::warn!("{}", explain(&error)); // tidiness is no reason not to run
+        }
+    }
     let reports = reports(options, &files);
     let host = host(options, &reports);
     let ended = run_locked(options, &host, &reports).await;
@@ -119,7 +146,7 @@ pub async fn run(options: &RunOptions) -> u8 {
         && matches!(ended.result, Ok(Outcome::RebootNeeded { .. }))
         && let Err(error) = reboot::reboot(&host).await
     {
-        eprintln!("{}", explain(&error));
+        streams::err(&explain(&error));
     }
     exit_code
 }
@@ -149,12 +176,45 @@ async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports) -> End
         Ok(signals) => signals,
         Err(error) => return Ended::early(fail(reports, error)),
     };
-    let prepared = tokio::select! {
-        prepared = prepare(host, &options.inputs, metadata.as_ref()) => prepared,
+    let facts = tokio::select! {
+        facts = facts::gather(host, metadata.as_ref()) => facts,
         error = signals.next() => Err(error),
     };
-    let prepared = match prepared {
-        Ok(prepared) => prepared,
+    // Whoever gets this far can be told by CloudWatch, too, whatever goes wrong from here on.
+    let facts = match facts {
+        Ok(facts) => facts,
+        Err(error) => return Ended::early(fail(reports, error)),
+    };
+    let identity = facts.identity.clone();
+    let (ended, cloudwatch) = match read_config(host, &options.inputs, &facts) {
+        Ok(loaded) => {
+            let cloudwatch = loaded.config.report.cloudwatch.clone();
+            (run_configured(options, host, reports, facts, loaded, &mut signals).await, cloudwatch)
+        }
+        // What it says about reports cannot be read, either: the defaults send them where there is a role.
+        Err(error) => (Ended::early(fail(reports, error)), Config::default().report.cloudwatch),
+    };
+    let run = cloudwatch::RunMetrics {
+        outcome: outcome_name(&ended.result, ended.skipped),
+        seconds: began.elapsed().as_secs_f64(),
+    };
+    // Its failure is part of the result only.
+    let delivery = cloudwatch::put(&run, &cloudwatch, &identity, metadata.as_ref()).await;
+    reports.emit(EventKind::Reported { text: format!("cloudwatch: {delivery}") });
+    ended
+}
+
+/// Facts and config → choice → run.
+async fn run_configured(
+    options: &RunOptions,
+    host: &Host,
+    reports: &Reports,
+    facts: Facts,
+    loaded: layers::Loaded,
+    signals: &mut Signals,
+) -> Ended {
+    let prepared = match decide(host, &options.inputs, &facts, &loaded.config) {
+        Ok(choice) => Prepared::new(facts, loaded, choice),
         Err(error) => return Ended::early(fail(reports, error)),
     };
     let stack = match &prepared.choice {
@@ -164,8 +224,7 @@ async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports) -> End
             return Ended { skipped: true, ..Ended::early(Ok(Outcome::Converged { changed: false })) };
         }
     };
-    let result = run_plan(options, host, reports, &prepared, stack, &mut signals).await;
-    report_to_cloudwatch(&prepared, metadata.as_ref(), reports, &result, began).await;
+    let result = run_plan(options, host, reports, &prepared, stack, signals).await;
     Ended { result, skipped: false, may_reboot: prepared.config.policy.reboot == Reboot::Auto }
 }
 
@@ -193,6 +252,12 @@ async fn run_plan(
         error = signals.next() => fail(reports, error),
     };
     let result = note_end(&mut receipt, result, reports);
+    // Only what is installed is a choice to be kept: one that the repository could not meet is made anew.
+    if plan.steps.iter().filter(|s| s.scope == Scope::Image).all(|s| receipt.is_done(&s.id))
+        && let Err(error) = change::record(&host.files, stack)
+    {
+        return result.and(fail(reports, error));
+    }
     // A run that found everything as it was leaves the receipt as it was, too.
     if receipt != before
         && let Err(error) = receipt.save(&host.files)
@@ -202,7 +267,7 @@ async fn run_plan(
     result
 }
 
-/// Loads the receipt, refuses what must be refused, records the choice, and announces the run.
+/// Loads the receipt, refuses what must be refused, and announces the run.
 fn begin(
     options: &RunOptions,
     host: &Host,
@@ -249,7 +314,6 @@ fn begin(
     if !receipt.plan_digest.is_empty() && receipt.plan_digest != plan.digest {
         reports.emit(EventKind::Notice { text: difference(&receipt, plan) });
     }
-    change::record(&host.files, stack)?;
     Ok(receipt)
 }
 
@@ -320,23 +384,6 @@ fn finish(options: &RunOptions, reports: &Reports, began: Instant, ended: &Ended
     exit_code
 }
 
-/// One PutMetricData at the end: the outcome and how long it took. Its failure is part of the result only.
-async fn report_to_cloudwatch(
-    prepared: &Prepared,
-    metadata: Option<&imds::Client>,
-    reports: &Reports,
-    result: &Result<Outcome>,
-    began: Instant,
-) {
-    let run = cloudwatch::RunMetrics {
-        outcome: outcome_name(result, false),
-        seconds: began.elapsed().as_secs_f64(),
-    };
-    let config = &prepared.config.report.cloudwatch;
-    let delivery = cloudwatch::put(&run, config, &prepared.facts.identity, metadata).await;
-    reports.emit(EventKind::Reported { text: format!("cloudwatch: {delivery}") });
-}
-
 /// Reports an error that no step reported, and passes it on.
 fn fail(reports: &Reports, error: Error) -> Result<Outcome> {
     reports.emit(failed(None, &error));
@@ -344,7 +391,7 @@ fn fail(reports: &Reports, error: Error) -> Result<Outcome> {
 }
 
 fn reports(options: &RunOptions, files: &Files) -> Reports {
-    let mut listeners: Vec<Box<dyn Listener>> = vec![Box::new(StatusFile::new(files.clone()))];
+    let mut listeners: Vec<Box<dyn Listener>> = vec![Box::new(StatusFile::new(files.clone()).begun())];
     if !options.quiet {
         let bars = !options.boot && std::io::stderr().is_terminal();
         listeners.push(Box::new(Console::new(options.boot, bars)));

@@ -1,7 +1,7 @@
 //! Commands and flags. `gpu-bootstrap --resume` works without a subcommand: the flags of `run` are the flags
 //! of the program itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -16,7 +16,7 @@ use crate::facts;
 use crate::host::Host;
 use crate::plan;
 use crate::rehearse;
-use crate::report::log;
+use crate::report::{log, streams};
 use crate::status;
 use crate::user_data_stub;
 
@@ -80,7 +80,7 @@ struct InputArgs {
     no_imds: bool,
 
     /// How long the instance metadata service may take, in seconds [default: 5, with --boot 300].
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     imds_timeout: Option<u64>,
 
     /// More log lines on standard error (twice for debugging).
@@ -236,14 +236,16 @@ pub fn main() -> u8 {
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{}", boot::explain(&error));
+            streams::err(&boot::explain(&error));
             error.code().exit_code()
         }
     }
 }
 
 fn dispatch(cli: Cli) -> Result<u8> {
-    match cli.command.unwrap_or(Command::Run(cli.run)) {
+    let command = cli.command.unwrap_or(Command::Run(cli.run));
+    command.root().map_or(Ok(()), require_directory)?;
+    match command {
         Command::Run(args) if args.dry_run => show_plan(&args.inputs, false),
         Command::Run(args) => {
             log::start(args.inputs.verbose);
@@ -259,19 +261,45 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Detect(args) => detect(&args.inputs, args.json),
         Command::DeviceQuery(args) => query_devices(&args),
         Command::Config(ConfigCommand::Check { file }) => {
-            print(&config::check(&file)?);
+            streams::out(&config::check(&file)?)?;
             Ok(exit::CONVERGED)
         }
         Command::UserData(UserDataCommand::Render(args)) => {
-            print(&user_data_stub::render(&args)?);
+            streams::out(&user_data_stub::render(&args)?)?;
             Ok(exit::CONVERGED)
         }
         Command::UserData(UserDataCommand::Check { file }) => {
-            print(&config::user_data::check(&file)?);
+            streams::out(&config::user_data::check(&file)?)?;
             Ok(exit::CONVERGED)
         }
         Command::Rehearse(options) => rehearse::run(&options),
         Command::RehearseInside(options) => rehearse::inside(&options),
+    }
+}
+
+impl Command {
+    /// The root directory, of the commands that have one.
+    fn root(&self) -> Option<&Path> {
+        match self {
+            Self::Run(args) => Some(&args.inputs.root),
+            Self::Plan(args) => Some(&args.inputs.root),
+            Self::Detect(args) => Some(&args.inputs.root),
+            Self::Status(args) => Some(&args.root),
+            _ => None,
+        }
+    }
+}
+
+/// A misspelt `--root` must not become a new tree with a lock and a status in it.
+fn require_directory(root: &Path) -> Result<()> {
+    let refused = |why: String| {
+        Err(Error::new(Code::Usage, format!("--root {} {why}", root.display()))
+            .with_hint("name the directory that holds the machine's /etc, /usr and /var"))
+    };
+    match std::fs::metadata(root) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => refused("is not a directory".into()),
+        Err(e) => refused(format!("cannot be used: {e}")),
     }
 }
 
@@ -320,13 +348,13 @@ fn show_plan(args: &InputArgs, json: bool) -> Result<u8> {
         let stack = match &prepared.choice {
             Choice::Install(stack) => stack,
             Choice::Nothing { why } => {
-                print(&format!("nothing to do: {why}\n"));
+                streams::out(&format!("nothing to do: {why}\n"))?;
                 return Ok(exit::CONVERGED);
             }
         };
         let plan = plan::build(&prepared.facts, &prepared.config, stack)?;
         let shown = plan::show::look(&plan, &stack.reasons, &prepared.layers, &host).await;
-        print(&if json { to_json(&shown)? } else { shown.text() });
+        streams::out(&if json { to_json(&shown)? } else { shown.text() })?;
         Ok(exit::CONVERGED)
     })
 }
@@ -338,7 +366,7 @@ fn detect(args: &InputArgs, json: bool) -> Result<u8> {
     runtime()?.block_on(async {
         let metadata = boot::metadata_client(&inputs)?;
         let facts = facts::gather_from_every_source(&host, metadata.as_ref()).await?;
-        print(&if json { to_json(&facts::show::json(&facts))? } else { facts::show::text(&facts) });
+        streams::out(&if json { to_json(&facts::show::json(&facts))? } else { facts::show::text(&facts) })?;
         Ok(exit::CONVERGED)
     })
 }
@@ -369,12 +397,6 @@ fn to_json(value: &impl serde::Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::new(Code::Io, "cannot write the answer as JSON").because(e))?;
     Ok(text + "\n")
-}
-
-/// Prints to standard output; a reader that went away (`| head`) is no error.
-fn print(text: &str) {
-    use std::io::Write;
-    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 #[cfg(test)]

@@ -167,7 +167,7 @@ pub struct Error {
 impl Error {
     /// A failure of kind `code`; `message` is lower case, without a full stop.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, source: None }
+        Self { code, message: shortened(message.into()), hint: None, source: None }
     }
 
     /// One line that a tired operator can act on.
@@ -214,11 +214,29 @@ impl Error {
         let mut causes = Vec::new();
         let mut next: Option<&(dyn StdError + 'static)> = self.source();
         while let Some(cause) = next {
-            causes.push(cause.to_string());
+            causes.push(shortened(cause.to_string()));
             next = cause.source();
         }
         causes
     }
+}
+
+/// Messages quote what was found, and what was found may be a damaged file of any size. They go to the status
+/// file, the console and the receipt.
+const LONGEST_TEXT: usize = 16 << 10;
+
+fn shortened(text: String) -> String {
+    if text.len() <= LONGEST_TEXT {
+        return text;
+    }
+    let boundary = |mut at: usize| {
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    };
+    let (begin, end) = (boundary(LONGEST_TEXT / 2), boundary(text.len() - LONGEST_TEXT / 2));
+    format!("{} … [{} bytes left out] … {}", &text[..begin], end - begin, &text[end..])
 }
 
 impl fmt::Display for Error {
@@ -247,6 +265,13 @@ mod tests {
         let before = names.len();
         names.dedup();
         assert_eq!(before, names.len());
+    }
+
+    #[test]
+    fn a_message_that_quotes_a_damaged_file_stays_short() {
+        let e = Error::new(Code::Io, "é".repeat(100_001)).because("€".repeat(100_000));
+        assert!(e.message().len() < LONGEST_TEXT + 100 && e.causes()[0].len() < LONGEST_TEXT + 100);
+        assert!(e.message().contains("bytes left out"));
     }
 
     #[test]

@@ -18,4 +18,5 @@ pub mod plan;
 pub mod rehearse;
 pub mod report;
 pub mod status;
+pub mod text;
 pub mod user_data_stub;

@@ -10,6 +10,7 @@ use crate::error::{Code, Error, Result, exit};
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::report::status_file::Status;
+use crate::report::streams;
 
 /// How often a waiting `status` looks.
 const POLL: Duration = Duration::from_millis(100);
@@ -77,7 +78,8 @@ pub fn read(files: &Files) -> Result<Option<Status>> {
         }
         return Ok(Some(status));
     }
-    Ok(None)
+    // A run that has the lock and has not said anything yet.
+    Ok(lock::is_held(files)?.then(|| Status { schema: 1, state: "running".into(), ..Status::default() }))
 }
 
 fn print(status: Option<Status>, options: &Options) -> Result<u8> {
@@ -88,9 +90,9 @@ fn print(status: Option<Status>, options: &Options) -> Result<u8> {
     if options.json {
         let text = serde_json::to_string_pretty(&status)
             .map_err(|e| Error::new(Code::Io, "cannot write the status as JSON").because(e))?;
-        println!("{text}");
+        streams::out(&(text + "\n"))?;
     } else {
-        print!("{}", text(&status));
+        streams::out(&streams::printable(&text(&status)))?;
     }
     Ok(if options.wait { status.exit_code.unwrap_or(exit::FAILED) } else { exit::CONVERGED })
 }

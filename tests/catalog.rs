@@ -668,6 +668,22 @@ fn a_directory_can_take_the_place_of_embedded_files() {
 }
 
 #[test]
+fn under_secure_boot_only_signed_modules_are_chosen() {
+    let catalog = Catalog::embedded().unwrap();
+    let mut facts = instance("ubuntu2204", "g5.xlarge");
+    facts.os.secure_boot.value = true;
+    let error = choose(&catalog, &facts, &config(""), None).unwrap_err();
+    assert_eq!(error.code(), Code::ImpossibleWish);
+    assert!(error.message().starts_with("Secure Boot is on"), "{error}");
+    assert!(error.hint().unwrap().contains("source.packages = \"distro\""), "{:?}", error.hint());
+    let signed = chosen(&facts, "[source]\npackages = \"distro\"\n");
+    assert!(signed.driver.unwrap().packages.iter().any(|p| p.starts_with("linux-modules-nvidia-")));
+    let own = chosen(&facts, "[driver]\nmodules = \"dkms\"\n");
+    assert!(own.reasons.iter().any(|r| r.starts_with("Secure Boot is on")));
+    assert!(chosen(&facts, "[driver]\nbranch = \"none\"\n").driver.is_none());
+}
+
+#[test]
 fn kernels_are_followed_by_their_own_headers() {
     let mut facts = instance("debian12", "g4dn.xlarge");
     let headers = |facts: &Facts| chosen(facts, "").driver.unwrap().kernel_packages;
@@ -678,6 +694,9 @@ fn kernels_are_followed_by_their_own_headers() {
     ] {
         facts.os.kernel.value = kernel.into();
         assert_eq!(headers(&facts), [package], "{kernel}");
+        let driver = chosen(&facts, "").driver.unwrap();
+        assert_eq!(driver.running_kernel_packages, [format!("linux-headers-{kernel}")]);
+        assert_eq!(driver.kernel_image, [package.replace("headers", "image")]);
     }
     facts.os.kernel.value = "6.1.55-custom".into();
     assert!(headers(&facts).is_empty());

@@ -131,6 +131,18 @@ fn status_tells_a_killed_run_from_one_that_works() {
 }
 
 #[test]
+fn a_run_that_has_not_said_anything_yet_is_running() {
+    let machine = idle().file("/var/lib/gpu-bootstrap/lock", "pid 4711\n");
+    assert_eq!(machine.run(&["status"]).code, 7);
+    let lock = fs::File::open(machine.outside("/var/lib/gpu-bootstrap/lock")).unwrap();
+    let _held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, e)| e)
+        .unwrap();
+    let status = machine.run(&["status"]);
+    assert_eq!((status.code, status.stdout.as_str()), (0, "running\n"), "{status:?}");
+}
+
+#[test]
 fn status_waits_for_the_end_and_exits_with_the_runs_code() {
     let machine = Machine::debian12();
     let mut waiting = machine.command(&["status", "--wait", "--timeout", "30"]).spawn().unwrap();

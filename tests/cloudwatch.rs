@@ -5,6 +5,8 @@
 
 #[path = "support/imds.rs"]
 mod imds;
+#[path = "support/machine.rs"]
+mod machine;
 #[path = "support/moto.rs"]
 mod moto;
 
@@ -152,6 +154,29 @@ fn error(status: u16, code: &str) -> Reply {
 }
 
 const KEY: (&str, &str) = ("AKIAEXAMPLE", "geheim");
+
+/// A run that ends before there is a plan is one that somebody waits for, too.
+#[test]
+fn refusals_mistakes_and_skipped_machines_are_told_too() {
+    let config = |text: &str| machine::Machine::debian12().file("/etc/gpu-bootstrap/a.toml", text);
+    for (machine, code, outcome) in [
+        (machine::Machine::debian12(), 3, "failed"),
+        (config("[cuda]\ntoolkit = 12.10\n"), 2, "failed"),
+        (config("[policy]\non-no-gpu = \"skip\"\n"), 0, "skipped"),
+    ] {
+        let server = scripted(vec![]);
+        let mut command = machine.command(&["run"]);
+        command.env("AWS_ENDPOINT_URL_CLOUDWATCH", server.url("")).env("AWS_REGION", "us-east-1");
+        command.env("AWS_ACCESS_KEY_ID", KEY.0).env("AWS_SECRET_ACCESS_KEY", KEY.1);
+        let ran = machine::ran(&mut command);
+        assert_eq!(ran.code, code, "{ran:?}");
+        let log = server.log();
+        assert_eq!(log.len(), 1, "{ran:?}");
+        let body: serde_json::Value = serde_json::from_slice(&log[0].body).unwrap();
+        assert_eq!(body["MetricData"][0]["Dimensions"][1]["Value"], outcome);
+        assert!(machine.read("/run/gpu-bootstrap/result.json").contains("cloudwatch: sent"));
+    }
+}
 
 #[tokio::test]
 async fn the_request_is_the_documented_one() {

@@ -87,6 +87,14 @@ fn every_file_that_the_boot_table_names_exists() {
 }
 
 #[test]
+fn the_readme_installs_the_program_where_the_unit_starts_it() {
+    let unit = doc("packaging/gpu-bootstrap.service");
+    let program = unit.lines().find_map(|l| l.strip_prefix("ExecStart=")).unwrap().split(' ').next().unwrap();
+    let dir = program.strip_suffix("gpu-bootstrap").unwrap();
+    assert!(doc("README.md").contains(&format!("install -m 0755 gpu-bootstrap {dir} ")));
+}
+
+#[test]
 fn every_dependency_has_a_decision() {
     let manifest: toml::Table = doc("Cargo.toml").parse().unwrap();
     let decisions = doc("docs/decisions/0002-dependencies.md");

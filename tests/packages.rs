@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use debs::{Deb, Key, Repository};
 use gpu_bootstrap::action::apt_package::AptPackage;
+use gpu_bootstrap::action::kernel_packages::KernelPackages;
 use gpu_bootstrap::action::{Action, Check, deb};
 use gpu_bootstrap::catalog::choose;
 use gpu_bootstrap::error::{Code, Error};
@@ -216,6 +217,71 @@ fn what_others_installed_is_recorded_and_held_without_apt() {
     // The record reaches what the toolkit depends on of NVIDIA's.
     fs::remove_file(m.root.at("/usr/local/cuda-12.8/lib64/libcublas.so.12")).unwrap();
     m.heals(&action, "is missing of libcublas-12-8", &["libcublas-12-8"]);
+}
+
+#[test]
+fn what_an_update_replaced_by_another_package_is_not_missed() {
+    let meta = |version: &str, abi: &str| {
+        Deb::new("linux-modules-nvidia-580-aws", version)
+            .field("Depends", &format!("linux-modules-nvidia-580-6.8.0-{abi}-aws"))
+    };
+    let modules = |abi: &str| {
+        Deb::new(&format!("linux-modules-nvidia-580-6.8.0-{abi}-aws"), "1")
+            .file(&format!("/lib/modules/6.8.0-{abi}-aws/kernel/nvidia/nvidia.ko"), "x")
+    };
+    let m = Machine::new(&[meta("1021", "1021"), modules("1021")]);
+    let action = packages(&["linux-modules-nvidia-580-aws"]);
+    block(action.apply(&m.host)).unwrap();
+    m.root.run("dpkg", &["--force-depends", "--purge", "linux-modules-nvidia-580-6.8.0-1021-aws"]);
+    m.heals(&action, "is no longer installed", &["linux-modules-nvidia-580-6.8.0-1021-aws"]);
+
+    // The kernel's update, as unattended-upgrades makes it; the archive has the old version no more.
+    m.repo.add(&meta("1040", "1040"));
+    m.repo.add(&modules("1040"));
+    m.repo.remove("linux-modules-nvidia-580-6.8.0-1021-aws_1_all.deb");
+    m.publish();
+    m.root.run("apt-get", &["-qqy", "dist-upgrade"]);
+    m.root.run("dpkg", &["--purge", "linux-modules-nvidia-580-6.8.0-1021-aws"]);
+    m.satisfied(&action);
+}
+
+/// `kernel-packages` for one running kernel.
+fn kernel(running: &str) -> Action {
+    Action::KernelPackages(KernelPackages {
+        running: vec![format!("linux-headers-{running}")],
+        following: vec!["linux-headers-aws".into()],
+        image: vec!["linux-image-aws".into()],
+    })
+}
+
+#[test]
+fn headers_are_those_of_the_running_kernel_and_else_of_the_newest_with_its_kernel() {
+    let meta = |what: &str| {
+        Deb::new(&format!("linux-{what}-aws"), "1").field("Depends", &format!("linux-{what}-6.8.0-1040-aws"))
+    };
+    let of = |what: &str, release: &str| Deb::new(&format!("linux-{what}-{release}"), "1");
+    let m = Machine::new(&[
+        meta("headers"),
+        meta("image"),
+        of("headers", "6.8.0-1021-aws"),
+        of("headers", "6.8.0-1040-aws"),
+        of("image", "6.8.0-1040-aws"),
+    ]);
+    m.root.write("/var/log/dpkg.log", "");
+    let offered = kernel("6.8.0-1021-aws");
+    m.heals(
+        &offered,
+        "linux-headers-aws is not installed",
+        &["linux-headers-6.8.0-1021-aws", "linux-headers-6.8.0-1040-aws", "linux-headers-aws"],
+    );
+    m.root.run("dpkg", &["--purge", "linux-headers-6.8.0-1021-aws"]);
+    m.heals(&offered, "is no longer installed", &["linux-headers-6.8.0-1021-aws"]);
+    assert_eq!(m.root.run("apt-mark", &["showhold"]), "");
+
+    let gone = kernel("6.8.0-1009-aws");
+    m.heals(&gone, "not recorded yet", &["linux-image-6.8.0-1040-aws", "linux-image-aws"]);
+    m.root.run("dpkg", &["--purge", "linux-image-aws"]);
+    m.heals(&gone, "linux-image-aws 1 is no longer installed", &["linux-image-aws"]);
 }
 
 #[test]

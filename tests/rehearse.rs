@@ -386,3 +386,43 @@ fn a_file_system_that_carries_no_overlay_gives_way_to_memory() {
     assert!(said.contains("a copy of this machine on memory"), "{said}");
     assert!(said.trim_end().ends_with("deep inside"), "{said}");
 }
+
+/// Signals in the middle of an installation: real apt and dpkg must not work on unseen. The outcome, the step and,
+/// for SIGINT, the error code are called "interrupted".
+#[test]
+fn a_signal_leaves_no_step_that_seems_to_run_and_no_program_behind() {
+    let said = inside(
+        "g4dn.xlarge",
+        r#"run="gpu-bootstrap run --quiet --catalog /run/gpu-bootstrap-rehearsal/catalog"
+        for signal in INT TERM; do
+            $run & pid=$!
+            n=0
+            # The run itself and a step of it.
+            until [ -e /var/lib/gpu-bootstrap/in-flight.json ] &&
+                [ "$(grep -cs '"running"' /run/gpu-bootstrap/status.json)" = 2 ]; do
+                sleep 0.02
+                n=$((n + 1))
+                [ $n -lt 1500 ] || { echo "nothing is installed"; exit 1; }
+            done
+            kill -$signal $pid
+            code=0; wait $pid || code=$?
+            sleep 0.2
+            for program in apt-get dpkg; do
+                for comm in /proc/[0-9]*/comm; do
+                    if [ "$(cat $comm 2>/dev/null)" = $program ]; then echo "stray $program"; fi
+                done
+            done
+            echo "$signal $code: $(grep -c '"interrupted"' /run/gpu-bootstrap/result.json) interrupted,"\
+                "$(grep -c '"running"' /run/gpu-bootstrap/result.json || true) running"
+            rm /run/gpu-bootstrap/status.json
+        done
+        $run --resume; echo "resumed $?"
+        dpkg --audit; test ! -e /var/lib/gpu-bootstrap/in-flight.json; echo clean"#,
+    );
+    for wanted in
+        ["INT 130: 3 interrupted, 0 running", "TERM 143: 2 interrupted, 0 running", "resumed 0\nclean"]
+    {
+        assert!(said.contains(wanted), "{wanted} is missing in {said}");
+    }
+    assert!(!said.contains("stray"), "{said}");
+}

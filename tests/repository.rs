@@ -652,6 +652,40 @@ fn archive(key: &Key, origin: &str, components: &[&str]) -> tempfile::TempDir {
     dir
 }
 
+/// EC2's images of Debian 12 and 13 name their archives in files of mirrors.
+#[tokio::test]
+async fn components_are_enabled_where_the_archive_is_named_in_a_file_of_mirrors() {
+    let key = Key::generate("tests");
+    let files = archive(&key, "Debian", &["main", "contrib", "non-free"]);
+    let web = Web::serve(files.path());
+    let root = Root::new();
+    let host = Host::new(root.path().to_path_buf());
+    root.write("/usr/share/keyrings/archive.asc", &key.armoured);
+    root.write("/etc/apt/mirrors/debian.list", &format!("{}/debian\n", web.url()));
+    let list = "Types: deb\nURIs: mirror+file:///etc/apt/mirrors/debian.list\nSuites: bookworm\n\
+                Components: main\nSigned-By: /usr/share/keyrings/archive.asc\n";
+    root.write("/etc/apt/sources.list.d/debian.sources", list);
+    let path = "/etc/apt/sources.list.d/gpu-bootstrap-components.sources";
+    let action = Action::AptComponents(AptComponents {
+        path: path.into(),
+        components: strings(&["contrib", "non-free"]),
+    });
+
+    assert_eq!(action.check(&host).await.unwrap().state(), "needed");
+    action.apply(&host).await.unwrap();
+    let after = action.check(&host).await.unwrap();
+    assert_eq!(after.state(), "satisfied", "{}", after.why());
+    assert!(root.read(path).contains("URIs: mirror+file:///etc/apt/mirrors/debian.list\n"));
+    assert!(root.run("apt-cache", &["policy", "from-non-free"]).contains("Candidate: 1"));
+
+    // A mirror that is away for now is told as what it is, and keeps nobody else's packages from being installed.
+    root.write("/etc/apt/mirrors/debian.list", "http://127.0.0.1:9/debian\n");
+    host.apt().update_for(&["repo.example.org/cuda/".to_owned()]).await.unwrap();
+    let ours = ["/etc/apt/mirrors/debian.list/".to_owned()];
+    let error = host.apt().update_for(&ours).await.unwrap_err();
+    assert!(error.causes().join("\n").contains("/etc/apt/mirrors/debian.list/dists/bookworm"), "{error}");
+}
+
 #[tokio::test]
 async fn components_of_the_distribution_are_enabled_beside_its_own_files() {
     let key = Key::generate("tests");

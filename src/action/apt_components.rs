@@ -15,6 +15,7 @@ use super::repository::sources::{self, Entry};
 use super::repository::{list_name, location};
 use super::{Applied, Check, Converge};
 use crate::error::{Code, Error, Result};
+use crate::facts::os::os_release;
 use crate::host::Host;
 
 /// Components of the distribution that must be enabled.
@@ -97,7 +98,11 @@ impl Converge for AptComponents {
         }
         let own: Vec<&Archive<'_>> = known.iter().filter(|a| a.is_distributions_own()).collect();
         self.judge(&own, &codename)?;
-        host.files.write(&self.path, self.content(&own).as_bytes(), 0o644)?;
+        match self.content(&own) {
+            Some(content) => host.files.write(&self.path, content.as_bytes(), 0o644)?,
+            // All are enabled, and only apt's indexes are missing, as on an image's first boot.
+            None => host.files.remove(&self.path)?,
+        }
         let addresses: Vec<String> = own.iter().map(|a| location(a.uri)).collect();
         let outcome = host.apt().update_for(&addresses).await;
         if outcome.is_err() {
@@ -143,9 +148,10 @@ impl AptComponents {
         }
     }
 
-    /// One stanza per address and suite that lacks components which it offers.
-    fn content(&self, own: &[&Archive<'_>]) -> String {
-        let mut text = String::from("# Written by gpu-bootstrap; changes are undone by its next run.\n");
+    /// One stanza per address and suite that lacks components which it offers; `None` when none does.
+    fn content(&self, own: &[&Archive<'_>]) -> Option<String> {
+        const HEAD: &str = "# Written by gpu-bootstrap; changes are undone by its next run.\n";
+        let mut text = String::from(HEAD);
         for archive in own.iter().filter(|a| !a.entry.is_unsigned()) {
             let offered = archive.release.iter().flat_map(|r| &r.components);
             let missing: Vec<&str> = offered
@@ -167,7 +173,7 @@ impl AptComponents {
                 let _ = writeln!(text, "{name}: {}", value.replace('\n', "\n "));
             }
         }
-        text
+        (text != HEAD).then_some(text)
     }
 }
 
@@ -219,9 +225,8 @@ fn has_index(host: &Host, archive: &Archive<'_>, component: &str) -> Result<bool
 fn codename(host: &Host) -> Result<String> {
     const PATH: &str = "/etc/os-release";
     let text = host.files.read_text(PATH)?.unwrap_or_default();
-    let value = text.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME="));
-    match value.map(|v| v.trim().trim_matches('"')) {
-        Some(name) if !name.is_empty() => Ok(name.to_owned()),
+    match os_release(&text).remove("VERSION_CODENAME") {
+        Some(name) if !name.is_empty() => Ok(name),
         _ => Err(Error::new(Code::UnsupportedOs, format!("{PATH} has no VERSION_CODENAME"))
             .with_hint("a release of Ubuntu or Debian is needed (not testing or unstable)")),
     }
@@ -264,12 +269,23 @@ mod tests {
         let own: Vec<_> = all.iter().filter(|a| a.is_distributions_own()).collect();
         action.judge(&own, "bookworm").unwrap();
         assert_eq!(
-            action.content(&own),
+            action.content(&own).unwrap(),
             "# Written by gpu-bootstrap; changes are undone by its next run.\n\
              \nTypes: deb\nURIs: http://deb.example.org/debian\nSuites: bookworm\nComponents: non-free\n\
              Architectures: amd64\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\
              \nTypes: deb\nURIs: http://deb.example.org/debian\nSuites: bookworm-updates\nComponents: contrib non-free\n"
         );
+    }
+
+    #[test]
+    fn where_all_are_enabled_no_file_is_needed() {
+        let (_dir, host, action) =
+            scratch("deb http://deb.example.org/debian bookworm main contrib non-free\n");
+        let entries = sources::read(&host).unwrap();
+        let all = archives(&host, &entries, "bookworm", None).unwrap();
+        let own: Vec<_> = all.iter().filter(|a| a.is_distributions_own()).collect();
+        assert_eq!(own.len(), 1);
+        assert_eq!(action.content(&own), None);
     }
 
     #[test]

@@ -168,7 +168,7 @@ fn place(host: &Host, cached: &std::path::Path, to: &str, sha256: &str) -> Resul
             n => hash.update(&chunk[..n]),
         }
     }
-    let found = package_set::hex(&hash.finalize());
+    let found = crate::text::hex(&hash.finalize());
     if found == sha256 {
         return Ok(());
     }

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use crate::error::{Code, Error, Result};
 use crate::facts::gpu::driver;
+use crate::facts::os::secure_boot;
 use crate::host::Host;
+use crate::host::dpkg::compare_versions;
 
 const VERSION: &str = "/proc/driver/nvidia/version";
 /// Longer chains than Debian's four are loops.
 const MAX_LINKS: usize = 8;
-const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
 /// Version of the loaded kernel module; `None` when none is loaded.
 pub(super) fn module_version(host: &Host) -> Result<Option<String>> {
@@ -63,8 +64,11 @@ pub(super) fn not_loaded(host: &Host, words: Option<&str>) -> Result<Error> {
             "use a kernel of the distribution; this one was built without loadable modules, or /proc is not mounted",
         )
     } else if refused_by_signature(words) {
-        let secure =
-            if secure_boot(host)? { "Secure Boot is on" } else { "the kernel enforces module signatures" };
+        let secure = if secure_boot(host)?.value {
+            "Secure Boot is on"
+        } else {
+            "the kernel enforces module signatures"
+        };
         fail(
             format!(
                 "kernel {kernel} refuses the NVIDIA module, because {secure} and nobody the kernel trusts has signed it"
@@ -154,13 +158,33 @@ fn no_module(host: &Host, kernel: &str) -> Result<Option<(String, String)>> {
     )))
 }
 
+/// The newest installed kernel that has an NVIDIA module, where the running one has none and is older: the boot loader
+/// starts the newest, so that a reboot helps.
+pub(super) fn next_kernel(host: &Host) -> Result<Option<String>> {
+    let running = kernel(host)?;
+    if has_module(host, &format!("/lib/modules/{running}"))? {
+        return Ok(None);
+    }
+    let mut next: Option<String> = None;
+    for other in host.files.list("/lib/modules")? {
+        let newest = next.as_ref().unwrap_or(&running);
+        if compare_versions(&other, newest).is_gt()
+            && host.files.exists(format!("/boot/vmlinuz-{other}"))?
+            && has_module(host, &format!("/lib/modules/{other}"))?
+        {
+            next = Some(other);
+        }
+    }
+    Ok(next)
+}
+
 /// Whether there is an NVIDIA module below the directory (`nvidia.ko`, Debian's `nvidia-current.ko`, compressed or not).
 fn has_module(host: &Host, dir: &str) -> Result<bool> {
     for name in host.files.list(dir)? {
         let is_module = name.starts_with("nvidia")
             && ["ko", "ko.xz", "ko.zst", "ko.gz"].iter().any(|end| name.ends_with(&format!(".{end}")))
             // Modules of the kernel's own tree that only share the name's beginning.
-            && !["nvidiafb", "nvidia-wmi", "nvidia_wmi"].iter().any(|start| name.starts_with(start));
+            && !["nvidiafb", "nvidia-wmi", "nvidia_wmi", "nvidia_cspmu"].iter().any(|start| name.starts_with(start));
         if is_module {
             return Ok(true);
         }
@@ -191,11 +215,6 @@ fn refused_by_signature(words: &str) -> bool {
     ["Key was rejected by service", "Required key not available", "Operation not permitted"]
         .iter()
         .any(|w| words.contains(w))
-}
-
-/// Four bytes of attributes, then 1 when Secure Boot is on. No EFI variables, no Secure Boot.
-pub(super) fn secure_boot(host: &Host) -> Result<bool> {
-    Ok(host.files.read(SECURE_BOOT)?.is_some_and(|bytes| bytes.get(4) == Some(&1)))
 }
 
 /// Whether nouveau is loaded.
@@ -273,7 +292,7 @@ pub(super) mod tests {
         assert!(says(&host, Some("could not insert 'nvidia': Exec format error")).contains("another kernel"));
         let rejected = "modprobe: ERROR: could not insert 'nvidia': Key was rejected by service";
         assert!(says(&host, Some(rejected)).contains("the kernel enforces module signatures"));
-        write(SECURE_BOOT, &[6, 0, 0, 0, 1]);
+        write("/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", &[6, 0, 0, 0, 1]);
         assert!(says(&host, Some(rejected)).contains("Secure Boot is on"));
         write("/sys/module/nouveau/refcnt", b"0");
         assert!(says(&host, Some("could not insert 'nvidia': No such device")).contains("nouveau"));

@@ -68,11 +68,22 @@ impl Converge for KernelModule {
             {
                 return mismatch(host, &loaded, &libraries).await;
             }
+            if let Some(next) = driver::next_kernel(host)? {
+                return Ok(Applied::RebootNeeded {
+                    why: format!(
+                        "kernel {} has no NVIDIA module; {next} has one and starts with the next boot",
+                        driver::kernel(host)?
+                    ),
+                });
+            }
             if driver::nouveau(host)? && driver::nouveau_is_blacklisted(host)? {
                 return Ok(Applied::RebootNeeded {
                     why: "nouveau holds the GPU now; it is blacklisted from the next boot on".into(),
                 });
             }
+        }
+        if !host.files.exists(format!("/lib/modules/{}", driver::kernel(host)?))? {
+            return Err(driver::not_loaded(host, None)?); // modprobe could only say the same
         }
         let call =
             Call::new("modprobe").args(["-a", "-v"]).args(self.modules.iter().cloned()).limit(LOAD_LIMIT);
@@ -109,9 +120,16 @@ fn loaded(host: &Host, module: &str) -> Result<Option<bool>> {
 
 /// The loaded module is another version than the libraries. A reboot helps only if the module on disk is theirs.
 async fn mismatch(host: &Host, loaded: &str, libraries: &str) -> Result<Applied> {
-    let output = host.exec.output(&Call::new("modinfo").args(["-F", "version", "nvidia"])).await?;
-    let on_disk = output.text().trim().to_owned();
-    if output.ok() && on_disk == libraries {
+    let mut on_disk = String::new();
+    // Debian's module has another file name; the name that it is loaded by is an "install" line of modprobe's.
+    for name in ["nvidia", "nvidia-current"] {
+        let output = host.exec.output(&Call::new("modinfo").args(["-F", "version", name])).await?;
+        if output.ok() {
+            output.text().trim().clone_into(&mut on_disk);
+            break;
+        }
+    }
+    if on_disk == libraries {
         return Ok(Applied::RebootNeeded {
             why: format!("module {loaded} is loaded and in use; {libraries} takes over with the next boot"),
         });
@@ -157,6 +175,30 @@ mod tests {
         assert_eq!(action().check(&host).await.unwrap().state(), "unknown");
         host.files.write("/sys/module/kernel/parameters/x", b"", 0o444).unwrap();
         assert_eq!(action().check(&host).await.unwrap().state(), "needed");
+    }
+
+    #[tokio::test]
+    async fn a_newer_kernel_with_a_module_asks_for_the_boot_into_it() {
+        let (_dir, host) = machine();
+        let put = |path: &str| host.files.write(path, b"", 0o644).unwrap();
+        for (kernel, dir) in [("6.8.0-1009-aws", "kernel"), ("6.8.0-1040-aws", "updates/dkms")] {
+            put(&format!("/boot/vmlinuz-{kernel}"));
+            put(&format!("/lib/modules/{kernel}/{dir}/nvidia.ko.zst"));
+        }
+        // Newer still, without a module; and one whose kernel was removed.
+        put("/boot/vmlinuz-6.8.0-1050-aws");
+        put("/lib/modules/6.8.0-1050-aws/kernel/drivers/perf/nvidia_cspmu.ko.zst");
+        put("/lib/modules/6.8.0-1060-aws/updates/dkms/nvidia.ko.zst");
+        let why = match action().apply(&host).await.unwrap() {
+            Applied::RebootNeeded { why } => why,
+            Applied::Done => panic!("no module can be loaded here"),
+        };
+        assert_eq!(
+            why,
+            "kernel 6.8.0-1021-aws has no NVIDIA module; 6.8.0-1040-aws has one and starts with the next boot"
+        );
+        put("/lib/modules/6.8.0-1021-aws/updates/dkms/nvidia.ko.zst");
+        assert_eq!(driver::next_kernel(&host).unwrap(), None);
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ pub mod device_query;
 mod driver;
 pub mod file;
 pub mod kernel_module;
+pub mod kernel_packages;
 pub mod library_path;
 pub mod link;
 mod package_set;
@@ -146,6 +147,8 @@ actions! {
     AptComponents(apt_components::AptComponents),
     /// Packages, by apt.
     AptPackage(apt_package::AptPackage),
+    /// Packages that go with the kernel, for the running one and for its updates.
+    KernelPackages(kernel_packages::KernelPackages),
     /// Packages as files, by URL and SHA-256.
     Deb(deb::Deb),
     /// Directories of the dynamic linker.

@@ -15,6 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::apt::{Request, nvidia};
 use crate::host::dpkg::{self, Database, Package, State, Want, compare_versions};
 use crate::host::{Host, paths};
+use crate::text::hex;
 
 /// First line of a record; another one is not ours to interpret.
 const HEADER: &str = "gpu-bootstrap packages 1";
@@ -258,6 +259,11 @@ fn recorded(
     let target = Target::of(package, &wanted.specs);
     let Some(there) = database.installed(&package.name, Some(&package.arch)) else {
         let half = database.named(&package.name).any(|p| p.arch == package.arch && p.state == State::Broken);
+        // Updates replace some packages by others of another name (`linux-headers-6.8.0-1021-aws`), and remove the
+        // old ones, which the archive soon has no more. Missed is what somebody asked for, or what still depends on it.
+        if !half && target.spec.is_none() && !database.is_depended_on(&package.name) {
+            return Ok(());
+        }
         let how = if half { "only half installed" } else { "no longer installed" };
         found.absent.push((target, format!("{} {} is {how}", package.name, package.version)));
         return Ok(());
@@ -438,6 +444,11 @@ impl Record {
         Ok(record)
     }
 
+    /// Whether the package belongs to the set.
+    pub(super) fn names(&self, package: &str) -> bool {
+        self.packages.iter().any(|p| p.name == package)
+    }
+
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut lines = bytes.split(|&b| b == b'\n');
         if lines.next()? != HEADER.as_bytes() {
@@ -547,15 +558,6 @@ fn installed(host: &Host, wanted: &Wanted) -> Result<()> {
     }
     Err(Error::new(Code::AptFailed, format!("apt reports success, but {}", left.verdict("the set").why()))
         .with_hint("run again; if it stays, compare with `apt-cache policy` and /var/log/apt/history.log"))
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, b| {
-        let _ = write!(out, "{b:02x}"); // a String takes everything
-        out
-    })
 }
 
 /// `5812` → `5,812`

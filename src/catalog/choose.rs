@@ -97,6 +97,12 @@ pub struct Driver {
     pub packages: Vec<String>,
     /// Packages of the distribution's kernel (headers for DKMS). They are not held: they must go with the kernel.
     pub kernel_packages: Vec<String>,
+    /// The same packages for exactly the running kernel, which need not be the newest.
+    #[serde(default)]
+    pub running_kernel_packages: Vec<String>,
+    /// The newest kernel itself, for when the running kernel's packages are not offered any more.
+    #[serde(default)]
+    pub kernel_image: Vec<String>,
     /// Kernel modules to load, in order.
     pub modules: Vec<String>,
     /// What keeps apt on the branch, where the package names alone do not.

@@ -11,7 +11,7 @@ use super::tables::{
 use super::version::Version;
 use crate::error::{Code, Error, Result};
 use crate::facts::os::Arch;
-use crate::plan::step::position;
+use crate::text::position;
 
 include!(concat!(env!("OUT_DIR"), "/catalog.rs")); // pub const EMBEDDED: &[(&str, &str)]
 include!(concat!(env!("OUT_DIR"), "/catalog_keys.rs")); // pub const KEYS: &[(&str, &str)]
@@ -100,13 +100,13 @@ impl Catalog {
     pub fn with_overrides(dir: &Path) -> Result<Self> {
         let mut sources = embedded();
         let mut overlay = None;
-        for entry in std::fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
-            let path = entry.map_err(|e| Error::io("list", dir, e))?.path();
+        for entry in std::fs::read_dir(dir).map_err(|e| unreadable(dir, e))? {
+            let path = entry.map_err(|e| unreadable(dir, e))?.path();
             if path.extension().is_none_or(|e| e != "toml") {
                 continue;
             }
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+            let text = std::fs::read_to_string(&path).map_err(|e| unreadable(&path, e))?;
             let source = Source { shown: path.display().to_string(), text };
             if !sources.contains_key(&name) {
                 let known = sources.keys().cloned().collect::<Vec<_>>().join(", ");
@@ -323,6 +323,11 @@ fn read_key(row: KeyRow, source: &Source, dir: Option<&Path>) -> Result<Key> {
         return Err(invalid("this is no ASCII-armoured public key"));
     }
     Ok(Key { id: row.id, fingerprint: row.fingerprint, armour, retired: row.retired })
+}
+
+/// A catalog that cannot be read is the caller's mistake, like one that is wrong.
+fn unreadable(path: &Path, why: std::io::Error) -> Error {
+    Error::new(Code::CatalogInvalid, format!("cannot read {}", path.display())).because(why)
 }
 
 #[cfg(test)]

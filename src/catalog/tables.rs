@@ -397,6 +397,7 @@ pub(crate) struct KernelRow {
     pub distros: Vec<String>,
     pub flavours: Vec<String>,
     pub headers: Vec<String>,
+    pub image: Vec<String>,
     #[serde(default)]
     pub infiniband: Vec<String>,
 }

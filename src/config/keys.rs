@@ -72,8 +72,6 @@ const MODULES: &[&str] = &["auto", "prebuilt", "dkms"];
 const ON_NO_GPU: &[&str] = &["fail", "skip", "install"];
 /// Values of `policy.reboot`.
 const REBOOT: &[&str] = &["auto", "never"];
-/// Values of `policy.hold-kernel`.
-const HOLD_KERNEL: &[&str] = &["auto", "always", "never"];
 
 /// Every key, in the order in which the documentation lists them. A test holds it against
 /// [`super::Config`]'s fields.
@@ -152,13 +150,6 @@ pub const KEYS: &[Key] = &[
         example: "\"never\"",
         meaning: "Whether the unit may reboot the machine when the work needs it. A run by hand never \
                   reboots; it exits 10.",
-    },
-    Key {
-        path: "policy.hold-kernel",
-        kind: Kind::Choice(HOLD_KERNEL),
-        example: "\"never\"",
-        meaning: "Whether kernel packages are held. `auto` holds them only where DKMS has no headers \
-                  metapackage to follow.",
     },
     Key {
         path: "policy.expect-gpus",

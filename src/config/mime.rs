@@ -14,8 +14,8 @@ const MAX_DEPTH: usize = 8;
 pub(super) struct Part {
     /// `type/subtype` in lower case, without parameters.
     pub content_type: String,
-    /// The bytes, with the transfer encoding taken off.
-    pub body: Vec<u8>,
+    /// The bytes, with the transfer encoding taken off; `None` when they are not what it says.
+    pub body: Option<Vec<u8>>,
 }
 
 /// The leaves of the message, in order; empty if its boundary is nowhere.
@@ -41,9 +41,9 @@ fn collect(bytes: &[u8], depth: usize, found: &mut Vec<Part>) {
     }
     let encoding = headers.get("content-transfer-encoding").map(|e| e.trim().to_ascii_lowercase());
     let body = match encoding.as_deref() {
-        Some("base64") => decode_base64(body).unwrap_or_default(),
-        Some("quoted-printable") => decode_quoted_printable(body),
-        _ => body.to_vec(),
+        Some("base64") => decode_base64(body),
+        Some("quoted-printable") => Some(decode_quoted_printable(body)),
+        _ => Some(body.to_vec()),
     };
     found.push(Part { content_type, body });
 }
@@ -191,7 +191,10 @@ mod tests {
     use super::*;
 
     fn text(parts: &[Part]) -> Vec<(&str, &str)> {
-        parts.iter().map(|p| (p.content_type.as_str(), std::str::from_utf8(&p.body).unwrap())).collect()
+        parts
+            .iter()
+            .map(|p| (p.content_type.as_str(), std::str::from_utf8(p.body.as_ref().unwrap()).unwrap()))
+            .collect()
     }
 
     #[test]

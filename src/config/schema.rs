@@ -125,8 +125,6 @@ pub struct PolicyConfig {
     pub bake_for: Vec<String>,
     /// Whether the unit may reboot the machine.
     pub reboot: Reboot,
-    /// `auto`, `always` or `never`: hold the kernel packages.
-    pub hold_kernel: String,
     /// `auto`, or how many GPUs there must be.
     pub expect_gpus: ExpectGpus,
 }
@@ -229,7 +227,6 @@ impl Default for PolicyConfig {
             on_no_gpu: OnNoGpu::Fail,
             bake_for: Vec::new(),
             reboot: Reboot::Auto,
-            hold_kernel: "auto".into(),
             expect_gpus: ExpectGpus::Auto("auto".into()),
         }
     }

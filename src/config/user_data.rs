@@ -198,10 +198,16 @@ impl Reader {
         for (number, part) in mime::parts(bytes).iter().enumerate() {
             let name = format!("MIME part {}", number + 1);
             self.wrapping.truncate(mark);
-            let found = if part.content_type == MIME_TYPE && !part.body.starts_with(GZIP) {
-                self.ours(&part.body, Some(&name))?
-            } else {
-                self.read(&part.body, Some(&name))?
+            let found = match &part.body {
+                Some(body) if part.content_type == MIME_TYPE && !body.starts_with(GZIP) => {
+                    self.ours(body, Some(&name))?
+                }
+                Some(body) => self.read(body, Some(&name))?,
+                None if part.content_type == MIME_TYPE => {
+                    let message = format!("the configuration in the user-data ({name}) is damaged base64");
+                    return Err(Error::new(Code::ConfigRead, message));
+                }
+                None => continue,
             };
             if let UserData::Config { layers: more, wrapping } = found {
                 layers.extend(more);
@@ -372,6 +378,16 @@ mod tests {
             out += &["--==BOUND==", headers, "", body, ""].join("\n");
         }
         out + "--==BOUND==--\n"
+    }
+
+    #[test]
+    fn a_damaged_part_of_ours_is_an_error_and_somebody_elses_is_not() {
+        let base64 = |kind: &str| format!("Content-Type: {kind}\nContent-Transfer-Encoding: base64");
+        let ours = mime(&[(&base64(MIME_TYPE), "I2dwdS1ib290c3RyYXAK!")]);
+        let error = read(ours.as_bytes()).unwrap_err();
+        assert_eq!(error.code(), Code::ConfigRead);
+        assert!(error.message().contains("MIME part 1"), "{error}");
+        not_ours(mime(&[(&base64("text/x-other"), "!")]).as_bytes(), NotOurs::MimeWithoutOurs);
     }
 
     #[test]

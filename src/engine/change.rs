@@ -32,7 +32,7 @@ pub fn record(files: &Files, stack: &Stack) -> Result<()> {
 
 /// Refuses (`plan-changed`) where a finished step would be reversed or downgraded.
 pub fn refuse_reversal(before: &Stack, after: &Stack, receipt: &Receipt) -> Result<()> {
-    let done = |id: &str| receipt.steps.iter().any(|r| r.id == id && r.state == "done");
+    let done = |id: &str| receipt.is_done(id);
     let mut reversed = Vec::new();
     if done("driver")
         && let (Some(old), Some(new)) = (&before.driver, &after.driver)

@@ -32,10 +32,14 @@ pub async fn converge(plan: &Plan, host: &Host, receipt: &mut Receipt, reports: 
     for step in &plan.steps {
         reports.emit(EventKind::StepStarted { step: step.id.clone() });
         let began = Instant::now();
-        match run_step(step, host, receipt, reports).await {
+        let ended = match run_step(step, host, receipt, reports).await {
+            Ok(StepOutcome::Done { changed, evidence }) => note_done(step, changed, &evidence, host, receipt)
+                .map(|()| StepOutcome::Done { changed, evidence }),
+            other => other,
+        };
+        match ended {
             Ok(StepOutcome::Done { changed, evidence }) => {
                 changed_any |= changed;
-                note_done(step, changed, &evidence, host, receipt)?;
                 let seconds = began.elapsed().as_secs_f64();
                 reports.emit(EventKind::StepFinished { step: step.id.clone(), changed, evidence, seconds });
             }
@@ -182,6 +186,35 @@ mod tests {
         host.files.write("/etc/x", b"damaged", 0o644).unwrap();
         assert_eq!(run(&mut receipt).await, Outcome::Converged { changed: true });
         assert_eq!(host.files.read("/etc/x").unwrap().unwrap(), b"a");
+    }
+
+    /// Puts a directory in the receipt's place once the action has been applied, and keeps what was said.
+    struct Saboteur(std::path::PathBuf, std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+    impl crate::report::Listener for Saboteur {
+        fn hear(&mut self, event: &crate::report::event::Event) {
+            match &event.kind {
+                EventKind::ActionChecked { state, .. } if state == "satisfied" => {
+                    std::fs::remove_file(&self.0).unwrap();
+                    std::fs::create_dir(&self.0).unwrap();
+                }
+                EventKind::Failed { message, .. } => self.1.lock().unwrap().push(message.clone()),
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_receipt_that_cannot_be_written_after_the_work_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path().to_path_buf());
+        let said = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let receipt = host.files.outside(crate::host::paths::RECEIPT).unwrap();
+        let reports = Reports::new(vec![Box::new(Saboteur(receipt, said.clone()))]);
+        let plan = plan(vec![file("a")]);
+        converge(&plan, &host, &mut Receipt::new("i-1"), &reports).await.unwrap_err();
+        let said = said.lock().unwrap();
+        assert!(said.len() == 1 && said[0].contains("receipt.json"), "{said:?}");
     }
 
     #[tokio::test]

@@ -2,12 +2,17 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Code, Error, Result};
 use crate::host::files::Files;
 use crate::host::paths;
+
+/// How often, and how long apart, the lock is tried for.
+const GLANCES: u32 = 5;
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// The lock; released when dropped (or when the process ends, however it ends).
 #[derive(Debug)]
@@ -17,8 +22,7 @@ pub struct Lock {
 
 /// Takes the lock, or says who holds it (`locked`, exit code 4).
 pub fn acquire(files: &Files) -> Result<Lock> {
-    let file = files.open_rw(paths::LOCK)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    match take(files.open_rw(paths::LOCK)?) {
         Ok(mut held) => {
             let line = format!("pid {}\n", std::process::id());
             let written =
@@ -37,6 +41,18 @@ pub fn acquire(files: &Files) -> Result<Lock> {
         }
         Err((_, errno)) => Err(Error::io("lock", paths::LOCK, errno.into())),
     }
+}
+
+/// Tries for a moment: `status` looks by taking a shared lock, which it drops at once.
+fn take(mut file: File) -> std::result::Result<Flock<File>, (File, nix::errno::Errno)> {
+    for _ in 0..GLANCES {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((back, nix::errno::Errno::EWOULDBLOCK)) => file = back,
+            other => return other,
+        }
+        std::thread::sleep(GLANCE);
+    }
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
 }
 
 /// Whether somebody holds the lock.
@@ -69,5 +85,19 @@ mod tests {
         assert!(is_held(&files).unwrap());
         drop(held);
         acquire(&files).unwrap();
+    }
+
+    #[test]
+    fn a_glance_at_the_lock_is_no_other_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().to_path_buf());
+        let file = files.open_rw(paths::LOCK).unwrap();
+        let glance = Flock::lock(file, FlockArg::LockSharedNonblock).unwrap();
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(15));
+            drop(glance);
+        });
+        acquire(&files).unwrap();
+        ends.join().unwrap();
     }
 }

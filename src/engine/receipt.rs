@@ -91,6 +91,11 @@ impl Receipt {
         self.outcome = "running".into();
     }
 
+    /// Whether the step's last work ended well.
+    pub fn is_done(&self, id: &str) -> bool {
+        self.steps.iter().any(|r| r.id == id && r.state == "done")
+    }
+
     /// The record of a step, made if it is new.
     pub fn record(&mut self, id: &str) -> &mut Record {
         if let Some(at) = self.steps.iter().position(|r| r.id == id) {

@@ -1,5 +1,6 @@
 //! SIGINT and SIGTERM: the run stops where it is, says so, and `--resume` goes on.
 
+use nix::sys::signal::SigSet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{Code, Error, Result};
@@ -13,6 +14,9 @@ pub struct Signals {
 impl Signals {
     /// Takes the signals over from their default (which would end the process at once).
     pub fn take() -> Result<Self> {
+        // Whoever started us may have blocked them, and a mask is inherited: they would never arrive.
+        let mask: SigSet = [nix::sys::signal::SIGINT, nix::sys::signal::SIGTERM].into_iter().collect();
+        mask.thread_unblock().map_err(|e| Error::new(Code::Io, "cannot unblock signals").because(e))?;
         let take = |kind| signal(kind).map_err(|e| Error::new(Code::Io, "cannot handle signals").because(e));
         Ok(Self { interrupt: take(SignalKind::interrupt())?, terminate: take(SignalKind::terminate())? })
     }

@@ -55,6 +55,8 @@ pub struct Os {
     pub arch: Fact<Arch>,
     /// `uname -r`.
     pub kernel: Fact<String>,
+    /// Whether UEFI Secure Boot is on: the kernel then loads signed modules only.
+    pub secure_boot: Fact<bool>,
     /// The kind of container this runs in (`docker`, `lxc`, …), if it is one.
     pub container: Option<Fact<String>>,
 }
@@ -70,6 +72,7 @@ impl Os {
 const OS_RELEASE: &[&str] = &["/etc/os-release", "/usr/lib/os-release"];
 const DPKG_ARCH: &str = "/var/lib/dpkg/arch";
 const DPKG: &str = "/usr/bin/dpkg";
+const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 const KERNEL_RELEASE: &str = "/proc/sys/kernel/osrelease";
 
 /// Reads os-release, dpkg's architecture, the kernel's release and the marks of containers.
@@ -84,6 +87,7 @@ pub async fn gather(host: &Host) -> Result<Os> {
         codename: field("VERSION_CODENAME", ""),
         arch: architecture(host).await?,
         kernel: kernel(host)?,
+        secure_boot: secure_boot(host)?,
         container: container(host)?,
     })
 }
@@ -157,6 +161,15 @@ fn kernel(host: &Host) -> Result<Fact<String>> {
         return Ok(Fact::new(system()?.release().to_string_lossy().into_owned(), "uname -r"));
     }
     Ok(Fact::new(release.to_owned(), KERNEL_RELEASE))
+}
+
+/// Four bytes of attributes, then 1 when Secure Boot is on. No EFI variables, no Secure Boot.
+pub fn secure_boot(host: &Host) -> Result<Fact<bool>> {
+    let variable = match host.files.read(SECURE_BOOT) {
+        Err(e) if is_permission_denied(&e) => None,
+        other => other?,
+    };
+    Ok(Fact::new(variable.is_some_and(|bytes| bytes.get(4) == Some(&1)), SECURE_BOOT))
 }
 
 fn system() -> Result<nix::sys::utsname::UtsName> {
@@ -270,6 +283,7 @@ mod tests {
             codename: fact(""),
             arch: Fact::new(Arch::Amd64, "test"),
             kernel: fact(""),
+            secure_boot: Fact::new(false, "test"),
             container: None,
         };
         assert_eq!(os("ubuntu", "22.04").distro(), "ubuntu2204");

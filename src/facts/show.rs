@@ -87,6 +87,8 @@ fn os(os: &Os, rows: &mut Vec<Row>) {
     rows.push(Row::new("codename", or_none(&os.codename.value), &os.codename.source));
     rows.push(Row::new("architecture", os.arch.value.debian_name(), &os.arch.source));
     rows.push(Row::of("kernel", &os.kernel));
+    let secure_boot = if os.secure_boot.value { "on" } else { "off" };
+    rows.push(Row::new("Secure Boot", secure_boot, &os.secure_boot.source));
     match &os.container {
         Some(container) => rows.push(Row::of("container", container)),
         None => rows.push(Row::new("container", "no", "no container manager's mark is there")),
@@ -152,9 +154,14 @@ fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
+/// No value of ours is wider; padding everything to a damaged one helps nobody, and formatting has its limit, too.
+const WIDEST_COLUMN: usize = 100;
+
 /// Columns as wide as their widest entry; the last one is not padded.
 fn table(rows: &[Row]) -> String {
-    let width = |column: fn(&Row) -> &str| rows.iter().map(|r| column(r).chars().count()).max().unwrap_or(0);
+    let width = |column: fn(&Row) -> &str| {
+        rows.iter().map(|r| column(r).chars().count().min(WIDEST_COLUMN)).max().unwrap_or(0)
+    };
     let (fact, value) = (width(|r| r.fact), width(|r| &r.value));
     rows.iter()
         .map(|r| printable(&format!("{:fact$}  {:value$}  {}", r.fact, r.value, r.source)) + "\n")
@@ -207,6 +214,7 @@ mod tests {
                 codename: fact("\u{1b}[31mjammy"),
                 arch: Fact::new(Arch::Amd64, "dpkg"),
                 kernel: fact("6.8.0"),
+                secure_boot: Fact::new(false, "efivars"),
                 container: None,
             },
             gpu: GpuFacts {

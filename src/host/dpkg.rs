@@ -63,6 +63,11 @@ impl Package {
     pub fn id(&self) -> String {
         format!("{}:{}", self.name, self.arch)
     }
+
+    /// The names in its dependencies, alternatives included.
+    fn depended_names(&self) -> impl Iterator<Item = &str> {
+        self.depends.split([',', '|']).filter_map(|one| one.trim().split([' ', ':', '(']).next())
+    }
 }
 
 /// dpkg's database at one moment.
@@ -154,10 +159,15 @@ impl Database {
 
     /// The installed packages that `package` depends on by name (alternatives included, virtual names not).
     pub fn dependencies<'a>(&'a self, package: &'a Package) -> impl Iterator<Item = &'a Package> {
-        package.depends.split([',', '|']).filter_map(|one| {
-            let name = one.trim().split([' ', ':', '(']).next()?;
+        package.depended_names().filter_map(|name| {
             self.installed(name, Some(&package.arch)).or_else(|| self.installed(name, None))
         })
+    }
+
+    /// Whether an installed package names this one among its dependencies (alternatives included).
+    pub fn is_depended_on(&self, name: &str) -> bool {
+        let installed = self.packages.iter().filter(|p| p.state == State::Installed);
+        installed.flat_map(Package::depended_names).any(|n| n == name)
     }
 
     /// Packages that dpkg began to work on and did not finish.

@@ -13,6 +13,9 @@ use crate::error::{Code, Error, Result};
 /// Output kept per stream; a program that prints more is read on, and the middle is dropped.
 const KEEP_OUTPUT: usize = 1 << 20;
 
+/// How long output is waited for after the program has ended: what it wrote itself lies in the pipe already.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Bytes of one line that are handed to [`Exec::stream`]'s listener; a longer line is cut.
 const KEEP_LINE: usize = 4096;
 
@@ -135,15 +138,25 @@ impl Exec {
         let mut out = child.stdout.take();
         let mut err = child.stderr.take();
         let mut ignored = |_: &str| ();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let work = async {
-            let (stdout, stderr, status) = tokio::join!(
-                drain_lines(&mut out, &mut on_line),
-                drain_lines(&mut err, &mut ignored),
-                child.wait()
-            );
-            (stdout, stderr, status)
+            let drained = async {
+                tokio::join!(
+                    drain_lines(&mut out, &mut stdout, &mut on_line),
+                    drain_lines(&mut err, &mut stderr, &mut ignored)
+                )
+            };
+            tokio::pin!(drained);
+            // A daemon that a maintainer script leaves behind may hold the pipes for as long as it lives.
+            tokio::select! {
+                _ = &mut drained => child.wait().await,
+                status = child.wait() => {
+                    let _ = tokio::time::timeout(LINGER, &mut drained).await;
+                    status
+                }
+            }
         };
-        let Ok((stdout, stderr, status)) = tokio::time::timeout(call.limit, work).await else {
+        let Ok(status) = tokio::time::timeout(call.limit, work).await else {
             return Err(Error::new(
                 Code::ExecTimeout,
                 format!("{} did not end within {} s", call.line(), call.limit.as_secs()),
@@ -192,12 +205,13 @@ impl Exec {
     }
 }
 
+/// Reads to the end of the stream; what comes is kept in `kept` as it comes.
 async fn drain_lines(
     stream: &mut Option<impl tokio::io::AsyncRead + Unpin>,
+    kept: &mut Vec<u8>,
     on_line: &mut impl FnMut(&str),
-) -> Vec<u8> {
-    let Some(stream) = stream else { return Vec::new() };
-    let mut kept = Vec::new();
+) {
+    let Some(stream) = stream else { return };
     let mut line = Vec::new();
     let mut chunk = vec![0; 16 * 1024];
     // A read error on a pipe means that the other side is gone; what came before is what there is.
@@ -215,7 +229,6 @@ async fn drain_lines(
             }
         }
     }
-    kept
 }
 
 /// The process group of a running program; dropping it kills whatever is left of it.
@@ -255,6 +268,17 @@ mod tests {
         assert_eq!(exec().output(&call).await.unwrap_err().code(), Code::ExecTimeout);
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert!(!mark.exists());
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_holds_the_output_does_not_hold_the_run() {
+        let call = Call::new("sh").args(["-c", "sleep 30 & echo $!"]).limit(Duration::from_secs(20));
+        let began = std::time::Instant::now();
+        let daemon = exec().run(&call).await.unwrap().text();
+        assert!(began.elapsed() < Duration::from_secs(10));
+        // It was left running, as dpkg's own caller would leave it.
+        let daemon = nix::unistd::Pid::from_raw(daemon.trim().parse().unwrap());
+        nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
     #[tokio::test]

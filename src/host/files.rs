@@ -18,6 +18,9 @@ pub struct Files {
     root: PathBuf,
 }
 
+/// How temporary files begin; six random characters follow (tempfile's own number).
+const TEMPORARY: &str = ".gpu-bootstrap-";
+
 /// Symbolic links followed while resolving one path; the kernel's own limit.
 const MAX_LINKS: usize = 40;
 
@@ -166,7 +169,7 @@ impl Files {
         let target = self.prepare_parent(path)?;
         let dir = parent(&target);
         let mut temp = tempfile::Builder::new()
-            .prefix(".gpu-bootstrap-")
+            .prefix(TEMPORARY)
             .permissions(fs::Permissions::from_mode(mode))
             .tempfile_in(dir)
             .map_err(|e| Error::io("write", path, e))?;
@@ -186,7 +189,7 @@ impl Files {
         let link = self.prepare_parent(path)?;
         let dir = parent(&link);
         let temp = tempfile::Builder::new()
-            .prefix(".gpu-bootstrap-")
+            .prefix(TEMPORARY)
             .make_in(dir, |p| std::os::unix::fs::symlink(target.as_ref(), p))
             .map_err(|e| Error::io("link", path, e))?;
         temp.persist(&link).map_err(|e| Error::io("rename to", path, e.error))?;
@@ -211,6 +214,13 @@ impl Files {
             Err(e) if is_missing(&e) => Ok(()),
             Err(e) => Err(Error::io("remove", path, e)),
         }
+    }
+
+    /// Removes the temporary files that a run left in `dir` when it was killed in the middle of a write. Only
+    /// the holder of the lock may do this: to anybody else they may be a write that is going on.
+    pub fn sweep(&self, dir: &str) -> Result<()> {
+        let ours = |name: &&String| name.strip_prefix(TEMPORARY).is_some_and(|rest| rest.len() == 6);
+        self.list(dir)?.iter().filter(ours).try_for_each(|name| self.remove(Path::new(dir).join(name)))
     }
 
     /// Removes a directory of our own with all that is in it; nothing happens if it is not there.
@@ -238,7 +248,9 @@ impl Files {
         let bytes = self.read(path)?.ok_or_else(|| {
             Error::new(Code::Io, format!("cannot set {} aside: it is gone", path.display()))
         })?;
-        let mode = self.lstat(path)?.map_or(0o644, |m| m.mode() & 0o7777);
+        // A link's own mode bits are all set and mean nothing.
+        let own = self.lstat(path)?.filter(|m| !m.is_symlink());
+        let mode = own.map_or(0o644, |m| m.mode() & 0o7777);
         // A copy and a removal, not a rename: /var may be another file system.
         self.write(&kept, &bytes, mode)?;
         self.remove(path)?;
@@ -365,5 +377,10 @@ mod tests {
         assert!(!files.exists("/etc/apt/preferences.d/pin").unwrap());
         let kept = files.list(paths::SET_ASIDE_DIR).unwrap();
         assert_eq!(kept, ["etc__apt__preferences.d__pin", "etc__apt__preferences.d__pin.2"]);
+        files.write("/srv/shared", b"three", 0o640).unwrap();
+        files.symlink("/etc/apt/preferences.d/link", "/srv/shared").unwrap();
+        let kept = files.set_aside("/etc/apt/preferences.d/link").unwrap();
+        assert_eq!(files.lstat(kept).unwrap().unwrap().mode() & 0o7777, 0o644);
+        assert!(files.exists("/srv/shared").unwrap());
     }
 }

@@ -95,6 +95,18 @@ pub mod paths {
     pub const STATUS: &str = "/run/gpu-bootstrap/status.json";
     /// The result of the last run, written only at its end.
     pub const RESULT: &str = "/run/gpu-bootstrap/result.json";
+    /// Every directory that files of ours are written to.
+    pub const WRITTEN_DIRS: [&str; 9] = [
+        STATE_DIR,
+        CACHE_DIR,
+        PACKAGE_FILES_DIR,
+        "/run/gpu-bootstrap",
+        "/etc/apt/preferences.d",
+        "/etc/apt/sources.list.d",
+        "/etc/ld.so.conf.d",
+        "/etc/profile.d",
+        "/usr/share/keyrings",
+    ];
     /// Distribution's configuration layer.
     pub const CONFIG_VENDOR_DIR: &str = "/usr/lib/gpu-bootstrap";
     /// The administrator's configuration layer.

@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::Step;
 use crate::action::Action;
+use crate::text::hex;
 
 /// The digest of one step: its id and its actions as canonical JSON (keys in the order of the types).
 pub fn step(id: &str, actions: &[Action]) -> String {
@@ -25,13 +26,4 @@ pub fn plan(steps: &[Step]) -> String {
         hash.update(step.digest.as_bytes());
     }
     hex(&hash.finalize())
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
-        text
-    })
 }

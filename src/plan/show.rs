@@ -70,11 +70,6 @@ pub async fn look(plan: &Plan, choices: &[String], config: &[String], host: &Hos
 }
 
 impl Shown {
-    /// Whether nothing needs work.
-    pub fn is_satisfied(&self) -> bool {
-        self.steps.iter().flat_map(|s| &s.actions).all(|a| a.state == "satisfied")
-    }
-
     /// For people: a line per choice, step and action.
     pub fn text(&self) -> String {
         let mut out = String::new();

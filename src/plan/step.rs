@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Step, digest, values::Values};
 use crate::action::Action;
 use crate::error::{Code, Error, Result};
+use crate::text::position;
 
 include!(concat!(env!("OUT_DIR"), "/steps.rs")); // pub const EMBEDDED: &[(&str, &str)], in file name order
 
@@ -75,14 +76,6 @@ fn id_of(file: &str) -> &str {
 
 fn invalid(file: &str, what: &str) -> Error {
     Error::new(Code::StepInvalid, format!("{file}: {what}"))
-}
-
-/// Line and column (from 1) of a byte offset.
-pub fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = &text[..offset.min(text.len())];
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    (line, column)
 }
 
 #[cfg(test)]

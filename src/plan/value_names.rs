@@ -17,6 +17,8 @@ pub const VALUE_NAMES: &[&str] = &[
     "driver.branch",             // text
     "driver.packages",           // list
     "driver.kernel-packages",    // list: headers and the like, which go with the kernel
+    "driver.running-kernel-packages", // list: the same for exactly the running kernel
+    "driver.kernel-image",       // list: the newest kernel, for when the running one's packages are gone
     "driver.pinned",             // list: patterns of packages that must have driver.pinned-version
     "driver.pinned-version",     // text: pattern of that version, "" when the names tell branches apart
     "driver.modules",            // list: kernel modules to load, in order

@@ -99,6 +99,8 @@ pub fn compute(facts: &Facts, stack: &Stack) -> Values {
         v.set("driver.packages", driver);
         v.set("driver.modules", d.modules.clone());
         v.set("driver.kernel-packages", d.kernel_packages.clone());
+        v.set("driver.running-kernel-packages", d.running_kernel_packages.clone());
+        v.set("driver.kernel-image", d.kernel_image.clone());
     }
     let pin = stack.driver.as_ref().and_then(|d| d.pin.clone());
     v.set("driver.pinned", pin.as_ref().map(|p| p.packages.clone()).unwrap_or_default());

@@ -37,7 +37,7 @@ pub(super) fn print_wanted() -> Result<u8> {
         .map_err(|e| super::failed("start the event loop", e))?;
     let wanted = runtime.block_on(wanted())?;
     let json = serde_json::to_string(&wanted).map_err(|e| super::failed("write the packages", e))?;
-    println!("{json}");
+    crate::report::streams::out(&format!("{json}\n"))?;
     Ok(exit::CONVERGED)
 }
 
@@ -73,6 +73,9 @@ fn of<'a>(actions: impl Iterator<Item = &'a Action>) -> Result<Wanted> {
                 wanted.nvidia = Some((url_path(&index.url)?, index.label.clone(), packages));
             }
             Action::AptComponents(components) => wanted.components.clone_from(&components.components),
+            Action::KernelPackages(kernel) => {
+                asked.extend([&kernel.running[..], &kernel.following].concat());
+            }
             Action::AptPackage(package) => asked.extend(package.packages.clone()),
             Action::Deb(deb) => {
                 let urls: Vec<_> = deb.files.iter().map(|f| f.url.as_str()).collect();

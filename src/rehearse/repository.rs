@@ -14,7 +14,7 @@ use super::deb::Package;
 use super::http::{Answer, Question};
 use super::openpgp::Signer;
 use crate::error::{Code, Error, Result};
-use crate::plan::digest::hex;
+use crate::text::hex;
 
 /// Files by URL path.
 pub(super) type Tree = HashMap<String, Vec<u8>>;

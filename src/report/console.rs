@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use super::Listener;
 use super::event::{Event, EventKind};
 use super::progress::ProgressBars;
+use super::streams::printable;
 
 /// Writes step lines.
 pub struct Console {
@@ -30,6 +31,7 @@ impl Console {
     }
 
     fn line(&mut self, text: &str) {
+        let text = &printable(text);
         match &self.bars {
             Some(bars) => bars.print(text),
             // A closed standard output is the caller's choice, not a failure of the run.

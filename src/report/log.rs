@@ -2,28 +2,34 @@
 
 use std::fmt;
 use std::io::IsTerminal;
+use std::str::FromStr;
 
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Starts logging. `verbosity` 0 shows warnings, 1 information, 2 debugging; the environment's
-/// `GPU_BOOTSTRAP_LOG` (tracing's filter syntax) overrides it.
+/// `GPU_BOOTSTRAP_LOG` (`LEVEL` or `TARGET=LEVEL,…`) overrides it.
 pub fn start(verbosity: u8) {
-    let default = match verbosity {
-        0 => "gpu_bootstrap=warn",
-        1 => "gpu_bootstrap=info",
-        _ => "gpu_bootstrap=debug",
+    let level = match verbosity {
+        0 => Level::WARN,
+        1 => Level::INFO,
+        _ => Level::DEBUG,
     };
-    let filter = EnvFilter::try_from_env("GPU_BOOTSTRAP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let wish = std::env::var("GPU_BOOTSTRAP_LOG").ok().and_then(|text| Targets::from_str(&text).ok());
+    let filter = wish.unwrap_or_else(|| Targets::new().with_target("gpu_bootstrap", level));
+    // A line that cannot be written must not be complained about on the same stream, which would panic.
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    let registry = tracing_subscriber::registry();
     // systemd sets JOURNAL_STREAM where standard error is the journal; it reads the priority from "<N>".
     let started = if std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal() {
-        builder.event_format(Journal).try_init()
+        registry.with(layer.event_format(Journal).with_filter(filter)).try_init()
     } else {
-        builder.with_target(false).without_time().try_init()
+        registry.with(layer.with_target(false).without_time().with_filter(filter)).try_init()
     };
     // Only a second start could fail, and the first one's settings then stay.
     drop(started);

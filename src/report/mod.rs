@@ -6,6 +6,7 @@ pub mod event;
 pub mod log;
 pub mod progress;
 pub mod status_file;
+pub mod streams;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

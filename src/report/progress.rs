@@ -1,5 +1,7 @@
 //! Progress bars with rate and remaining time, on a terminal only.
 
+use std::io::Write;
+
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::event::{Progress, Unit};
@@ -24,11 +26,9 @@ impl ProgressBars {
 
     /// Prints a line above the bars.
     pub fn print(&self, text: &str) {
-        // A terminal that went away is not the run's failure.
-        let _ = self.all.println(text);
-        if self.open.is_empty() {
-            self.all.suspend(|| {});
-        }
+        // Not the bars' own println: that pads lines instead of ending them, and writes where the bars are, on
+        // standard error. A terminal that went away is not the run's failure.
+        self.all.suspend(|| drop(writeln!(std::io::stdout(), "{text}")));
     }
 
     /// Moves the bar of `progress.what`, making it if it is new.

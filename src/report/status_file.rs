@@ -63,7 +63,7 @@ pub struct StepStatus {
     pub id: String,
     /// For people.
     pub title: String,
-    /// `pending`, `running`, `done`, `failed`.
+    /// `pending`, `running`, `done`, `failed`, `interrupted`.
     pub state: String,
     /// Whether the step changed anything.
     pub changed: bool,
@@ -110,6 +110,15 @@ impl StatusFile {
             ..Status::default()
         };
         Self { files, status, progress_written: None }
+    }
+
+    /// Says that a run has begun: until it has a plan, a reader would take the last run's end for this one's.
+    #[must_use]
+    pub fn begun(mut self) -> Self {
+        let now = crate::host::clock::Clock.now();
+        (self.status.started, self.status.updated) = (Some(now), Some(now));
+        self.write(paths::STATUS);
+        self
     }
 
     fn write(&self, path: &str) {
@@ -177,6 +186,11 @@ impl StatusFile {
             EventKind::Reported { text } => self.status.reports.push(text.clone()),
             EventKind::RunFinished { outcome, exit_code, seconds } => {
                 self.status.state = "finished".into();
+                // Nothing runs any more: the step was cut off by a signal, or waits for the next boot.
+                let cut = if outcome == "reboot-needed" { "pending" } else { "interrupted" };
+                for step in self.status.steps.iter_mut().filter(|s| s.state == "running") {
+                    step.state = cut.into();
+                }
                 self.status.outcome = Some(outcome.clone());
                 self.status.exit_code = Some(*exit_code);
                 self.status.seconds = Some(*seconds);

@@ -34,6 +34,7 @@ pub(crate) fn machine(distro: &str) -> Facts {
             codename: fact(String::new()),
             arch: fact(Arch::Amd64),
             kernel: fact(kernel.into()),
+            secure_boot: Fact::new(false, "test"),
             container: None,
         },
         gpu: GpuFacts::default(),

@@ -1,4 +1,5 @@
 //! A scratch root that looks like a machine, and the real binary run over it. Nothing of the host is touched.
+#![allow(dead_code, reason = "shared between test files, not each of which uses all of it")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

@@ -12,7 +12,6 @@ pub(crate) mod private;
 pub(crate) mod refusal;
 pub(crate) mod release;
 pub(crate) mod sources;
-pub(crate) mod version;
 
 use std::fmt::Write as _;
 
@@ -78,7 +77,7 @@ pub(crate) fn list_name(url: &str) -> String {
         match c {
             '/' => name.push('_'),
             '\\' | '|' | '{' | '}' | '[' | ']' | '<' | '>' | '"' | '^' | '~' | '_' | '=' | '!' | '@'
-            | '#' | '$' | '%' | '*' => {
+            | '#' | '$' | '%' | '&' | '*' => {
                 let _ = write!(name, "%{:02x}", u32::from(c));
             }
             c => name.push(c),

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::BufRead;
 
-use super::{control, matches, version};
+use super::{control, matches};
+use crate::host::dpkg::compare_versions;
 
 /// An index, reduced to names, versions and relations (a few hundred bytes per package).
 #[derive(Debug, Default)]
@@ -104,7 +105,7 @@ impl Index {
         let Wanted { name, .. } = wanted(request);
         if let Some(all) = self.offers.get(name) {
             let mut versions: Vec<&str> = all.iter().map(|o| &*o.version).collect();
-            versions.sort_by(|a, b| version::compare(b, a));
+            versions.sort_by(|a, b| compare_versions(b, a));
             return versions.iter().take(3).map(|v| format!("{name}={v}")).collect();
         }
         let mut ranked: Vec<(usize, &str)> = self.names().map(|n| (distance(name, n), n)).collect();
@@ -141,13 +142,13 @@ impl Index {
         let exact = wanted.exactly.and_then(|v| {
             let all = self.offers.get(wanted.name)?.iter();
             all.filter(|o| matches(v.as_bytes(), o.version.as_bytes()))
-                .max_by(|a, b| version::compare(&a.version, &b.version))
+                .max_by(|a, b| compare_versions(&a.version, &b.version))
         });
         exact.or_else(|| self.newest_offer(wanted.name))
     }
 
     fn newest_offer(&self, name: &str) -> Option<&Offer> {
-        self.offers.get(name)?.iter().max_by(|a, b| version::compare(&a.version, &b.version))
+        self.offers.get(name)?.iter().max_by(|a, b| compare_versions(&a.version, &b.version))
     }
 }
 

@@ -86,8 +86,18 @@ pub(super) fn choose(
     // The distribution has one version of each name; NVIDIA's repository has every branch under some names.
     let pinned = exact.or_else(|| matches!(place, Place::Nvidia(_)).then(|| format!("{branch}.*")));
     let pin = pinned.map(|version| VersionPin { packages: ctx.catalog.drivers.pinned.clone(), version });
-    let kernel_packages = kernel.packages;
-    let driver = Driver { branch: branch.to_string(), open, packages, kernel_packages, modules, pin };
+    let (row, flavour) = running_kernel(ctx).map_or((None, ""), |(row, flavour)| (Some(row), flavour));
+    let images = row.filter(|_| !kernel.patterns.is_empty()).map(|row| row.image.as_slice());
+    let driver = Driver {
+        branch: branch.to_string(),
+        open,
+        packages,
+        kernel_packages: for_kernel(&kernel.patterns, flavour),
+        running_kernel_packages: for_kernel(&kernel.patterns, &ctx.facts.os.kernel.value),
+        kernel_image: for_kernel(images.unwrap_or_default(), flavour),
+        modules,
+        pin,
+    };
     Ok(Some(Chosen { driver, version, fabric_manager }))
 }
 
@@ -286,10 +296,10 @@ fn flavour(
     )))
 }
 
-/// Modules' packages, and the packages that go with the kernel.
+/// Modules' packages, and the packages that go with the kernel, `{kernel}` still to be filled in.
 struct Kernel {
     modules: Vec<String>,
-    packages: Vec<String>,
+    patterns: Vec<String>,
 }
 
 fn modules_and_kernel(
@@ -301,27 +311,28 @@ fn modules_and_kernel(
 ) -> Result<Kernel> {
     let wish = ctx.config.driver.modules;
     let running = running_kernel(ctx);
-    let mut packages = Vec::new();
-    if let Some((row, flavour)) = running
+    let mut patterns = Vec::new();
+    if let Some((row, _)) = running
         && target.fabric == FabricNeed::Nvlink5
     {
-        packages.extend(for_kernel(&row.infiniband, flavour));
+        patterns.extend(row.infiniband.iter().cloned());
     }
     let prebuilt = recipe.prebuilt.as_ref().filter(|_| wish != Modules::Dkms).zip(running);
     if let Some((names, (_, flavour))) = prebuilt {
         reasons
             .push(format!("{} has these modules prebuilt and signed for {flavour} kernels.", place.title()));
-        return Ok(Kernel { modules: for_kernel(names, flavour), packages });
+        return Ok(Kernel { modules: for_kernel(names, flavour), patterns });
     }
     if let Some(names) = recipe.dkms.as_ref().filter(|_| wish != Modules::Prebuilt) {
+        check_secure_boot(ctx, place, wish, reasons)?;
         match running {
-            Some((row, flavour)) => packages.extend(for_kernel(&row.headers, flavour)),
+            Some((row, _)) => patterns.extend(row.headers.iter().cloned()),
             None => reasons.push(format!(
                 "No package of headers follows kernel {}; DKMS builds only if its headers are here.",
                 ctx.facts.os.kernel.value
             )),
         }
-        return Ok(Kernel { modules: names.clone(), packages });
+        return Ok(Kernel { modules: names.clone(), patterns });
     }
     let asked = if wish == Modules::Prebuilt { "prebuilt" } else { "dkms" };
     Err(impossible(format!(
@@ -329,6 +340,25 @@ fn modules_and_kernel(
         place.title(),
         ctx.facts.os.kernel.value
     )))
+}
+
+/// Modules that are built here are signed by nobody whom the firmware knows; enrolling a key takes somebody at the
+/// console, which EC2 does not have.
+fn check_secure_boot(ctx: &Context, place: Place, wish: Modules, reasons: &mut Vec<String>) -> Result<()> {
+    match (ctx.facts.os.secure_boot.value, wish) {
+        (false, _) => Ok(()),
+        (true, Modules::Dkms) => {
+            reasons.push(
+                "Secure Boot is on: modules that are built here load only if their key is enrolled.".into(),
+            );
+            Ok(())
+        }
+        (true, _) => Err(impossible(format!(
+            "Secure Boot is on, so the kernel loads signed modules only, and those from {} are built here \
+             (driver.modules = \"dkms\" does it all the same, for a machine where your key is enrolled)",
+            place.title()
+        ))),
+    }
 }
 
 /// The kernel's flavour (`aws`) with the packages that follow it.
@@ -342,8 +372,9 @@ fn running_kernel<'a>(ctx: &Context<'a>) -> Option<(&'a KernelRow, &'a str)> {
     fitting.first().copied()
 }
 
-fn for_kernel(patterns: &[String], flavour: &str) -> Vec<String> {
-    patterns.iter().map(|p| p.replace("{kernel}", flavour)).collect()
+/// Names of packages for all kernels of a flavour (`aws`), or for one release (`6.8.0-1021-aws`).
+fn for_kernel(patterns: &[String], kernel: &str) -> Vec<String> {
+    patterns.iter().map(|p| p.replace("{kernel}", kernel)).collect()
 }
 
 /// Fabric manager's packages, where the host has to run one.

@@ -56,8 +56,14 @@ pub(super) fn program(name: &str, limit: Duration) -> Call {
     quiet(Call::new(name)).limit(limit)
 }
 
+/// What apt's methods read of the environment.
+const PROXIES: [&str; 4] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy"];
+
 /// The environment in which neither debconf, nor a configuration file, nor a service restart asks anything.
 fn quiet(call: Call) -> Call {
+    // The one thing of the caller's environment that apt needs: the way out. Downloads of ours take it, too.
+    let proxies = PROXIES.iter().filter_map(|name| Some((*name, std::env::var(name).ok()?)));
+    let call = proxies.fold(call, |call, (name, value)| call.env(name, value));
     call.env("DEBIAN_FRONTEND", "noninteractive")
         .env("DEBCONF_NONINTERACTIVE_SEEN", "true")
         .env("DEBCONF_NOWARNINGS", "yes")

@@ -82,8 +82,9 @@ impl Apt<'_> {
     pub async fn update_for(&self, ours: &[String]) -> Result<()> {
         let Err(error) = self.update().await else { return Ok(()) };
         let words = error.causes().join("\n");
+        // One slash: apt writes `file:/srv/x` and `mirror+file:/etc/apt/mirrors/debian.list` (EC2's Debian images) so.
         let about_a_source =
-            words.contains("://") && !matches!(error.code(), Code::AptLocked | Code::DiskFull);
+            words.contains(":/") && !matches!(error.code(), Code::AptLocked | Code::DiskFull);
         if !about_a_source || ours.iter().any(|address| words.contains(address.trim_end_matches('/'))) {
             return Err(error);
         }
@@ -131,10 +132,24 @@ impl Apt<'_> {
         let result = self.execute(request, &plan).await;
         // apt came to an end by itself: what dpkg says is true, even if it says that something failed. Only
         // when apt was killed (by us, or by the kernel for want of memory) does the list stay.
-        if result.as_ref().is_ok_and(|output| output.status < KILLED) {
+        let over = match &result {
+            Ok(output) => output.status < KILLED,
+            Err(error) => error.code() == Code::AptLocked, // it never began
+        };
+        if over {
             InFlight::clear(self.host).await?;
         }
         judge(request, &result?)
+    }
+
+    /// Whether apt could install the package from the lists that it has.
+    pub async fn can_install(&self, package: &str) -> Result<bool> {
+        let request = Request { packages: vec![package.to_owned()], ..Request::default() };
+        match self.plan(&request).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.code() == Code::AptUnsolvable => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Holds packages (names, or `name:arch`) at their installed version.

@@ -81,9 +81,10 @@ def second_run(agent, trees, expect, open_steps=()):
 
 
 def within_limits(figures, milliseconds=100, kilobytes=15_000):
+    """Processor time is what fails a run on a busy machine's terms, too; the wall time is printed beside it."""
     if not LIMITS_HOLD:
         return
-    true(figures["wall_ms"] < milliseconds, f"a run without work takes {figures['wall_ms']} ms")
+    true(figures["cpu_ms"] < milliseconds, f"a run without work takes {figures['cpu_ms']} ms of processor time")
     true(figures["resident_kb"] < kilobytes, f"a run without work needs {figures['resident_kb']} kB")
 
 
