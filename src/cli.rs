@@ -383,11 +383,12 @@ fn query_devices(args: &DeviceQueryArgs) -> Result<u8> {
     };
     let examination = runtime()?.block_on(device_query::examine(&host, options))?;
     if args.json {
-        print(&to_json(&examination.json())?);
+        streams::out(&to_json(&examination.json())?)?;
     } else {
-        print(&examination.text());
+        streams::out(&examination.text())?;
         for check in examination.checks.iter().filter(|c| c.verdict != Verdict::Pass) {
-            eprintln!("{} {}: {}\n  {}", check.verdict.name(), check.check, check.evidence, check.advice);
+            let finding = format!("{} {}: {}", check.verdict.name(), check.check, check.evidence);
+            streams::err(&format!("{finding}\n  {}", check.advice));
         }
     }
     Ok(if examination.passes() { exit::CONVERGED } else { exit::UNHEALTHY })
