@@ -1,11 +1,14 @@
-//! Embeds the step files and the catalog, and refuses to build when a step file uses an unknown value or a
-//! release build is not static.
+//! Embeds the step files, the catalog and the GPU probe, and refuses to build when a step file uses an unknown
+//! value or a release build is not static.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 include!("src/plan/value_names.rs");
+
+#[path = "build/probe.rs"]
+mod probe;
 
 fn main() {
     println!("cargo:rerun-if-changed=steps");
@@ -26,6 +29,7 @@ fn main() {
     );
     let keys = files_with("asc", Path::new("steps/catalog/keys"));
     write_table(&out.join("catalog_keys.rs"), "KEYS", "The repositories' public keys.", &keys);
+    println!("cargo:rustc-env=GPU_PROBE={}", probe::build(&out).display());
 }
 
 /// An environment RUSTFLAGS replaces .cargo/config.toml's flags silently; a dynamic binary would then be shipped.

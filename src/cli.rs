@@ -9,6 +9,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::boot::{self, Inputs, RunOptions};
 use crate::catalog::Choice;
 use crate::config;
+use crate::device_query::checks::Verdict;
+use crate::device_query::{self, Compute};
 use crate::error::{Code, Error, Result, exit};
 use crate::facts;
 use crate::host::Host;
@@ -44,6 +46,8 @@ enum Command {
     Status(StatusArgs),
     /// Print every fact about this machine, with its source.
     Detect(DetectArgs),
+    /// Enumerate, compute on and judge every GPU; exits 5 where one does not work.
+    DeviceQuery(DeviceQueryArgs),
     /// Work with configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -158,6 +162,48 @@ struct DetectArgs {
     json: bool,
 }
 
+#[derive(Args, Debug)]
+struct DeviceQueryArgs {
+    /// The machine's root, or a directory treated as if chrooted into it.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    /// Print one JSON document: every field with its unit and its source.
+    #[arg(long, conflicts_with = "text")]
+    json: bool,
+
+    /// Print the text of NVIDIA's deviceQuery (the default).
+    #[arg(long)]
+    text: bool,
+
+    /// How many GPUs there must be [default: what the instance type has, else what is on the PCI bus].
+    #[arg(long, value_name = "N")]
+    expect_gpus: Option<u32>,
+
+    /// When to run a kernel on a GPU: `auto` leaves a GPU alone that another process computes on.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Compute::Auto)]
+    compute: Compute,
+
+    /// Measure copies between host and device, too.
+    #[arg(long)]
+    bandwidth: bool,
+
+    /// How long the driver may take for one answer, in seconds [default: 60 to 120].
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    deadline: Option<Duration>,
+
+    /// More log lines on standard error (twice for debugging).
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+/// A time span in seconds, with a fraction or without.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    let span = Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())?;
+    if span.is_zero() { Err("must be more than 0".into()) } else { Ok(span) }
+}
+
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Say whether a configuration file is valid, and what it sets.
@@ -213,6 +259,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             json: args.json,
         }),
         Command::Detect(args) => detect(&args.inputs, args.json),
+        Command::DeviceQuery(args) => query_devices(&args),
         Command::Config(ConfigCommand::Check { file }) => {
             streams::out(&config::check(&file)?)?;
             Ok(exit::CONVERGED)
@@ -322,6 +369,29 @@ fn detect(args: &InputArgs, json: bool) -> Result<u8> {
         streams::out(&if json { to_json(&facts::show::json(&facts))? } else { facts::show::text(&facts) })?;
         Ok(exit::CONVERGED)
     })
+}
+
+/// deviceQuery's text on standard output and the findings on standard error, or everything as JSON.
+fn query_devices(args: &DeviceQueryArgs) -> Result<u8> {
+    log::start(args.verbose);
+    let host = Host::new(args.root.clone());
+    let options = device_query::Options {
+        expect_gpus: args.expect_gpus,
+        compute: args.compute,
+        bandwidth: args.bandwidth,
+        deadline: args.deadline,
+    };
+    let examination = runtime()?.block_on(device_query::examine(&host, options))?;
+    if args.json {
+        streams::out(&to_json(&examination.json())?)?;
+    } else {
+        streams::out(&examination.text())?;
+        for check in examination.checks.iter().filter(|c| c.verdict != Verdict::Pass) {
+            let finding = format!("{} {}: {}", check.verdict.name(), check.check, check.evidence);
+            streams::err(&format!("{finding}\n  {}", check.advice));
+        }
+    }
+    Ok(if examination.passes() { exit::CONVERGED } else { exit::UNHEALTHY })
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String> {

@@ -143,6 +143,7 @@ codes! {
     ServiceFailed "service-failed" UNHEALTHY "A service that the GPUs need does not start.";
     GpuCount "gpu-count" UNHEALTHY "Fewer GPUs work than the machine should have.";
     LibraryMissing "library-missing" UNHEALTHY "A CUDA library that the plan installed cannot be found.";
+    ProbeNotStarted "probe-not-started" UNHEALTHY "The GPU probe, a program of ours, cannot be executed on this machine.";
     // rehearsal
     RehearsalUnavailable "rehearsal-unavailable" UNSUPPORTED "This machine lacks something that the rehearsal needs.";
     RehearsalFailed "rehearsal-failed" FAILED "The rehearsal itself (not the run inside it) failed.";

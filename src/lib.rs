@@ -8,6 +8,7 @@ pub mod boot;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod device_query;
 pub mod engine;
 pub mod error;
 pub mod facts;

@@ -1,0 +1,413 @@
+//! `device-query` with a simulated driver: the real agent and the real probe in a root whose libcuda and
+//! libnvidia-ml are stand-ins with faults. Each fault must be told apart by its check, its exit code and the stage
+//! in which the probe's process ended.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/json_schema.rs"]
+mod json_schema;
+#[path = "support/simulated_driver.rs"]
+mod simulated_driver;
+
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use simulated_driver::Simulated;
+
+fn output(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+fn json(machine: &Simulated, args: &[&str]) -> (i32, Value) {
+    let all: Vec<&str> = ["--json"].iter().chain(args).copied().collect();
+    let out = output(&mut machine.query(&all));
+    let value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    // Every document of every test.
+    json_schema::validate(&schema(), &value);
+    (out.status.code().unwrap_or(-1), value)
+}
+
+fn schema() -> Value {
+    serde_json::from_str(include_str!("../packaging/device-query.schema.json")).unwrap()
+}
+
+#[test]
+fn the_schema_refuses_what_does_not_belong() {
+    let (_, mut document) = json(&Simulated::with(1, "T4", ""), &[]);
+    document["devices"][0]["name"]["unit"] = 5.into();
+    assert!(std::panic::catch_unwind(|| json_schema::validate(&schema(), &document)).is_err());
+}
+
+fn check<'a>(document: &'a Value, name: &str) -> &'a Value {
+    let all = document["checks"].as_array().unwrap();
+    all.iter().find(|c| c["check"] == name).unwrap_or_else(|| panic!("no check {name} in {all:#?}"))
+}
+
+/// The last stage of the process whose first argument is `kind`.
+fn last_stage(document: &Value, kind: &str) -> String {
+    let all = document["processes"].as_array().unwrap();
+    let process = all.iter().find(|p| p["arguments"][0] == kind);
+    process.map(|p| p["last_stage"].as_str().unwrap().to_owned()).unwrap_or_default()
+}
+
+#[test]
+fn healthy_gpus_pass_every_check() {
+    for (gpus, model) in [(1, "T4"), (8, "H100"), (8, "B200"), (4, "A10G")] {
+        let machine = Simulated::with(gpus, model, "");
+        let (code, document) = json(&machine, &["--expect-gpus", &gpus.to_string(), "--bandwidth"]);
+        assert_eq!((code, &document["result"]), (0, &Value::from("PASS")), "{document:#}");
+        for check in document["checks"].as_array().unwrap() {
+            let expected: &[&str] = match check["check"].as_str().unwrap() {
+                // These have neither NVLink nor a fabric.
+                "nvlink" | "fabric" if model == "T4" || model == "A10G" => &["could-not-tell"],
+                // Only old GPUs retire pages.
+                "retired-pages" => &["could-not-tell"],
+                _ => &["pass"],
+            };
+            assert!(expected.contains(&check["verdict"].as_str().unwrap()), "{model}: {check}");
+        }
+        let compute = &document["compute"][0];
+        assert_eq!(compute["mismatches"]["value"], 0);
+        assert_eq!(compute["bandwidth"]["value"]["host_to_device"]["median"], 53.687);
+        assert_eq!(compute["bandwidth"]["value"]["device_to_device"]["best"], 107.374);
+        let process = &document["processes"][0];
+        assert_eq!(
+            (&process["launched_from"], &process["ended"]["how"]),
+            (&"memfd".into(), &"exited".into())
+        );
+    }
+}
+
+/// settings, arguments → (check, verdict, words of its evidence, exit code), (process, its last stage)
+struct Fault(
+    &'static str,
+    &'static [&'static str],
+    (&'static str, &'static str, &'static str, i32),
+    (&'static str, &'static str),
+);
+
+const FAULTS: &[Fault] = &[
+    Fault(
+        "hang=cuInit",
+        &["--deadline", "0.5"],
+        ("cuda", "fail", "did not answer within 500 ms", 5),
+        ("cuda", "cuda.init.begin"),
+    ),
+    Fault(
+        "hang=nvmlInit_v2",
+        &["--deadline", "0.5"],
+        ("nvml", "fail", "did not answer within 500 ms", 5),
+        ("nvml", "nvml.init.begin"),
+    ),
+    Fault(
+        "hang=cuLaunchKernel",
+        &["--deadline", "0.5"],
+        ("compute-0", "fail", "in stage smoke.compute", 5),
+        ("smoke", "smoke.compute.begin"),
+    ),
+    Fault(
+        "crash=cuInit",
+        &[],
+        ("cuda", "fail", "SIGSEGV in stage cuda.init", 5),
+        ("cuda", "cuda.init.begin"),
+    ),
+    Fault(
+        "crash=cuDeviceGetName",
+        &[],
+        ("cuda", "fail", "SIGSEGV in stage cuda.device", 5),
+        ("cuda", "cuda.device.begin"),
+    ),
+    Fault(
+        "crash=nvmlDeviceGetTemperature",
+        &[],
+        ("nvml", "fail", "SIGSEGV in stage nvml.device", 5),
+        ("nvml", "nvml.device.begin"),
+    ),
+    Fault(
+        "crash=cuModuleLoadDataEx",
+        &[],
+        ("compute-0", "fail", "SIGSEGV in stage smoke.compile", 5),
+        ("smoke", "smoke.compile.begin"),
+    ),
+    Fault(
+        "abort=cuInit",
+        &[],
+        ("cuda", "fail", "the simulated driver aborts", 5),
+        ("cuda", "cuda.init.begin"),
+    ),
+    Fault("abort=cudnnGetVersion", &[], ("library-cudnn", "fail", "SIGABRT", 5), ("cudnn", "cudnn.begin")),
+    Fault("fail=cuInit=34", &[], ("cuda", "fail", "toolkit's stub", 5), ("cuda", "cuda.init")),
+    Fault("fail=cuInit=100", &[], ("cuda", "fail", "shows CUDA no device", 5), ("cuda", "cuda.init")),
+    Fault("fail=cuInit=802", &[], ("cuda", "fail", "fabric manager", 5), ("cuda", "cuda.init")),
+    Fault("fail=cuInit=803", &[], ("driver-version", "fail", "803", 5), ("cuda", "cuda.init")),
+    Fault("fail=cuInit=804", &[], ("cuda", "fail", "forward-compatibility", 5), ("cuda", "cuda.init")),
+    Fault("fail=cuInit=919", &[], ("cuda", "fail", "fabric is not ready", 5), ("cuda", "cuda.init")),
+    Fault("fail=cuInit=999", &[], ("cuda", "fail", "no name for", 5), ("cuda", "cuda.init")),
+    Fault(
+        "fail=cuDevicePrimaryCtxRetain=46",
+        &[],
+        ("compute-0", "could-not-tell", "exclusive mode", 0),
+        ("smoke", "smoke.context"),
+    ),
+    Fault(
+        "fail=cuCtxSynchronize=214",
+        &[],
+        ("compute-0", "fail", "uncorrectable memory error", 5),
+        ("smoke", "smoke.compute"),
+    ),
+    Fault(
+        "fail=cuCtxSynchronize=220",
+        &[],
+        ("compute-0", "fail", "NVLink failed", 5),
+        ("smoke", "smoke.compute"),
+    ),
+    Fault(
+        "fail=cuModuleLoadDataEx=221",
+        &[],
+        ("compute-0", "fail", "PTX compiler is not installed", 5),
+        ("smoke", "smoke.compile"),
+    ),
+    Fault(
+        "fail=cuModuleLoadDataEx=222",
+        &[],
+        ("compute-0", "fail", "a simulated compiler message", 5),
+        ("smoke", "smoke.compile"),
+    ),
+    Fault("fail=nvmlInit_v2=9", &[], ("nvml", "fail", "Driver Not Loaded", 5), ("nvml", "nvml.init")),
+    Fault("fail=nvmlInit_v2=17", &[], ("nvml", "fail", "operating system blocks", 5), ("nvml", "nvml.init")),
+    Fault("fail=nvmlInit_v2=18", &[], ("driver-version", "fail", "18", 5), ("nvml", "nvml.init")),
+    Fault(
+        "fail=nvmlDeviceGetHandleByIndex_v2=16",
+        &[],
+        ("nvml", "fail", "must be reset", 5),
+        ("nvml", "nvml.device"),
+    ),
+    Fault(
+        "version=570.1.2",
+        &[],
+        ("driver-version", "fail", "NVML says 570.1.2", 5),
+        ("nvml", "nvml.device"),
+    ),
+    Fault(
+        "lost=3",
+        &[],
+        ("nvml", "fail", "GPU 3: nvmlDeviceGetHandleByIndex_v2 returned 15", 5),
+        ("nvml", "nvml.device"),
+    ),
+    Fault("cuda_gpus=7", &[], ("gpu-count", "fail", "CUDA 7", 5), ("cuda", "cuda.peers")),
+    Fault("nvml_gpus=7", &[], ("gpu-count", "fail", "NVML 7", 5), ("nvml", "nvml.device")),
+    Fault(
+        "",
+        &["--expect-gpus", "9"],
+        ("gpu-count", "fail", "expected by --expect-gpus 9", 5),
+        ("cuda", "cuda.peers"),
+    ),
+    Fault(
+        "bitflip=2",
+        &[],
+        ("compute-2", "fail", "1 of 65536 results are wrong, the first at 12345", 5),
+        ("smoke", "smoke.multiprocessors"),
+    ),
+    Fault(
+        "idle_multiprocessor=1",
+        &[],
+        ("multiprocessors-1", "warn", "131 of 132", 0),
+        ("smoke", "smoke.multiprocessors"),
+    ),
+    Fault("ecc_uncorrected=5", &[], ("ecc", "fail", "GPU 5: 2 uncorrected", 5), ("nvml", "nvml.device")),
+    Fault(
+        "remap_pending=1",
+        &[],
+        ("row-remap", "warn", "GPU 1: a memory row waits", 0),
+        ("nvml", "nvml.device"),
+    ),
+    Fault("remap_failed=1", &[], ("row-remap", "fail", "could not be replaced", 5), ("nvml", "nvml.device")),
+    Fault("nvlink_down=6", &[], ("nvlink", "fail", "GPU 6: 17 of 18", 5), ("nvml", "nvml.device")),
+    Fault("fabric_waits=0", &[], ("fabric", "fail", "state 2", 5), ("nvml", "nvml.device")),
+    Fault("pcie_x8=4", &[], ("pcie-width", "warn", "GPU 4: PCIe x8", 0), ("nvml", "nvml.device")),
+    Fault("too_hot=0", &[], ("throttle", "fail", "too hot", 5), ("nvml", "nvml.device")),
+    Fault(
+        "persistence_off=0",
+        &[],
+        ("persistence", "warn", "persistence mode is off", 0),
+        ("nvml", "nvml.device"),
+    ),
+    Fault(
+        "recovery=7",
+        &[],
+        ("recovery-action", "fail", "GPU 7: the driver asks for a reboot", 5),
+        ("nvml", "nvml.device"),
+    ),
+    Fault("no_peer=0-5", &[], ("peer-access", "fail", "0→5", 5), ("cuda", "cuda.peers")),
+    Fault("busy=2", &[], ("compute-2", "could-not-tell", "3 processes", 0), ("nvml", "nvml.device")),
+];
+
+#[test]
+fn every_fault_has_its_own_verdict_exit_code_and_last_stage() {
+    let mut seen = std::collections::HashSet::new();
+    for Fault(settings, args, (name, verdict, words, exit_code), (process, stage)) in FAULTS {
+        let machine = Simulated::with(8, "H100", settings);
+        let (code, document) = json(&machine, args);
+        let found = check(&document, name);
+        assert_eq!(found["verdict"], *verdict, "{settings}: {found}");
+        assert!(found["evidence"].as_str().unwrap().contains(words), "{settings}: {found}");
+        assert!(found["advice"].as_str().unwrap().len() > 20, "{settings}: {found}");
+        assert_eq!(code, *exit_code, "{settings}: {document:#}");
+        assert_eq!(last_stage(&document, process), *stage, "{settings}");
+        assert!(seen.insert(found.to_string()), "{settings} cannot be told from another: {found}");
+    }
+    println!("{} faults tried and told apart", seen.len());
+}
+
+#[test]
+fn a_busy_gpu_computes_when_asked_to() {
+    let machine = Simulated::with(1, "T4", "busy=0");
+    let (_, document) = json(&machine, &["--compute", "always"]);
+    assert_eq!(check(&document, "compute-0")["verdict"], "pass");
+}
+
+#[test]
+fn mig_is_counted_as_such() {
+    let (code, document) = json(&Simulated::with(2, "H100", "mig=1\ncuda_gpus=1"), &[]);
+    let count = check(&document, "gpu-count");
+    assert_eq!((code, &count["verdict"]), (0, &"pass".into()), "{count}");
+    assert!(count["evidence"].as_str().unwrap().contains("3 MIG devices"));
+}
+
+#[test]
+fn a_hanging_driver_ends_with_its_deadline() {
+    let machine = Simulated::with(1, "T4", "hang=cuInit");
+    let began = Instant::now();
+    let (code, _) = json(&machine, &["--deadline", "1"]);
+    assert_eq!(code, 5);
+    // The deadline, and generous room for two shared cores.
+    assert!(began.elapsed() < Duration::from_millis(1600), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_grandchild_that_holds_the_output_open_holds_nobody_up() {
+    let machine = Simulated::with(1, "T4", "grandchild=cuInit");
+    let began = Instant::now();
+    let (code, document) = json(&machine, &[]);
+    assert_eq!(code, 0, "{document:#}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn without_a_module_no_library_is_loaded() {
+    let machine = Simulated::with(1, "T4", "crash=cuInit");
+    std::fs::remove_dir_all(machine.at("/proc/driver")).unwrap();
+    let (code, document) = json(&machine, &[]);
+    assert_eq!(code, 5);
+    assert_eq!(document["processes"], Value::Array(Vec::new()));
+    assert!(check(&document, "driver")["evidence"].as_str().unwrap().contains("no library was loaded"));
+    let out = output(&mut machine.query(&["--text"]));
+    assert!(String::from_utf8(out.stdout).unwrap().ends_with("Result = FAIL\n"));
+}
+
+#[test]
+fn a_library_that_others_may_replace_is_not_loaded() {
+    use std::os::unix::fs::PermissionsExt;
+    let machine = Simulated::with(1, "T4", "");
+    let directory = machine.at("/usr/lib/x86_64-linux-gnu");
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let (code, document) = json(&machine, &[]);
+    assert_eq!(code, 5);
+    let cuda = check(&document, "cuda");
+    assert_eq!(cuda["verdict"], "could-not-tell");
+    assert!(cuda["evidence"].as_str().unwrap().contains("may be written by others"), "{cuda}");
+}
+
+#[test]
+fn an_xid_in_the_kernels_log_is_judged() {
+    let line = "3,9,9,-;NVRM: Xid (PCI:0000:10:00): 79, pid=12, GPU has fallen off the bus.\n";
+    let (code, document) = json(&Simulated::with(1, "T4", "").file("/dev/kmsg", line), &[]);
+    assert_eq!((code, &check(&document, "xid")["verdict"]), (5, &"fail".into()));
+}
+
+#[test]
+fn a_dead_pci_function_is_named() {
+    let machine = Simulated::with(1, "T4", "").file("/sys/bus/pci/devices/0000:10:00.0/config", [0xff; 64]);
+    let (code, document) = json(&machine, &[]);
+    assert_eq!((code, &check(&document, "pci")["verdict"]), (5, &"fail".into()));
+}
+
+#[test]
+fn the_text_is_that_of_device_query() {
+    let out = output(&mut Simulated::with(2, "H100", "").query(&["--text"]));
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    let text = String::from_utf8(out.stdout).unwrap();
+    let expected = [
+        "Detected 2 CUDA Capable device(s)",
+        "Device 0: \"NVIDIA H100 80GB HBM3\"",
+        "  CUDA Driver Version / Runtime Version          12.8 / n/a",
+        "  CUDA Capability Major/Minor version number:    9.0",
+        "  Total amount of global memory:                 81559 MBytes (85520809984 bytes)",
+        "  (132) Multiprocessors, (128) CUDA Cores/MP:    16896 CUDA Cores",
+        "  GPU Max Clock rate:                            1980 MHz (1.98 GHz)",
+        "  Memory Clock rate:                             2619 Mhz",
+        "  Memory Bus Width:                              5120-bit",
+        "  L2 Cache Size:                                 52428800 bytes",
+        "  Maximum Texture Dimension Size (x,y,z)         1D=(131072), 2D=(131072, 65536), 3D=(16384, 16384, 16384)",
+        "  Maximum Layered 1D Texture Size, (num) layers  1D=(32768), 2048 layers",
+        "  Maximum Layered 2D Texture Size, (num) layers  2D=(32768, 32768), 2048 layers",
+        "  Total amount of constant memory:               65536 bytes",
+        "  Total amount of shared memory per block:       49152 bytes",
+        "  Total shared memory per multiprocessor:        233472 bytes",
+        "  Total number of registers available per block: 65536",
+        "  Warp size:                                     32",
+        "  Maximum number of threads per multiprocessor:  2048",
+        "  Maximum number of threads per block:           1024",
+        "  Max dimension size of a thread block (x,y,z): (1024, 1024, 64)",
+        "  Max dimension size of a grid size    (x,y,z): (2147483647, 65535, 65535)",
+        "  Maximum memory pitch:                          2147483647 bytes",
+        "  Texture alignment:                             512 bytes",
+        "  Concurrent copy and kernel execution:          Yes with 3 copy engine(s)",
+        "  Run time limit on kernels:                     No",
+        "  Integrated GPU sharing Host Memory:            No",
+        "  Support host page-locked memory mapping:       Yes",
+        "  Alignment requirement for Surfaces:            Yes",
+        "  Device has ECC support:                        Enabled",
+        "  Device supports Unified Addressing (UVA):      Yes",
+        "  Device supports Managed Memory:                Yes",
+        "  Device supports Compute Preemption:            Yes",
+        "  Supports Cooperative Kernel Launch:            Yes",
+        "  Supports MultiDevice Co-op Kernel Launch:      Yes",
+        "  Device PCI Domain ID / Bus ID / location ID:   0 / 16 / 0",
+        "  Compute Mode:",
+        "     < Default (multiple host threads can use ::cudaSetDevice() with device simultaneously) >",
+        "> Peer access from NVIDIA H100 80GB HBM3 (GPU0) -> NVIDIA H100 80GB HBM3 (GPU1) : Yes",
+        "> Peer access from NVIDIA H100 80GB HBM3 (GPU1) -> NVIDIA H100 80GB HBM3 (GPU0) : Yes",
+        "deviceQuery, CUDA Driver = CUDART, CUDA Driver Version = 12.8, CUDA Runtime Version = n/a, NumDevs = 2",
+        "Result = PASS",
+    ];
+    let mut lines = text.lines();
+    for line in expected {
+        assert!(lines.any(|l| l == line), "{line:?} is missing, or out of order, in\n{text}");
+    }
+}
+
+/// Who loads the driver's libraries.
+fn user(machine: &Simulated) -> u64 {
+    let (code, document) = json(machine, &[]);
+    assert_eq!(code, 0, "{document:#}");
+    document["nvml"][0]["numbers"]["power_usage"]["value"].as_u64().unwrap()
+}
+
+#[test]
+fn root_is_given_up_where_the_device_nodes_are_there_and_open_to_all() {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    use std::os::unix::fs::PermissionsExt;
+    let machine = Simulated::with(1, "T4", "report_user=1");
+    std::fs::set_permissions(machine.at("/"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(user(&machine), 0, "without device nodes, root must make them");
+    for (name, minor) in [("nvidiactl", 255), ("nvidia0", 0), ("nvidia-uvm", 1)] {
+        let node = machine.at("/dev").join(name);
+        mknod(&node, SFlag::S_IFCHR, Mode::empty(), makedev(195, minor)).unwrap();
+        std::fs::set_permissions(&node, std::fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    assert_eq!(user(&machine), 65534);
+    let restricted = machine.at("/dev/nvidia0");
+    std::fs::set_permissions(restricted, std::fs::Permissions::from_mode(0o660)).unwrap();
+    assert_eq!(user(&machine), 0, "an administrator has restricted the device");
+}

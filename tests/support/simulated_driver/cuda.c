@@ -1,0 +1,132 @@
+/* Stands in for libcuda.so.1: gpus=8xH100, driver=12080, hang|crash|abort|grandchild=FUNCTION, fail=FUNCTION=CODE,
+ * bitflip=DEVICE, no_peer=FROM-TO. Kernels are emulated on the CPU; the device's memory is the host's. */
+#include "settings.h"
+
+struct model { const char *key, *name; int major, minor, multiprocessors; size_t memory; int clock, memory_clock, bus, l2, copies, shared, threads; };
+static const struct model models[] = {
+    {"H100", "NVIDIA H100 80GB HBM3", 9, 0, 132, 85520809984UL, 1980000, 2619000, 5120, 52428800, 3, 233472, 2048},
+    {"A10G", "NVIDIA A10G", 8, 6, 80, 23696375808UL, 1710000, 6251000, 384, 6291456, 2, 102400, 1536},
+    {"T4", "Tesla T4", 7, 5, 40, 15655829504UL, 1590000, 5001000, 256, 4194304, 3, 65536, 1024},
+    {"B200", "NVIDIA B200", 10, 0, 148, 191514673152UL, 1965000, 3996000, 7680, 132644864, 4, 233472, 2048},
+};
+static const struct model *model(void) {
+    const char *gpus = setting("gpus"), *key = gpus ? strchr(gpus, 'x') + 1 : "T4";
+    for (unsigned i = 0; i < sizeof models / sizeof *models; i++)
+        if (!strncmp(key, models[i].key, strlen(models[i].key))) return &models[i];
+    abort();
+}
+static int gpus(void) { return number("cuda_gpus", number("gpus", 1)); }
+static int current;
+
+int cuInit(unsigned flags) { FAULTS; (void)flags; return gpus() ? 0 : 100; }
+int cuDriverGetVersion(int *version) { FAULTS; *version = number("driver", 12080); return 0; }
+int cuDeviceGetCount(int *count) { FAULTS; *count = gpus(); return 0; }
+int cuDeviceGet(int *device, int index) { FAULTS; if (index < 0 || index >= gpus()) return 101; *device = index; return 0; }
+int cuDeviceGetName(char *name, int size, int d) { FAULTS; (void)d; snprintf(name, size, "%s", model()->name); return 0; }
+int cuDeviceGetUuid_v2(unsigned char *uuid, int d) { FAULTS; for (int i = 0; i < 16; i++) uuid[i] = 0x10 * d + i; return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int d) { FAULTS; (void)d; *bytes = model()->memory; return 0; }
+int cuDeviceGetPCIBusId(char *address, int size, int d) { FAULTS; snprintf(address, size, "0000:%02X:00.0", 0x10 + d); return 0; }
+int cuDeviceCanAccessPeer(int *can, int from, int to) {
+    FAULTS;
+    char pair[16];
+    snprintf(pair, sizeof pair, "%d-%d", from, to);
+    *can = !names("no_peer", pair);
+    return 0;
+}
+int cuDeviceGetAttribute(int *v, int attribute, int d) {
+    FAULTS;
+    const struct model *m = model();
+    switch (attribute) {
+    case 1: case 2: case 3: *v = 1024; break;
+    case 4: *v = 64; break;
+    case 5: case 11: *v = 2147483647; break;
+    case 6: case 7: *v = 65535; break;
+    case 8: *v = 49152; break;
+    case 9: case 12: case 82: *v = 65536; break;
+    case 10: case 106: *v = 32; break;
+    case 13: *v = m->clock; break;
+    case 14: case 30: *v = 512; break;
+    case 16: *v = m->multiprocessors; break;
+    case 17: case 18: case 34: case 50: case 133: *v = 0; break;
+    case 20: *v = number("compute_mode", 0); break;
+    case 21: case 22: *v = 131072; break;
+    case 23: *v = 65536; break;
+    case 24: case 25: case 26: *v = 16384; break;
+    case 27: case 28: case 42: *v = 32768; break;
+    case 29: case 43: *v = 2048; break;
+    case 33: *v = 0x10 + d; break;
+    case 36: *v = m->memory_clock; break;
+    case 37: *v = m->bus; break;
+    case 38: *v = m->l2; break;
+    case 39: *v = m->threads; break;
+    case 40: *v = m->copies; break;
+    case 75: *v = m->major; break;
+    case 76: *v = m->minor; break;
+    case 81: *v = m->shared; break;
+    case 97: *v = m->shared - 1024; break;
+    case 131: *v = -1; break;
+    case 15: case 19: case 31: case 32: case 41: case 83: case 88: case 90: case 95: case 96: *v = 1; break;
+    default: return 1; /* this driver does not know it */
+    }
+    return 0;
+}
+int cuGetErrorName(int code, const char **name) {
+    *name = code == 100 ? "CUDA_ERROR_NO_DEVICE" : code == 802 ? "CUDA_ERROR_SYSTEM_NOT_READY" : "CUDA_ERROR_SIMULATED";
+    return 0;
+}
+int cuGetErrorString(int code, const char **words) { (void)code; *words = "a simulated failure"; return 0; }
+
+int cuDevicePrimaryCtxRetain(void **context, int d) { FAULTS; *context = (void *)(intptr_t)(d + 1); return 0; }
+int cuCtxSetCurrent(void *context) { FAULTS; current = (int)(intptr_t)context - 1; return 0; }
+int cuCtxSynchronize(void) { FAULTS; return 0; }
+int cuModuleLoadDataEx(void **module, const char *ptx, unsigned n, int *options, void **values) {
+    int code = fault(__func__);
+    if (!code && !(strstr(ptx, ".entry mix(") && strstr(ptx, ".entry where_ran("))) code = 218;
+    if (code && n == 2 && options[0] == 5) snprintf(values[0], (size_t)values[1], "a simulated compiler message");
+    *module = (void *)1;
+    return code;
+}
+int cuModuleGetFunction(void **f, void *module, const char *name) {
+    FAULTS;
+    (void)module;
+    *f = (void *)(intptr_t)(!strcmp(name, "mix") ? 1 : !strcmp(name, "where_ran") ? 2 : 0);
+    return *f ? 0 : 500;
+}
+int cuMemAlloc_v2(uint64_t *p, size_t n) { FAULTS; *p = (uint64_t)(uintptr_t)malloc(n); return *p ? 0 : 2; }
+int cuMemHostAlloc(void **p, size_t n, unsigned flags) { FAULTS; (void)flags; *p = malloc(n); return *p ? 0 : 2; }
+int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t n) { FAULTS; memcpy((void *)(uintptr_t)to, from, n); return 0; }
+int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t n) { FAULTS; memcpy(to, (void *)(uintptr_t)from, n); return 0; }
+int cuMemcpyHtoDAsync_v2(uint64_t a, const void *b, size_t n, void *s) { FAULTS; (void)a; (void)b; (void)n; (void)s; return 0; }
+int cuMemcpyDtoHAsync_v2(void *a, uint64_t b, size_t n, void *s) { FAULTS; (void)a; (void)b; (void)n; (void)s; return 0; }
+int cuMemcpyDtoDAsync_v2(uint64_t a, uint64_t b, size_t n, void *s) { FAULTS; (void)a; (void)b; (void)n; (void)s; return 0; }
+int cuStreamCreate(void **s, unsigned flags) { FAULTS; (void)flags; *s = (void *)3; return 0; }
+int cuStreamSynchronize(void *s) { FAULTS; (void)s; return 0; }
+int cuEventCreate(void **e, unsigned flags) { FAULTS; (void)flags; *e = (void *)4; return 0; }
+int cuEventRecord(void *e, void *s) { FAULTS; (void)e; (void)s; return 0; }
+/* 256 MiB in 5 ms are 53.687 GB/s. */
+int cuEventElapsedTime(float *ms, void *a, void *b) { FAULTS; (void)a; (void)b; *ms = 5.0f; return 0; }
+
+static int mix(void **p, uint64_t threads) {
+    uint32_t *out = (uint32_t *)(uintptr_t)*(uint64_t *)p[0], *in = (uint32_t *)(uintptr_t)*(uint64_t *)p[1];
+    uint32_t n = *(uint32_t *)p[2], seed = *(uint32_t *)p[3], rounds = *(uint32_t *)p[4];
+    if (threads < n) return 1; /* too few threads for the elements */
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t x = in[i] + i;
+        for (uint32_t r = rounds; r; r--) { x ^= seed; x *= 0x9E3779B1u; x ^= x >> 15; x = x * 0x85EBCA77u + r; }
+        out[i] = x;
+    }
+    if (number("bitflip", -1) == current) out[12345] ^= 1u << 7;
+    return 0;
+}
+static int where_ran(void **p, uint64_t threads) {
+    uint32_t *out = (uint32_t *)(uintptr_t)*(uint64_t *)p[0], n = *(uint32_t *)p[1];
+    for (uint32_t i = 0; i < n; i++) out[i] = threads / n;
+    if (number("idle_multiprocessor", -1) == current) out[0] = 0;
+    return 0;
+}
+int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream, void **p, void **extra) {
+    FAULTS;
+    (void)shared; (void)stream; (void)extra;
+    if (gy != 1 || gz != 1 || by != 1 || bz != 1 || bx > 1024) return 1;
+    return f == (void *)1 ? mix(p, (uint64_t)gx * bx) : where_ran(p, (uint64_t)gx * bx);
+}
