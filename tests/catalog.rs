@@ -664,7 +664,7 @@ fn a_directory_can_take_the_place_of_embedded_files() {
         assert!(error.message().contains(wanted), "{error}");
         std::fs::remove_file(dir.path().join(name)).unwrap();
     }
-    assert_eq!(Catalog::with_overrides(Path::new("/nonexistent")).unwrap_err().code(), Code::Io);
+    assert_eq!(Catalog::with_overrides(Path::new("/nonexistent")).unwrap_err().code(), Code::CatalogInvalid);
 }
 
 #[test]
