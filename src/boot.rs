@@ -253,7 +253,8 @@ async fn run_plan(
     };
     let result = note_end(&mut receipt, result, reports);
     // Only what is installed is a choice to be kept: one that the repository could not meet is made anew.
-    if plan.steps.iter().filter(|s| s.scope == Scope::Image).all(|s| receipt.is_done(&s.id))
+    let mut of_image = plan.steps.iter().filter(|s| s.scope == Scope::Image);
+    if of_image.all(|s| receipt.is_done_as(&s.id, &s.digest))
         && let Err(error) = change::record(&host.files, stack)
     {
         return result.and(fail(reports, error));

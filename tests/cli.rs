@@ -172,6 +172,52 @@ fn a_receipt_of_another_instance_is_set_aside_not_trusted() {
 }
 
 #[test]
+fn a_choice_is_kept_only_once_it_is_installed() {
+    let choice = "/var/lib/gpu-bootstrap/choice.json";
+    let unreachable = format!(
+        "[driver]\nbranch = \"none\"\n[cuda]\ntoolkit = \"none\"\n\
+         [cudnn]\ndeb = [{{ url = \"http://127.0.0.1:9/x.deb\", sha256 = \"{}\" }}]\n",
+        "0".repeat(64)
+    );
+    let machine = Machine::debian12().t4().file("/etc/gpu-bootstrap/a.toml", &unreachable);
+    assert_eq!(machine.run(&["run"]).code, 1);
+    assert!(!machine.outside(choice).exists(), "kept although nothing was installed");
+    let machine = machine.file("/etc/gpu-bootstrap/a.toml", NO_PACKAGES);
+    assert_eq!(machine.run(&["run"]).code, 0);
+    let kept = machine.read(choice);
+    // Another plan that fails takes nothing of it away, although the receipt knows steps that once were done.
+    let machine = machine.file("/etc/gpu-bootstrap/a.toml", &unreachable);
+    assert_eq!(machine.run(&["run"]).code, 1);
+    assert_eq!(machine.read(choice), kept);
+}
+
+#[test]
+fn a_plan_that_takes_back_what_is_installed_is_refused_unless_replanned() {
+    let machine = idle();
+    assert_eq!(machine.run(&["run"]).code, 0);
+    let edit = |path: &str, change: &dyn Fn(&mut Value)| {
+        let mut value = json(&machine.read(path));
+        change(&mut value);
+        fs::write(machine.outside(path), value.to_string()).unwrap();
+    };
+    // As if an earlier run had installed a toolkit from the distribution.
+    edit("/var/lib/gpu-bootstrap/choice.json", &|v| {
+        v["source"] = serde_json::json!({"distro": {"components": []}})
+    });
+    edit("/var/lib/gpu-bootstrap/receipt.json", &|v| {
+        v["steps"] = serde_json::json!([{"id": "cuda-toolkit", "state": "done"}]);
+    });
+    let refused = machine.run(&["run"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(
+        refused.stdout.contains("[plan-changed]") && refused.stdout.contains("--replan"),
+        "{}",
+        refused.stdout
+    );
+    assert_eq!(machine.run(&["run", "--replan"]).code, 0);
+}
+
+#[test]
 fn a_failed_step_that_is_mended_converges_on_resume() {
     let toolkit = "[driver]\nbranch = \"none\"\n[cuda]\ntoolkit = \"none\"\n[cudnn]\ndeb = [{ url = \"http://127.0.0.1:9/x.deb\", sha256 = \"0000000000000000000000000000000000000000000000000000000000000000\" }]\n";
     let machine = Machine::debian12().t4().file("/etc/gpu-bootstrap/a.toml", toolkit);

@@ -96,6 +96,11 @@ impl Receipt {
         self.steps.iter().any(|r| r.id == id && r.state == "done")
     }
 
+    /// Whether that work was on this very form of the step, not on one of an earlier plan.
+    pub fn is_done_as(&self, id: &str, digest: &str) -> bool {
+        self.steps.iter().any(|r| r.id == id && r.digest == digest && r.state == "done")
+    }
+
     /// The record of a step, made if it is new.
     pub fn record(&mut self, id: &str) -> &mut Record {
         if let Some(at) = self.steps.iter().position(|r| r.id == id) {
