@@ -150,4 +150,14 @@ mod tests {
         }
         assert_eq!(files.list(paths::SET_ASIDE_DIR).unwrap().len(), 2);
     }
+
+    #[test]
+    fn a_step_done_under_another_plan_is_not_done_as_this_one() {
+        let mut receipt = Receipt::new("i-1");
+        let record = receipt.record("driver");
+        record.digest = "old".into();
+        record.state = "done".into();
+        assert!(receipt.is_done("driver") && receipt.is_done_as("driver", "old"));
+        assert!(!receipt.is_done_as("driver", "new"));
+    }
 }
