@@ -202,7 +202,7 @@ fn a_plan_that_takes_back_what_is_installed_is_refused_unless_replanned() {
     };
     // As if an earlier run had installed a toolkit from the distribution.
     edit("/var/lib/gpu-bootstrap/choice.json", &|v| {
-        v["source"] = serde_json::json!({"distro": {"components": []}})
+        v["source"] = serde_json::json!({"distro": {"components": []}});
     });
     edit("/var/lib/gpu-bootstrap/receipt.json", &|v| {
         v["steps"] = serde_json::json!([{"id": "cuda-toolkit", "state": "done"}]);
