@@ -1,5 +1,6 @@
 /* What the simulated driver is to be, from /etc/simulated-driver inside the test's root: lines of KEY=VALUE. */
 #define _GNU_SOURCE
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
