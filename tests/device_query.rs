@@ -445,6 +445,16 @@ fn a_gpu_is_tested_from_the_cpus_of_its_own_node() {
 }
 
 #[test]
+fn a_driver_without_the_older_functions_is_asked_by_the_newer() {
+    let temperature = |settings: &str| {
+        let (_, document) = json(&Simulated::with(1, "T4", settings), &[]);
+        document["nvml"][0]["numbers"]["temperature"]["value"].clone()
+    };
+    // The simulated driver tells the two apart by a degree.
+    assert_eq!((temperature(""), temperature("fail=nvmlDeviceGetTemperature=3")), (41.into(), 42.into()));
+}
+
+#[test]
 fn a_lone_gpu_of_a_linked_board_needs_no_nvlink() {
     let (code, document) = json(&Simulated::with(1, "H100", "nvlink_down=0"), &[]);
     // 17 of 18 are up: that is a fault of its own; with none up it would be nobody's.

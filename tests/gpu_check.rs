@@ -470,6 +470,44 @@ fn the_folder_is_one_tar_that_needs_nothing_else() {
     assert_eq!(folder, packed.into_iter().chain(["pack".to_owned()]).collect());
 }
 
+const HEADERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/headers.c");
+
+/// Every function that the probe calls by name is among those whose types are held against NVIDIA's headers.
+#[test]
+fn every_function_of_the_driver_that_the_probe_calls_is_compared() {
+    let compared = fs::read_to_string(HEADERS).unwrap();
+    let mut calls = BTreeSet::new();
+    for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/probe")).unwrap() {
+        let source = fs::read_to_string(file.unwrap().path()).unwrap();
+        let names = source.split('"').filter(|w| w.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+        // cuDevice…, nvmlDevice…; libraries of the toolkit have other headers.
+        let is_driver = |w: &&str| {
+            let rest = w.strip_prefix("cu").or_else(|| w.strip_prefix("nvml"));
+            rest.is_some_and(|r| r.starts_with(|c: char| c.is_ascii_uppercase()))
+        };
+        calls.extend(names.filter(is_driver).map(str::to_owned));
+    }
+    assert!(calls.len() > 60, "{calls:?}");
+    for call in &calls {
+        let listed = [format!("({call},"), format!(", {call},")];
+        assert!(listed.iter().any(|l| compared.contains(l)), "{call} is not in tests/support/headers.c");
+    }
+    println!("{} functions", calls.len());
+}
+
+/// The types against `include`'s headers; `define` is `WITH_CUDA` or `WITH_NVML`.
+fn same_types(include: &Path, define: &str) {
+    let mut cc = Command::new("cc");
+    cc.args(["-std=gnu11", "-fsyntax-only", "-Wno-deprecated-declarations", "-Werror"]);
+    archive::run(cc.arg(format!("-D{define}")).arg("-I").arg(include).arg(HEADERS));
+}
+
+#[test]
+fn the_probe_calls_nvml_as_its_header_says() {
+    let (_work, root) = archive::unpacked("trixie", "non-free", &["libnvidia-ml-dev"]);
+    same_types(&root.join("usr/include"), "WITH_NVML");
+}
+
 /// NVIDIA's own compilers as Debian ships them: CUDA 11.8 and 12.4.
 #[test]
 #[ignore = "downloads 1.9 GB; part of .ci/long"]
@@ -503,6 +541,7 @@ fn real_compilers_take_the_truth_and_the_kernels() {
         let output = Command::new(&truth).output().unwrap();
         let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(complaint.starts_with("truth: cudaGetDeviceCount"), "without a GPU: {complaint}");
+        same_types(&root.join("usr/include"), "WITH_CUDA");
         let kernels = concat!(env!("CARGO_MANIFEST_DIR"), "/src/probe/kernels.ptx");
         let help = archive::run(Command::new(bin.join("ptxas")).arg("--help"));
         let targets: BTreeSet<&str> = help.split('\'').filter(|w| w.starts_with("sm_")).collect();

@@ -12,8 +12,8 @@ use crate::runtime::text;
 const NOT_SUPPORTED: c_int = 3;
 /// `NVML_ERROR_INSUFFICIENT_SIZE`: how a list tells its length when asked with no room.
 const INSUFFICIENT_SIZE: c_int = 7;
-/// `NVML_NVLINK_MAX_LINKS` of every header so far.
-const MAX_LINKS: c_uint = 18;
+/// `NVML_NVLINK_MAX_LINKS` of the newest header; it was 18 until CUDA 12.
+const MAX_LINKS: c_uint = 36;
 
 /// Numbers that one call each gives: key and function.
 const NUMBERS: &[(&str, Getter)] = &[
@@ -244,10 +244,19 @@ impl Gpu<'_> {
         Some(String::from(until_zero(&address)))
     }
 
+    /// CUDA 13 deprecates the older function.
     fn temperature(&self) -> Option<u64> {
+        /// `nvmlTemperature_v1_t`: its size, and 1 as its version; then the sensor, then the degrees.
+        const VERSION_1: u32 = 12 | 1 << 24;
         let mut degrees: c_uint = 0;
         // SAFETY: nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t, sensor 0 = the GPU's, unsigned int *)
-        unsafe { ask!(self, "nvmlDeviceGetTemperature"(c_int: 0, *mut c_uint: &mut degrees)) }.ok()?;
+        let older = unsafe { ask!(self, "nvmlDeviceGetTemperature"(c_int: 0, *mut c_uint: &mut degrees)) };
+        if older.is_err() {
+            let mut newer = [VERSION_1, 0, 0];
+            // SAFETY: nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t, nvmlTemperature_t *); 12 bytes
+            unsafe { ask!(self, "nvmlDeviceGetTemperatureV"(*mut u32: newer.as_mut_ptr())) }.ok()?;
+            degrees = newer[2];
+        }
         Some(degrees.into())
     }
 

@@ -61,6 +61,7 @@ NUMBER(nvmlDeviceGetPowerUsage, number("report_user", 0) ? getuid() : 71000)
 NUMBER(nvmlDeviceGetEnforcedPowerLimit, 700000)
 NUMBER(nvmlDeviceGetMaxMigDeviceCount, 7)
 int nvmlDeviceGetTemperature(void *g, int sensor, unsigned *x) { FAULTS; (void)g; *x = sensor == 0 ? 41 : 0; return 0; }
+int nvmlDeviceGetTemperatureV(void *g, uint32_t *info) { FAULTS; (void)g; if (info[0] != (12 | 1 << 24) || info[1]) return 25; info[2] = 42; return 0; }
 int nvmlDeviceGetEccMode(void *g, unsigned *now, unsigned *pending) { FAULTS; (void)g; *now = *pending = 1; return 0; }
 int nvmlDeviceGetMigMode(void *g, unsigned *now, unsigned *pending) { FAULTS; *now = is("mig", g); *pending = *now || is("mig_pending", g); return 0; }
 int nvmlDeviceGetGspFirmwareMode(void *g, unsigned *now, unsigned *usual) { FAULTS; (void)g; *now = *usual = 1; return 0; }
