@@ -406,8 +406,10 @@ fn who_asks_for_bandwidth_in_text_sees_the_numbers() {
     for line in [
         "bandwidth of GPU 0: to it 53.7 GB/s (median 53.7), from it 53.7 GB/s (median 53.7), on it 107.4 GB/s (median 107.4), PCIe 5 x16, from NUMA node 3",
         "bandwidth of GPU 1: to it 53.7 GB/s (median 53.7), from it 53.7 GB/s (median 53.7), on it 107.4 GB/s (median 107.4), PCIe 5 x16",
-        "bandwidth of GPU 0 to GPU 1: 13.4 GB/s (median 13.4)",
-        "bandwidth of GPU 1 to GPU 0: 13.4 GB/s (median 13.4)",
+        "bandwidth between GPUs in GB/s, the best from the row's GPU to the column's",
+        "           0      1",
+        "    0      -   13.4",
+        "    1   13.4      -",
     ] {
         assert!(said.lines().any(|l| l == line), "{line:?} is not in\n{said}");
     }

@@ -165,10 +165,28 @@ pub(super) fn text(e: &Examination) -> String {
             shown(rates.device_to_device),
         );
     }
-    for pair in &e.peer_copies.measured {
-        let Some(rate) = pair.rate else { continue };
-        let _ = writeln!(out, "bandwidth of GPU {} to GPU {}: {}", pair.from, pair.to, shown(rate));
+    out += &table(&e.peer_copies, e.devices.len());
+    out
+}
+
+/// Every pair's best rate, a row for each GPU that copies come from; empty where no pair was measured.
+fn table(copies: &PeerCopies, devices: usize) -> String {
+    if copies.measured.is_empty() {
+        return String::new();
     }
+    let mut out =
+        String::from("bandwidth between GPUs in GB/s, the best from the row's GPU to the column's\n     ");
+    for to in 0..devices {
+        let _ = write!(out, " {to:>6}");
+    }
+    for from in 0..devices {
+        let _ = write!(out, "\n{from:>5}");
+        for to in 0..devices {
+            let rate = copies.rate(from, to).map_or_else(|| "-".to_owned(), |r| format!("{:.1}", r.best));
+            let _ = write!(out, " {rate:>6}");
+        }
+    }
+    out.push('\n');
     out
 }
 

@@ -237,7 +237,8 @@ impl Examination {
         text::text(self)
     }
 
-    /// What `--bandwidth` measured, one line each; empty where nothing was.
+    /// What `--bandwidth` measured, for a person: a line for each device and a table of the pairs; empty where nothing
+    /// was.
     pub fn measurements(&self) -> String {
         copies::text(self)
     }

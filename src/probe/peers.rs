@@ -66,6 +66,8 @@ fn copy(cuda: &Cuda, sides: &mut Vec<Side>, from: c_int, to: c_int) -> Result<(V
     let mark = 0xC0DE_0000 | (from.index as u32) << 8 | to.index as u32;
     to.mark(cuda, !mark)?;
     from.mark(cuda, mark)?;
+    // The way back as well, where there is one: the driver may let either side's engine do the copy.
+    let _ = to.open_way(cuda, from);
     from.open_way(cuda, to)?;
     let rates = from.stream.rates(cuda, COPIES, SIZE as f64, || {
         // SAFETY: CUresult cuMemcpyPeerAsync(CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, size_t, CUstream);
