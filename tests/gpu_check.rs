@@ -401,6 +401,11 @@ fn no_source_is_no_pass(machine: &Machine, document: &Value) {
     assert_eq!((code, counts(&table)[2]), (1, 1), "{table}");
     assert!(table.contains("NONE  devices[0].attributes.dma_buf"), "{table}");
 
+    // A list without links confirms none.
+    let (code, table) = machine.compare("nvlink.txt", "");
+    assert_eq!(code, 1);
+    assert!(table.contains("NO    nvml[0].nvlink.active"), "{table}");
+
     let mut misnumbered = truth(document);
     misnumbered["devices"][0]["runtime_attributes"]["warp_size"]["number"] = json!(11);
     let (code, table) = machine.compare("truth.json", &misnumbered.to_string());

@@ -77,11 +77,12 @@ for device in "$root"/sys/bus/pci/devices/*; do
 	[ "$node" -lt 0 ] || [ ! -e "$list" ] || printf '%s\t%s\t%s\n' "$address" "$node" "$(cat "$list")" >>numa.txt
 done
 cat "$root/usr/local/cuda/version.json" >toolkit.json 2>/dev/null || : >toolkit.json
-ldconfig -p >linker.txt 2>/dev/null || /sbin/ldconfig -p >linker.txt
+ldconfig -p >linker.txt 2>/dev/null || /sbin/ldconfig -p >linker.txt || fail "ldconfig fails"
 grep -oE 'lib(cudart|cudnn|cublas|nccl)\.so\.[0-9.]+ .*' linker.txt | sed 's/.*=> //' >installed.txt || : >installed.txt
 # A container may forbid it to root as well; the agent then must say that it cannot tell.
 dmesg >dmesg.txt 2>/dev/null || rm dmesg.txt
-nvidia-smi
+# Programs of the driver may hang where the GPU is sick.
+timeout 120 nvidia-smi || fail "nvidia-smi fails"
 cat proc-version.txt
 
 echo "== three queries, timed"
@@ -95,8 +96,8 @@ done
 echo "== text, and bandwidth"
 query query "$binary" device-query --text
 cat query.txt query.err
-nvidia-smi -q -x >smi.xml
-nvidia-smi nvlink -s >nvlink.txt || : # says so, and fails, where there is no NVLink
+timeout 120 nvidia-smi -q -x >smi.xml || fail "nvidia-smi -q -x fails"
+timeout 120 nvidia-smi nvlink -s >nvlink.txt || : # says so, and fails, where there is no NVLink
 before=$(date +%s%N)
 query bandwidth "$binary" device-query --json --bandwidth
 after=$(date +%s%N)
@@ -113,7 +114,7 @@ PYTHON
 
 echo "== the caller's environment"
 echo 'void __attribute__((constructor)) loaded(void) { __builtin_trap(); }' >trap.c
-cc -shared -fPIC -o trap.so trap.c
+cc -shared -fPIC -o trap.so trap.c || fail "cc cannot compile"
 query environment env CUDA_VISIBLE_DEVICES= LD_PRELOAD="$results/trap.so" "$binary" device-query --json
 
 echo "== two at once"
@@ -134,14 +135,14 @@ fi
 echo "== NVIDIA's own runtime"
 "$nvcc" --version | tee nvcc.txt
 "$nvcc" -o truth "$here/truth.cu" -ldl || fail "nvcc cannot compile truth.cu"
-CUDA_DEVICE_ORDER=PCI_BUS_ID ./truth >truth.json || fail "truth.cu does not run"
+CUDA_DEVICE_ORDER=PCI_BUS_ID timeout 300 ./truth >truth.json || fail "truth.cu does not run"
 if [ $torch = yes ]; then
 	echo "== torch"
-	"$python" "$here/torch_truth.py" bandwidth.json >torch.json || fail "torch does not run"
+	timeout 600 "$python" "$here/torch_truth.py" bandwidth.json >torch.json || fail "torch does not run"
 fi
 if [ -n "$sample" ]; then
 	echo "== NVIDIA's deviceQuery"
-	CUDA_DEVICE_ORDER=PCI_BUS_ID "$sample" >sample.txt || fail "$sample does not run"
+	CUDA_DEVICE_ORDER=PCI_BUS_ID timeout 300 "$sample" >sample.txt || fail "$sample does not run"
 fi
 
 echo "== comparison"
