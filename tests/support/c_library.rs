@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::archive::{run, site};
-use crate::simulated_driver::{LIBRARIES, LOADER, Simulated};
+use crate::simulated_driver::{C_LIBRARY, LIBRARIES, LOADER, Simulated};
 
 /// Part of the kept directory's name: raise it when the recipe below changes.
 const RECIPE: &str = "c-library-1";
@@ -42,12 +42,9 @@ fn root_of(release: &str) -> PathBuf {
 /// Puts a release's C library in the place of this machine's; returns the version that it says it has.
 pub(crate) fn install(release: &str, machine: &Simulated) -> String {
     let to = machine.at(LIBRARIES);
-    for entry in fs::read_dir(&to).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if !["libcuda", "libnvidia", "libcudnn", "nvidia"].iter().any(|driver| name.starts_with(driver)) {
-            fs::remove_file(path).unwrap();
-        }
+    // None of this machine's may stay, for another release has fewer or more of them.
+    for library in C_LIBRARY {
+        fs::remove_file(to.join(library)).unwrap();
     }
     let from = libraries_of(release);
     run(Command::new("cp").arg("-a").arg(from.join(".")).arg(&to));

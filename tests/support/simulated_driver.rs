@@ -13,7 +13,7 @@ use std::sync::Mutex;
 /// Where this machine's C library lies, and where the root's will.
 pub(crate) const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 /// What the probe and the real driver libraries link to.
-const C_LIBRARY: [&str; 6] =
+pub(crate) const C_LIBRARY: [&str; 6] =
     ["libc.so.6", "libdl.so.2", "libpthread.so.0", "libm.so.6", "librt.so.1", "libgcc_s.so.1"];
 /// The dynamic linker, in both.
 pub(crate) const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
