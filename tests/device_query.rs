@@ -259,6 +259,30 @@ fn every_fault_has_its_own_verdict_exit_code_and_last_stage() {
     println!("{} faults tried and told apart", seen.len());
 }
 
+/// The stand-in must run wherever the probe does, and its C is to be as clean as the rest.
+#[test]
+fn the_stand_in_compiles_without_a_warning_and_asks_for_no_new_symbol() {
+    let mut command = Command::new("cc");
+    command.args(["-std=gnu11", "-Os", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]);
+    for source in ["cuda.c", "nvml.c", "libraries.c", "settings.c"] {
+        command.arg(format!("{}/src/rehearse/driver/{source}", env!("CARGO_MANIFEST_DIR")));
+    }
+    let out = output(&mut command);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let library = gpu_bootstrap::rehearse::driver::library("libcuda.so.1", "13.0").unwrap();
+    assert!(library.len() < 32_000, "{} bytes", library.len());
+    std::fs::write(file.path(), library).unwrap();
+    let out = output(Command::new("readelf").args(["-W", "--version-info", "--dynamic"]).arg(file.path()));
+    let said = String::from_utf8(out.stdout).unwrap();
+    let versions: std::collections::BTreeSet<&str> =
+        said.split_ascii_whitespace().filter(|word| word.starts_with("GLIBC_")).collect();
+    let first = if cfg!(target_arch = "aarch64") { "GLIBC_2.17" } else { "GLIBC_2.2.5" };
+    assert_eq!(versions, [first].into());
+    assert_eq!(said.matches("(NEEDED)").count(), 1, "{said}");
+    assert!(said.contains("Library soname: [libcuda.so.1]"), "{said}");
+}
+
 #[test]
 fn a_busy_gpu_computes_when_asked_to() {
     let machine = Simulated::with(1, "T4", "busy=0");

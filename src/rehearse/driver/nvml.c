@@ -3,17 +3,21 @@
  * recovery, mig. */
 #include "settings.h"
 
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
 static int gpus(void) { return number("nvml_gpus", number("gpus", 1)); }
 static int index_of(void *gpu) { return (int)(intptr_t)gpu - 1; }
 static int is(const char *key, void *gpu) { return number(key, -1) == index_of(gpu); }
-static int switched(void) { const char *g = setting("gpus"); return g && (strstr(g, "xH100") || strstr(g, "xB200")); }
+/* Hopper and later register with the fabric manager, where there is more than one of them. */
+static int switched(void) { return links() == 18; }
 
 int nvmlInit_v2(void) { FAULTS; return 0; }
 const char *nvmlErrorString(int code) { return code == 9 ? "Driver Not Loaded" : code == 15 ? "GPU is lost" : "a simulated failure"; }
 int nvmlSystemGetDriverVersion(char *v, unsigned n) {
     FAULTS;
-    const char *is = setting("version");
-    snprintf(v, n, "%.*s", is ? (int)strcspn(is, "\n") : 9, is ? is : "580.95.05");
+    snprintf(v, n, "%s", version_text("version"));
     return 0;
 }
 int nvmlDeviceGetCount_v2(unsigned *n) { FAULTS; *n = gpus(); return 0; }
@@ -22,14 +26,14 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **gpu) {
     *gpu = (void *)(intptr_t)(i + 1);
     return is("lost", *gpu) ? 15 : 0;
 }
-int nvmlDeviceGetName(void *g, char *name, unsigned n) { FAULTS; (void)g; snprintf(name, n, "simulated GPU"); return 0; }
+int nvmlDeviceGetName(void *g, char *name, unsigned n) { FAULTS; (void)g; print_name(name, n); return 0; }
 int nvmlDeviceGetUUID(void *g, char *uuid, unsigned n) {
     FAULTS;
     int at = snprintf(uuid, n, "GPU-");
-    for (int i = 0; i < 16; i++) at += snprintf(uuid + at, n - at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", (0x10 * index_of(g) + i) & 0xff);
+    for (int i = 0; i < 16; i++) at += snprintf(uuid + at, n - at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid_byte(index_of(g), i));
     return 0;
 }
-int nvmlDeviceGetPciInfo_v3(void *g, char *info) { FAULTS; memset(info, 0, 68); snprintf(info + 36, 32, "00000000:%02X:00.0", 0x10 + index_of(g)); return 0; }
+int nvmlDeviceGetPciInfo_v3(void *g, char *info) { FAULTS; memset(info, 0, 68); snprintf(info + 36, 32, "00000000:%02X:%02X.0", bus(index_of(g)), slot(index_of(g))); return 0; }
 #define NUMBER(function, value) int function(void *g, unsigned *x) { FAULTS; (void)g; *x = (value); return 0; }
 NUMBER(nvmlDeviceGetPersistenceMode, !is("persistence_off", g))
 NUMBER(nvmlDeviceGetComputeMode, 0)
@@ -50,7 +54,7 @@ int nvmlDeviceGetTotalEccErrors(void *g, int kind, int counter, uint64_t *n) { F
 int nvmlDeviceGetRemappedRows(void *g, unsigned *c, unsigned *u, unsigned *p, unsigned *f) { FAULTS; *c = 0; *p = is("remap_pending", g); *f = is("remap_failed", g); *u = *p + *f; return 0; }
 int nvmlDeviceGetCurrentClocksEventReasons(void *g, uint64_t *mask) { FAULTS; *mask = is("too_hot", g) ? 0x40 : 1; return 0; }
 int nvmlDeviceGetComputeRunningProcesses_v3(void *g, unsigned *count, void *list) { FAULTS; (void)list; *count = is("busy", g) ? 3 : 0; return *count ? 7 : 0; }
-int nvmlDeviceGetNvLinkState(void *g, unsigned link, unsigned *state) { FAULTS; if (!switched() || link >= 18) return 3; *state = !(is("nvlink_down", g) && link == 4); return 0; }
+int nvmlDeviceGetNvLinkState(void *g, unsigned link, unsigned *state) { FAULTS; if (link >= (unsigned)links()) return 3; *state = !(is("nvlink_down", g) && link == 4); return 0; }
 int nvmlDeviceGetGpuFabricInfoV(void *g, uint32_t *info) {
     FAULTS;
     if (info[0] != (36 | 2 << 24)) return 25; /* the caller's structure has another version */
