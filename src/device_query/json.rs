@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::attributes::ATTRIBUTES;
 use super::checks::compute_word;
+use super::libraries::Installed;
 use super::record::{CudaDevice, NvmlGpu};
 use super::{Examination, Run, Runtime, SmokeTest};
 
@@ -45,8 +46,6 @@ fn field(value: impl Into<Value>, unit: Option<&str>, source: impl Into<String>)
 pub(super) fn document(e: &Examination) -> Value {
     let driver = e.facts.driver.as_ref();
     let compute: Vec<_> = e.smoke.iter().map(smoke).collect();
-    let libraries: Vec<_> =
-        e.libraries.iter().filter_map(|l| l.version.as_ref().map(|v| (l.name, v))).collect();
     json!({
         "format": FORMAT,
         "program": concat!("gpu-bootstrap ", env!("CARGO_PKG_VERSION")),
@@ -70,10 +69,7 @@ pub(super) fn document(e: &Examination) -> Value {
         "nvml": e.gpus.iter().map(gpu).collect::<Vec<_>>(),
         "compute_mode": compute_word(e.options.compute),
         "compute": compute,
-        "libraries": libraries
-            .iter()
-            .map(|(name, v)| json!({ "name": name, "path": v.library, "version": field(v.version, Some("the library's own number"), v.library.clone()), "error": v.error }))
-            .collect::<Vec<_>>(),
+        "libraries": e.libraries.iter().filter_map(library).collect::<Vec<_>>(),
         "xids": match &e.xids {
             Ok(xids) => json!(xids),
             Err(_) => Value::Null,
@@ -137,6 +133,20 @@ fn smoke(test: &SmokeTest) -> Value {
         "bandwidth": field(json!(test.bandwidth), Some("GB/s (10^9 bytes)"), "cuEventElapsedTime"),
         "error": test.stages.iter().find_map(|(_, s)| s.error.as_ref()),
     })
+}
+
+/// `None` where the library said nothing at all: the checks tell why.
+fn library(l: &Installed) -> Option<Value> {
+    let said = l.version.as_ref()?;
+    Some(json!({
+        "name": l.name,
+        "path": said.library,
+        "version": field(said.version, Some("the library's own number"), said.library.clone()),
+        "version_text": l.says(),
+        "package": l.owner.as_ref().map(|o| json!({ "name": o.name, "version": o.version })),
+        "planned_version": l.wanted_words(),
+        "error": said.error,
+    }))
 }
 
 /// How each process of the probe went.

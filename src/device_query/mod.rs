@@ -9,6 +9,7 @@ mod image;
 mod json;
 mod kernel_log;
 pub mod launch;
+pub mod libraries;
 mod library;
 pub mod record;
 mod text;
@@ -23,8 +24,9 @@ use futures_util::future::join_all;
 use self::checks::{Check, Verdict};
 use self::kernel_log::Xid;
 use self::launch::Launch;
+use self::libraries::{Installed, Promised};
 use self::library::Found;
-use self::record::{Bandwidth, CudaDevice, Init, LibraryVersion, Load, NvmlGpu, Peers, Smoke, of_stage};
+use self::record::{Bandwidth, CudaDevice, Init, Load, NvmlGpu, Peers, Smoke, of_stage};
 use crate::catalog::Catalog;
 use crate::catalog::data::InstanceType;
 use crate::error::Result;
@@ -48,6 +50,8 @@ pub enum Compute {
 pub struct Options {
     /// How many GPUs there must be; `None` asks the instance type and the PCI bus.
     pub expect_gpus: Option<u32>,
+    /// What a plan installed.
+    pub promised: Promised,
     /// When to run kernels.
     pub compute: Compute,
     /// Measure copies, too.
@@ -65,13 +69,6 @@ const LIBRARY_LIMIT: Duration = Duration::from_secs(60);
 
 const NVML: &[&str] = &["libnvidia-ml.so.1"];
 const CUDA: &[&str] = &["libcuda.so.1"];
-/// The other libraries that are asked for their version: stage and sonames, newest first.
-const LIBRARIES: &[(&str, &[&str])] = &[
-    ("cudart", &["libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0"]),
-    ("cudnn", &["libcudnn.so.9", "libcudnn.so.8"]),
-    ("cublas", &["libcublas.so.13", "libcublas.so.12", "libcublas.so.11"]),
-    ("nccl", &["libnccl.so.2"]),
-];
 /// Any user that owns nothing.
 const NOBODY: u32 = 65534;
 
@@ -106,17 +103,6 @@ pub struct SmokeTest {
     pub stages: Vec<(&'static str, Smoke)>,
     /// The copies, where they were measured.
     pub bandwidth: Option<Bandwidth>,
-}
-
-/// A library that is installed.
-#[derive(Clone, Debug)]
-pub struct Installed {
-    /// `cudnn`, …
-    pub name: &'static str,
-    /// The process.
-    pub run: Run,
-    /// What it said.
-    pub version: Option<LibraryVersion>,
 }
 
 /// The CUDA runtime's version and where it was learnt.
@@ -201,7 +187,10 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
         nvml,
         cuda,
     };
-    let (smoke, libraries) = tokio::join!(smoke_tests(&probe, &examination), installed(&probe));
+    let (smoke, libraries) = tokio::join!(
+        smoke_tests(&probe, &examination),
+        libraries::ask(&probe, &examination.options.promised)
+    );
     examination.smoke = smoke?;
     examination.libraries = libraries?;
     examination.runtime = runtime(host, &examination.libraries)?;
@@ -265,7 +254,7 @@ impl Probe<'_> {
     }
 
     fn find(&self, sonames: &[&str]) -> Result<std::result::Result<String, NotRun>> {
-        Ok(match library::find(self.host, sonames)? {
+        Ok(match library::find(self.host, sonames, &[])? {
             Found::At(path) => Ok(path.display().to_string()),
             Found::Unsafe(why) => Err(NotRun::Unsafe(why)),
             Found::Nowhere => Err(NotRun::Missing(sonames.join(", "))),
@@ -358,28 +347,6 @@ async fn smoke_test(
 fn processes(examination: &Examination, device: &CudaDevice) -> Option<u64> {
     let gpu = examination.gpus.iter().find(|g| g.uuid.is_some() && g.uuid == device.uuid)?;
     gpu.number("compute_processes")
-}
-
-async fn installed(probe: &Probe<'_>) -> Result<Vec<Installed>> {
-    let mut found = Vec::new();
-    for (name, sonames) in LIBRARIES {
-        match probe.find(sonames)? {
-            Ok(path) => found.push((*name, Ok(path))),
-            Err(NotRun::Missing(_)) => {}
-            Err(not_run) => found.push((*name, Err(not_run))),
-        }
-    }
-    Ok(join_all(found.into_iter().map(|(name, path)| async move {
-        let run = match path {
-            // They load libcuda themselves, or link to it.
-            Ok(_) if !probe.loaded => Err(NotRun::NoDriver),
-            Ok(path) => probe.run(vec![name.to_owned(), path], LIBRARY_LIMIT).await,
-            Err(not_run) => Err(not_run),
-        };
-        let version = all(&run, name).into_iter().next();
-        Installed { name, run, version }
-    }))
-    .await)
 }
 
 /// By the library itself, else by the toolkit's own note.

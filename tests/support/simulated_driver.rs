@@ -87,6 +87,42 @@ impl Simulated {
         self
     }
 
+    /// What an earlier run recorded as its choice.
+    pub(crate) fn planned(self, toolkit: &str, cudnn: &str) -> Self {
+        let home = format!("/usr/local/cuda-{toolkit}");
+        let choice = serde_json::json!({
+            "gpu_architectures": ["Hopper"],
+            "source": { "distro": { "components": [] } },
+            "driver": null,
+            "toolkits": [{ "version": toolkit, "packages": [], "home": home }],
+            "cudnn": { "version": cudnn, "packages": [] },
+            "cudnn_debs": [],
+            "fabric_manager": null,
+            "expect_gpus": null,
+            "reasons": [],
+        });
+        self.file("/var/lib/gpu-bootstrap/choice.json", choice.to_string())
+    }
+
+    /// A package that owns `files`.
+    pub(crate) fn package(self, name: &str, version: &str, files: &[&str]) -> Self {
+        let status = self.at("/var/lib/dpkg/status");
+        let known = fs::read_to_string(status).unwrap_or_default();
+        let stanza = format!(
+            "Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\n\n"
+        );
+        self.file("/var/lib/dpkg/status", known + &stanza)
+            .file(&format!("/var/lib/dpkg/info/{name}.list"), files.join("\n") + "\n")
+    }
+
+    /// The linker's cache over these directories, by the real ldconfig.
+    pub(crate) fn linked(self, directories: &[&str]) -> Self {
+        let linked = self.file("/etc/ld.so.conf", directories.join("\n") + "\n");
+        let out = Command::new("/sbin/ldconfig").arg("-r").arg(linked.at("/")).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        linked
+    }
+
     /// Writes a file.
     pub(crate) fn file(self, path: &str, content: impl AsRef<[u8]>) -> Self {
         let to = self.at(path);
