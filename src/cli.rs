@@ -11,7 +11,7 @@ use crate::catalog::Choice;
 use crate::config;
 use crate::device_query::checks::Verdict;
 use crate::device_query::libraries::Promised;
-use crate::device_query::{self, Compute};
+use crate::device_query::{self, Compute, ExpectedGpus};
 use crate::engine::change;
 use crate::error::{Code, Error, Result, exit};
 use crate::facts;
@@ -379,7 +379,11 @@ fn query_devices(args: &DeviceQueryArgs) -> Result<u8> {
     let host = Host::new(args.root.clone());
     let choice = change::earlier(&host.files)?;
     let options = device_query::Options {
-        expect_gpus: args.expect_gpus,
+        expect_gpus: args.expect_gpus.map(|number| ExpectedGpus {
+            number,
+            or_more: false,
+            by: "--expect-gpus",
+        }),
         promised: choice.as_ref().map(Promised::of).unwrap_or_default(),
         compute: args.compute,
         bandwidth: args.bandwidth,

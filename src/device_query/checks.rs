@@ -129,6 +129,7 @@ pub(super) fn not_run_words(not_run: &NotRun) -> String {
         NotRun::Missing(sonames) => format!("{sonames} is not installed"),
         NotRun::Unsafe(why) => format!("the library was not loaded: {why}"),
         NotRun::NotStarted(why) => why.clone(),
+        NotRun::NoNodes(nodes) => format!("there is no {nodes}, and only root can make it"),
         NotRun::NotAsked => "not asked for".into(),
     }
 }
@@ -149,6 +150,11 @@ fn not_run(check: &str, not_run: &NotRun) -> Check {
         NotRun::NotStarted(_) => {
             Check::unknown(check, words, "Allow root to execute files in /run or /var/lib.")
         }
+        NotRun::NoNodes(_) => Check::unknown(
+            check,
+            words,
+            "Ask as root (sudo); nvidia-persistenced or nvidia-modprobe make the device nodes at every boot.",
+        ),
         NotRun::NoDriver | NotRun::NotAsked => Check::unknown(check, words, "Ask for it (--compute always)."),
     }
 }
@@ -305,7 +311,8 @@ fn count(e: &Examination) -> Check {
     if e.cuda_init.devices.is_some() && !with_mig {
         counts.push(("CUDA", e.devices.iter().filter(|d| d.error.is_none()).count()));
     }
-    let wanted = e.options.expect_gpus.map(|n| ("--expect-gpus", n));
+    let or_more = e.options.expect_gpus.is_some_and(|expected| expected.or_more);
+    let wanted = e.options.expect_gpus.map(|expected| (expected.by, expected.number));
     let wanted = wanted.or_else(|| e.instance_type.as_ref().map(|t| (t.name.as_str(), t.gpus)));
     let mut evidence: Vec<String> = counts.iter().map(|(who, n)| format!("{who} {n}")).collect();
     if with_mig {
@@ -316,7 +323,7 @@ fn count(e: &Examination) -> Check {
     }
     let evidence = evidence.join(", ");
     let wanted = wanted.map_or(pci, |(_, n)| n as usize);
-    if counts.iter().all(|(_, n)| *n == wanted) && wanted > 0 {
+    if counts.iter().all(|(_, n)| *n == wanted || or_more && *n > wanted) && wanted > 0 {
         Check::pass(NAME, evidence)
     } else if counts.iter().any(|(_, n)| *n < wanted) || wanted == 0 {
         Check::fail(
@@ -659,7 +666,7 @@ fn library_version(installed: &Installed, path: &str, says: &str) -> Check {
         None => "it belongs to no package".to_owned(),
     };
     if let Some(owner) = &installed.owner
-        && owner.upstream().is_some_and(|version| differs(&version))
+        && owner.version_of(installed.name).is_some_and(|version| differs(&version))
     {
         return Check::fail(
             name,
@@ -671,7 +678,7 @@ fn library_version(installed: &Installed, path: &str, says: &str) -> Check {
         );
     }
     if let Some((other, owner)) = &installed.shadowed
-        && owner.upstream().is_some_and(|version| differs(&version))
+        && owner.version_of(installed.name).is_some_and(|version| differs(&version))
     {
         return Check::fail(
             name,

@@ -51,7 +51,7 @@ pub(super) fn document(e: &Examination) -> Value {
         "program": concat!("gpu-bootstrap ", env!("CARGO_PKG_VERSION")),
         "result": if e.passes() { "PASS" } else { "FAIL" },
         "instance_type": field(e.instance_type.as_ref().map(|t| t.name.clone()), None, "/sys/class/dmi/id/product_name"),
-        "expected_gpus": e.options.expect_gpus,
+        "expected_gpus": e.options.expect_gpus.map(|e| e.number),
         "driver": {
             "module_version": field(driver.map(|d| d.value.version.clone()), None, "/proc/driver/nvidia/version"),
             "open_module": field(driver.map(|d| d.value.open), Some("boolean"), "/proc/driver/nvidia/version"),

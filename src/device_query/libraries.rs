@@ -135,8 +135,12 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// What stands before epoch, revision and everything that is no number: `11.8.89` of `11.8.89~11.8.0-5~deb12u1`.
-    pub(super) fn upstream(&self) -> Option<Version> {
+    /// The version of `library`, where the package is that library's own: `11.8.89` of `11.8.89~11.8.0-5~deb12u1`.
+    /// A package of many things (a whole toolkit) has a version of its own.
+    pub(super) fn version_of(&self, library: &str) -> Option<Version> {
+        if !self.name.contains(library) {
+            return None;
+        }
         let version = self.version.split_once(':').map_or(self.version.as_str(), |(_, v)| v);
         let end = version.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(version.len());
         Version::parse(version[..end].trim_end_matches('.'))
@@ -344,10 +348,12 @@ mod tests {
             ("8.9.7.29-1+cuda12.2", "8.9.7.29"),
             ("1:12.8.90-1", "12.8.90"),
         ] {
-            let owner = Owner { name: String::new(), version: whole.into() };
-            assert_eq!(owner.upstream(), Some(version(upstream)), "{whole}");
+            let owner = Owner { name: "libcudnn9-cuda-12".into(), version: whole.into() };
+            assert_eq!(owner.version_of("cudnn"), Some(version(upstream)), "{whole}");
+            assert_eq!(owner.version_of("cudart"), None);
         }
-        assert_eq!(Owner { name: String::new(), version: "git".into() }.upstream(), None);
+        let owner = Owner { name: "libcudnn9-cuda-12".into(), version: "git".into() };
+        assert_eq!(owner.version_of("cudnn"), None);
     }
 
     #[test]

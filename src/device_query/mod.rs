@@ -12,6 +12,7 @@ pub mod launch;
 pub mod libraries;
 mod library;
 pub mod record;
+mod summary;
 mod text;
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -45,11 +46,22 @@ pub enum Compute {
     Never,
 }
 
+/// How many GPUs there must be.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpectedGpus {
+    /// So many.
+    pub number: u32,
+    /// Or more.
+    pub or_more: bool,
+    /// Who says so, for people.
+    pub by: &'static str,
+}
+
 /// What to examine.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How many GPUs there must be; `None` asks the instance type and the PCI bus.
-    pub expect_gpus: Option<u32>,
+    pub expect_gpus: Option<ExpectedGpus>,
     /// What a plan installed.
     pub promised: Promised,
     /// When to run kernels.
@@ -83,6 +95,8 @@ pub enum NotRun {
     Unsafe(String),
     /// The probe cannot be started.
     NotStarted(String),
+    /// Device nodes are missing, which only root can make; which ones.
+    NoNodes(String),
     /// Not asked for.
     NotAsked,
 }
@@ -163,8 +177,13 @@ pub struct Examination {
 /// Examines the machine. An error only where the machine cannot be read at all; a broken driver is a result.
 pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
     let facts = gpu::gather(host, Witnesses::WhenInDoubt).await?;
-    let probe =
-        Probe { host, user: unprivileged(host)?, loaded: facts.driver.is_some(), deadline: options.deadline };
+    let probe = Probe {
+        host,
+        user: unprivileged(host)?,
+        loaded: facts.driver.is_some(),
+        missing_nodes: missing_nodes(host)?,
+        deadline: options.deadline,
+    };
     let (nvml, cuda) = tokio::join!(probe.driver_library("nvml", NVML), probe.driver_library("cuda", CUDA));
     let (nvml, cuda) = (nvml?, cuda?);
     let mut examination = Examination {
@@ -204,6 +223,27 @@ impl Examination {
         !self.devices.is_empty() && self.checks.iter().all(|c| c.verdict != Verdict::Fail)
     }
 
+    /// What works, in one sentence: `driver 580.95.05 loaded; 8 × NVIDIA H100 80GB HBM3; CUDA 13.0; computed on 8 of 8`.
+    pub fn summary(&self) -> String {
+        summary::summary(self)
+    }
+
+    /// The GPUs for which the driver asks for a reboot.
+    pub fn asks_for_reboot(&self) -> Vec<u32> {
+        const REBOOT: u64 = 2;
+        let asks = self.gpus.iter().filter(|g| g.number("recovery_action") == Some(REBOOT));
+        asks.map(|g| g.index).collect()
+    }
+
+    /// Whether GPUs wait for the NVSwitch fabric: the fabric manager has not finished, or does not run.
+    pub fn waits_for_fabric(&self) -> bool {
+        const NOT_READY: [i32; 2] = [802, 919];
+        const UNFINISHED: [u32; 2] = [1, 2];
+        let code = self.cuda_init.error.as_ref().and_then(|e| e.code);
+        code.is_some_and(|code| NOT_READY.contains(&code))
+            || self.gpus.iter().any(|g| g.fabric.is_some_and(|f| UNFINISHED.contains(&f.state)))
+    }
+
     /// deviceQuery's text.
     pub fn text(&self) -> String {
         text::text(self)
@@ -239,6 +279,7 @@ struct Probe<'a> {
     host: &'a Host,
     user: Option<u32>,
     loaded: bool,
+    missing_nodes: Option<String>,
     deadline: Option<Duration>,
 }
 
@@ -246,6 +287,9 @@ impl Probe<'_> {
     async fn driver_library(&self, stage: &str, sonames: &[&str]) -> Result<Run> {
         if !self.loaded {
             return Ok(Err(NotRun::NoDriver));
+        }
+        if let Some(nodes) = &self.missing_nodes {
+            return Ok(Err(NotRun::NoNodes(nodes.clone())));
         }
         match self.find(sonames)? {
             Ok(path) => Ok(self.run(vec![stage.into(), path], QUERY_LIMIT).await),
@@ -292,6 +336,21 @@ fn unprivileged(host: &Host) -> Result<Option<u32>> {
         }
     }
     Ok(Some(NOBODY))
+}
+
+/// The driver's libraries make the device nodes that are missing, which takes root. Without them and without root they
+/// answer as if there were no GPU.
+fn missing_nodes(host: &Host) -> Result<Option<String>> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let mut missing = Vec::new();
+    for node in ["/dev/nvidiactl", "/dev/nvidia-uvm"] {
+        if !host.files.exists(node)? {
+            missing.push(node);
+        }
+    }
+    Ok((!missing.is_empty()).then(|| missing.join(", ")))
 }
 
 fn all<T: serde::de::DeserializeOwned>(run: &Run, stage: &str) -> Vec<T> {

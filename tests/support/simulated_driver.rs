@@ -115,6 +115,17 @@ impl Simulated {
             .file(&format!("/var/lib/dpkg/info/{name}.list"), files.join("\n") + "\n")
     }
 
+    /// A program that is a shell script.
+    pub(crate) fn program(self, path: &str, script: &str) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let simulated = self.file("/usr/bin/sh", fs::read("/bin/dash").unwrap());
+        let simulated = simulated.file(path, format!("#!/usr/bin/sh\n{script}\n"));
+        for program in ["/usr/bin/sh", path] {
+            fs::set_permissions(simulated.at(program), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        simulated
+    }
+
     /// The linker's cache over these directories, by the real ldconfig.
     pub(crate) fn linked(self, directories: &[&str]) -> Self {
         let linked = self.file("/etc/ld.so.conf", directories.join("\n") + "\n");
