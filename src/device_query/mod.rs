@@ -1,6 +1,6 @@
 //! Proves the GPUs by the CUDA driver API and NVML, from a static binary: the probe (`src/probe/`) runs once for
-//! each risk, its records become an [`Examination`], and [`checks`] judges it. Called by the command
-//! `device-query`; `/proc` and sysfs are read first, and without a loaded module no library is touched.
+//! each risk, its records become an [`Examination`], and [`checks`] judges it. Called by the command `device-query`
+//! and by the last step of a run; `/proc` and sysfs are read first, and without a loaded module no library is touched.
 
 mod architecture;
 pub mod checks;

@@ -114,6 +114,7 @@ pub(super) fn check(faults: &[String], name: &str, instance_type: Option<&Instan
             return Err(Error::new(Code::Usage, format!("--fault {fault}: {name} has no such GPU"))
                 .with_hint(match gpus {
                     0 => "rehearse an instance type with a GPU".to_owned(),
+                    1 => "its only GPU is 0".to_owned(),
                     _ => format!("its GPUs are 0 to {}", gpus - 1),
                 }));
         }
