@@ -80,7 +80,9 @@ impl DeviceQuery {
         if let Err(error) = self.count(host)? {
             return Ok(Answer::Broken(error));
         }
-        judge(host, &module, &examine(host, self.options()).await?).await
+        // Boxed: an examination's state is large, and a run would carry it through every step.
+        let examination = Box::pin(examine(host, self.options())).await?;
+        judge(host, &module, &examination).await
     }
 
     fn options(&self) -> Options {

@@ -10,7 +10,7 @@
 static int gpus(void) { return number("nvml_gpus", number("gpus", 1)); }
 static int index_of(void *gpu) { return (int)(intptr_t)gpu - 1; }
 static int is(const char *key, void *gpu) { return number(key, -1) == index_of(gpu); }
-/* Hopper and later register with the fabric manager, where there is more than one of them. */
+/* Hopper and later register with the fabric manager. */
 static int switched(void) { return links() == 18; }
 
 int nvmlInit_v2(void) { FAULTS; return 0; }

@@ -129,7 +129,7 @@ void print_name(char *to, size_t size) {
     snprintf(to, size, "%s%s%.*s", model()->name, label ? " " : "", label ? (int)strcspn(label, "\n") : 0, label ? label : "");
 }
 
-int links(void) { return number("gpus", 1) > 1 ? model()->links : 0; }
+int links(void) { return model()->links; }
 
 /* Two hexadecimal digits at offset AT of the GPU's address in "pci=0000:53:00.0 0000:64:00.0 …". */
 static int of_address(int gpu, int at, int otherwise) {

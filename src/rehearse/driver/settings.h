@@ -30,7 +30,7 @@ struct model {
 const struct model *model(void);
 /* "NVIDIA H100 80GB HBM3", and the setting "label" behind it. */
 void print_name(char *to, size_t size);
-/* How many NVLinks each GPU has: none where it is alone. */
+/* How many NVLinks each GPU has. */
 int links(void);
 /* Place of a GPU on the PCI bus, domain 0. */
 int bus(int gpu);
