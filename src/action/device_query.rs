@@ -220,7 +220,7 @@ fn code(e: &Examination, check: &str) -> Code {
         "cuda" => Code::CudaFailed,
         "gpu-count" => Code::GpuCount,
         name if name.starts_with("device-") => Code::CudaFailed,
-        name if name.starts_with("compute-") => Code::ComputeFailed,
+        name if e.smoke.iter().any(|test| name == format!("compute-{}", test.index)) => Code::ComputeFailed,
         name if name.starts_with("library-") && e.libraries.iter().any(|l| missing(&l)) => {
             Code::LibraryMissing
         }

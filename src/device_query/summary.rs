@@ -20,7 +20,8 @@ pub(super) fn summary(e: &Examination) -> String {
         let says = e.libraries.iter().find(|l| l.name == name && l.promised).and_then(Installed::says);
         parts.extend(says.map(|version| format!("{title} {version}")));
     }
-    let computed: Vec<&Check> = e.checks.iter().filter(|c| c.check.starts_with("compute-")).collect();
+    let tests: Vec<String> = e.smoke.iter().map(|test| format!("compute-{}", test.index)).collect();
+    let computed: Vec<&Check> = e.checks.iter().filter(|c| tests.contains(&c.check)).collect();
     let passed = computed.iter().filter(|c| c.verdict == Verdict::Pass).count();
     parts.push(format!("computed on {passed} of {}", e.devices.len()));
     for check in computed.iter().filter(|c| c.verdict != Verdict::Pass) {
