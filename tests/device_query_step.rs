@@ -214,6 +214,33 @@ async fn a_library_that_the_plan_installed_and_is_gone_has_the_code_for_that() {
     assert_eq!(error.code().name(), "library-broken", "{error}");
 }
 
+/// A driver that hangs would cost a run two deadlines otherwise.
+#[tokio::test]
+async fn the_work_uses_what_its_check_has_just_seen_once_and_no_other() {
+    let broken = "bitflip=1\nhang=nvmlDeviceGetTemperature";
+    let settings = |machine: &Simulated, lines: &str| {
+        fs::write(machine.at("/etc/simulated-driver"), format!("gpus=2xH100\n{lines}\n")).unwrap();
+    };
+    let code = |applied: Result<Applied, Error>| applied.map_err(|e| e.code().name());
+    let machine = Simulated::with(2, "H100", "bitflip=1");
+    let host = host(&machine);
+    assert_eq!(action(2).check(&host).await.unwrap().state(), "needed");
+    // Whoever asks the driver now never gets an answer in this test's time.
+    settings(&machine, broken);
+    let began = Instant::now();
+    assert_eq!(code(action(2).apply(&host).await), Err("compute-failed"));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+
+    // Taken out: the next one asks again, and so does another action.
+    settings(&machine, "");
+    assert_eq!(code(action(2).apply(&host).await), Ok(Applied::Done));
+    settings(&machine, "bitflip=1");
+    assert_eq!(action(2).check(&host).await.unwrap().state(), "needed");
+    settings(&machine, "");
+    assert_eq!(code(action(1).apply(&host).await), Ok(Applied::Done));
+    assert_eq!(code(action(2).apply(&host).await), Ok(Applied::Done));
+}
+
 /// The probe may be loaded from nowhere: that says nothing about the GPUs.
 #[tokio::test]
 async fn what_cannot_be_told_is_unknown_with_what_to_do() {

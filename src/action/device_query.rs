@@ -3,7 +3,8 @@
 //!
 //! Little can be applied here: a reboot is asked for where it loads the right module, and a fabric that is being set
 //! up is waited for. So that a plan can show the verdict without failing, `check` says `Needed` with the reason, and
-//! `apply` returns that reason as the error, with its own code and the exit code for an unhealthy GPU.
+//! `apply` returns that reason as the error, with its own code and the exit code for an unhealthy GPU. Both are one
+//! look: a driver that hangs would otherwise cost two deadlines.
 
 use std::time::{Duration, Instant};
 
@@ -61,7 +62,21 @@ enum Answer {
     Joining(Error),
 }
 
+/// What `check` found, for the `apply` of the same action.
+struct Seen {
+    action: DeviceQuery,
+    answer: Answer,
+}
+
 impl DeviceQuery {
+    /// What `check` has just found; else the machine is asked.
+    async fn seen_or_ask(&self, host: &Host) -> Result<Answer> {
+        match host.take_look::<Seen>() {
+            Some(seen) if seen.action == *self => Ok(seen.answer),
+            _ => self.ask(host).await,
+        }
+    }
+
     async fn ask(&self, host: &Host) -> Result<Answer> {
         if let Err(error) = self.libraries(host)? {
             return Ok(Answer::Broken(error));
@@ -251,18 +266,22 @@ fn working(host: &Host) -> Result<Vec<DrivenGpu>> {
 
 impl Converge for DeviceQuery {
     async fn check(&self, host: &Host) -> Result<Check> {
-        Ok(match self.ask(host).await? {
-            Answer::Works(evidence) => Check::satisfied(evidence),
-            Answer::Unknown(why) => Check::unknown(why),
+        let answer = self.ask(host).await?;
+        let check = match &answer {
+            Answer::Works(evidence) => return Ok(Check::satisfied(evidence)),
+            Answer::Unknown(why) => return Ok(Check::unknown(why)),
             Answer::Reboot(why) => Check::needed(why),
             Answer::Broken(error) | Answer::Joining(error) => Check::needed(error.message()),
-        })
+        };
+        host.keep_look(Seen { action: self.clone(), answer });
+        Ok(check)
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let began = Instant::now();
+        let mut answer = self.seen_or_ask(host).await?;
         loop {
-            match self.ask(host).await? {
+            match answer {
                 Answer::Works(_) => return Ok(Applied::Done),
                 Answer::Reboot(why) => return Ok(Applied::RebootNeeded { why }),
                 Answer::Broken(error) => return Err(error),
@@ -270,6 +289,7 @@ impl Converge for DeviceQuery {
                 Answer::Joining(error) if began.elapsed() >= FABRIC_LIMIT => return Err(error),
                 Answer::Joining(_) => tokio::time::sleep(FABRIC_POLL).await,
             }
+            answer = self.ask(host).await?;
         }
     }
 

@@ -8,10 +8,13 @@ pub mod exec;
 pub mod fetch;
 pub mod files;
 pub mod ld_cache;
+mod look;
 pub mod retry;
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::report::event::Progress;
 
@@ -26,6 +29,7 @@ pub struct Host {
     /// Time, boot id.
     pub clock: clock::Clock,
     dpkg: dpkg::Cache,
+    look: look::Look,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
     notices: Arc<dyn Fn(String) + Send + Sync>,
 }
@@ -39,6 +43,7 @@ impl Host {
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
             dpkg: dpkg::Cache::default(),
+            look: look::Look::default(),
             progress: Arc::new(|_| {}),
             notices: Arc::new(|_| {}),
         }
@@ -61,6 +66,16 @@ impl Host {
     /// Says something that a person should know and that is no failure. Never blocks, never fails.
     pub fn notice(&self, text: impl Into<String>) {
         (self.notices)(text.into());
+    }
+
+    /// Keeps what a check has just found for the work that follows it, in place of an earlier finding.
+    pub(crate) fn keep_look(&self, finding: impl Any + Send) {
+        self.look.keep(finding, Instant::now());
+    }
+
+    /// What the check before this work found: once, and only where it is a `T` and some seconds old at most.
+    pub(crate) fn take_look<T: Any>(&self) -> Option<T> {
+        self.look.take(Instant::now())
     }
 
     /// Says how far a piece of long work has come. Never blocks, never fails.
