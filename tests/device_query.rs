@@ -670,6 +670,20 @@ fn a_hanging_driver_ends_with_its_deadline() {
 }
 
 #[test]
+fn hangs_in_several_places_cost_one_deadline() {
+    let everywhere = "hang=cuInit\nhang=nvmlInit_v2\nhang=cudnnGetVersion";
+    let machine = Simulated::with(1, "T4", everywhere);
+    let began = Instant::now();
+    let (code, document) = json(&machine, &["--deadline", "1"]);
+    assert_eq!(code, 5);
+    assert!(began.elapsed() < Duration::from_millis(1600), "{:?}", began.elapsed());
+    for name in ["cuda", "nvml", "library-cudnn"] {
+        let evidence = check(&document, name)["evidence"].as_str().unwrap();
+        assert!(evidence.contains("did not answer within 1000 ms"), "{evidence}");
+    }
+}
+
+#[test]
 fn a_grandchild_that_holds_the_output_open_holds_nobody_up() {
     let machine = Simulated::with(1, "T4", "grandchild=cuInit");
     let began = Instant::now();

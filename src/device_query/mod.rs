@@ -193,12 +193,33 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
         missing_nodes: missing_nodes(host)?,
         deadline: options.deadline,
     };
+    let promised = options.promised.clone();
+    // The libraries need nothing of the driver's answers: hangs in several places cost one deadline.
+    let (examination, libraries) =
+        tokio::join!(ask_driver(&probe, facts, options), libraries::ask(&probe, &promised));
+    let mut examination = examination?;
+    examination.libraries = libraries?;
+    // Alone, because whatever else runs makes them slower.
+    if examination.options.bandwidth {
+        examination.copies = copies::with_host(&probe, &examination).await?;
+        examination.peer_copies = copies::between_devices(&probe, &examination).await?;
+    }
+    examination.runtime = runtime(host, &examination.libraries)?;
+    // Last, so that what the probes met is among it.
+    examination.dead = dead_functions(host, &examination.facts)?;
+    examination.log = kernel_log::reports(&host.files);
+    examination.checks = checks::checks(&examination);
+    Ok(examination)
+}
+
+/// What the driver says, and what its GPUs compute; nothing of the rest yet.
+async fn ask_driver(probe: &Probe<'_>, facts: GpuFacts, options: Options) -> Result<Examination> {
     let (nvml, cuda) = tokio::join!(probe.driver_library("nvml", NVML), probe.driver_library("cuda", CUDA));
     let (nvml, cuda) = (nvml?, cuda?);
     let mut examination = Examination {
-        instance_type: instance_type(host)?,
-        dead: dead_functions(host, &facts)?,
-        log: kernel_log::reports(&host.files),
+        instance_type: instance_type(probe.host)?,
+        dead: Vec::new(),
+        log: Ok(Reports::default()),
         nvml_load: first(&nvml, "nvml.load"),
         nvml_init: first(&nvml, "nvml.init"),
         gpus: all(&nvml, "nvml.device"),
@@ -218,19 +239,8 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
         nvml,
         cuda,
     };
-    examination.nodes = copies::nodes(&probe, &examination)?;
-    let (smoke, libraries) = tokio::join!(
-        smoke_tests(&probe, &examination),
-        libraries::ask(&probe, &examination.options.promised)
-    );
-    examination.smoke = smoke?;
-    examination.libraries = libraries?;
-    if examination.options.bandwidth {
-        examination.copies = copies::with_host(&probe, &examination).await?;
-        examination.peer_copies = copies::between_devices(&probe, &examination).await?;
-    }
-    examination.runtime = runtime(host, &examination.libraries)?;
-    examination.checks = checks::checks(&examination);
+    examination.nodes = copies::nodes(probe, &examination)?;
+    examination.smoke = smoke_tests(probe, &examination).await?;
     Ok(examination)
 }
 
