@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use simulated_driver::Simulated;
+use simulated_driver::{DRIVER, Simulated};
 
 fn output(command: &mut Command) -> Output {
     command.output().unwrap()
@@ -60,8 +60,8 @@ fn healthy_gpus_pass_every_check() {
             let expected: &[&str] = match check["check"].as_str().unwrap() {
                 // These have neither NVLink nor a fabric.
                 "nvlink" | "fabric" if model == "T4" || model == "A10G" => &["could-not-tell"],
-                // Only old GPUs retire pages.
-                "retired-pages" => &["could-not-tell"],
+                // Only old GPUs retire pages; there is no modinfo.
+                "retired-pages" | "module-on-disk" => &["could-not-tell"],
                 _ => &["pass"],
             };
             assert!(expected.contains(&check["verdict"].as_str().unwrap()), "{model}: {check}");
@@ -351,9 +351,75 @@ const FAULTS: &[Fault] = &[
     Fault("busy=2", &[], ("compute-2", "could-not-tell", "3 processes", 0), ("nvml", "nvml.device")),
 ];
 
+/// What is done to a machine with a switch, its fabric manager, and the loaded module on disk → (check, verdict, words
+/// of its evidence, exit code).
+type Around = (fn(Simulated) -> Simulated, (&'static str, &'static str, &'static str, i32));
+
+const AROUND: &[Around] = &[
+    (
+        |m| m.gone("/proc/4242").program("/usr/bin/systemctl", "exit 3"),
+        (
+            "fabric-manager",
+            "fail",
+            "nvidia-fabricmanager does not run; its package is nvidia-fabricmanager 580.95.05-1",
+            5,
+        ),
+    ),
+    (
+        |m| m.gone("/proc/4242").gone("/var/lib/dpkg").program("/usr/bin/systemctl", "exit 4"),
+        ("fabric-manager", "fail", "does not run; no package of it is installed", 5),
+    ),
+    (
+        |m| m.gone("/var/lib/dpkg").package("nvidia-fabricmanager-570", "570.195.03-0ubuntu0.22.04.1", &[]),
+        (
+            "fabric-manager",
+            "fail",
+            "580.95.05 is loaded, and fabric manager is another version: its package is nvidia-fabricmanager-570 570.195.03",
+            5,
+        ),
+    ),
+    (|m| m.gone("/dev/nvidia-nvswitch0"), ("fabric-manager", "warn", "there is no /dev/nvidia-nvswitch*", 0)),
+    (|m| m.gone("/proc/4242"), ("fabric-manager", "could-not-tell", "neither a process nor systemd", 0)),
+    (
+        |m| m.program("/usr/sbin/modinfo", "echo 595.58.03"),
+        ("module-on-disk", "warn", "580.95.05 is loaded, and the next boot loads 595.58.03", 0),
+    ),
+    (
+        |m| m.program("/usr/sbin/modinfo", "echo Module nvidia not found. >&2; exit 1"),
+        ("module-on-disk", "could-not-tell", "knows of no NVIDIA module", 0),
+    ),
+];
+
+fn with_switch() -> Simulated {
+    Simulated::with(2, "H100", "").switched(DRIVER).program("/usr/sbin/modinfo", &format!("echo {DRIVER}"))
+}
+
+#[test]
+fn fabric_manager_and_the_module_on_disk_are_in_order() {
+    let (code, document) = json(&with_switch(), &[]);
+    assert_eq!(code, 0, "{document:#}");
+    let manager = check(&document, "fabric-manager");
+    assert_eq!(manager["verdict"], "pass");
+    assert_eq!(
+        manager["evidence"],
+        "nvidia-fabricmanager runs with 1 device nodes; its package is nvidia-fabricmanager 580.95.05-1"
+    );
+    // As a unit alone, where processes are hidden.
+    let hidden = with_switch().gone("/proc/4242").program("/usr/bin/systemctl", "exit 0");
+    assert_eq!(check(&json(&hidden, &[]).1, "fabric-manager")["verdict"], "pass");
+    assert_eq!(check(&document, "module-on-disk")["verdict"], "pass");
+}
+
 #[test]
 fn every_fault_has_its_own_verdict_exit_code_and_last_stage() {
     let mut seen = std::collections::HashSet::new();
+    for (damage, (name, verdict, words, exit_code)) in AROUND {
+        let (code, document) = json(&damage(with_switch()), &[]);
+        let found = check(&document, name);
+        assert_eq!((code, &found["verdict"]), (*exit_code, &Value::from(*verdict)), "{words}: {found}");
+        assert!(found["evidence"].as_str().unwrap().contains(words), "{words}: {found}");
+        assert!(seen.insert(found.to_string()), "{words} cannot be told from another: {found}");
+    }
     for Fault(settings, args, (name, verdict, words, exit_code), (process, stage)) in FAULTS {
         let machine = Simulated::with(8, "H100", settings);
         let (code, document) = json(&machine, args);

@@ -14,14 +14,12 @@ use super::driver::{self, Remedy};
 use super::{Applied, Check, Converge};
 use crate::device_query::checks::{self, Verdict};
 use crate::device_query::libraries::Promised;
-use crate::device_query::{Compute, Examination, ExpectedGpus, NotRun, Options, examine};
+use crate::device_query::{Compute, Examination, ExpectedGpus, NotRun, Options, examine, fabric_manager};
 use crate::error::{Code, Error, Result};
 use crate::facts::gpu::driver::{DrivenGpu, information};
 use crate::host::Host;
-use crate::host::exec::Call;
 
 const GPUS: &str = "/proc/driver/nvidia/gpus";
-const FABRIC_MANAGER: &str = "nvidia-fabricmanager.service";
 /// How long GPUs may take to join the NVSwitch fabric once its manager runs; seconds as a rule, more after a cold start.
 const FABRIC_LIMIT: Duration = Duration::from_secs(120);
 const FABRIC_POLL: Duration = Duration::from_secs(2);
@@ -175,7 +173,9 @@ async fn judge(host: &Host, module: &str, e: &Examination) -> Result<Answer> {
         let error = Error::new(code(e, &first.check), format!("{}: {}", first.check, first.evidence))
             .with_hint(hint(&first.advice));
         let error = because(error, others);
-        let joining = e.waits_for_fabric() && fabric_manager_runs(host).await?;
+        // One of another version than the driver's never gets there.
+        let hopeless = others.iter().any(|c| c.check == "fabric-manager");
+        let joining = !hopeless && e.waits_for_fabric() && fabric_manager::runs(host).await? == Some(true);
         return Ok(if joining { Answer::Joining(error) } else { Answer::Broken(error) });
     }
     let unknown = |c: &&checks::Check| {
@@ -241,15 +241,6 @@ fn code(e: &Examination, check: &str) -> Code {
         }
         name if name.starts_with("library-") => Code::LibraryBroken,
         _ => Code::GpuUnhealthy,
-    }
-}
-
-/// Whether the fabric manager is at work. A machine without systemd has none.
-async fn fabric_manager_runs(host: &Host) -> Result<bool> {
-    match host.exec.output(&Call::new("systemctl").args(["is-active", "--quiet", FABRIC_MANAGER])).await {
-        Ok(output) => Ok(output.ok()),
-        Err(e) if e.code() == Code::Exec => Ok(false),
-        Err(e) => Err(e),
     }
 }
 

@@ -4,11 +4,10 @@
 use std::path::Path;
 
 use crate::error::{Code, Error, Result};
-use crate::facts::gpu::driver;
+use crate::facts::gpu::{driver, module_on_disk};
 use crate::facts::os::secure_boot;
 use crate::host::Host;
 use crate::host::dpkg::compare_versions;
-use crate::host::exec::Call;
 
 const VERSION: &str = "/proc/driver/nvidia/version";
 /// Longer chains than Debian's four are loops.
@@ -86,21 +85,6 @@ pub(super) async fn remedy(host: &Host, loaded: &str, libraries: Option<&str>) -
     };
     let text = format!("kernel module {loaded} is loaded, {installed}, and {disk}");
     Ok(Remedy::None(Error::new(Code::DriverMismatch, text).with_hint(hint)))
-}
-
-/// Version of the module file that the next boot of this kernel loads; `None` when there is none.
-async fn module_on_disk(host: &Host) -> Result<Option<String>> {
-    // Debian's module has another file name; the name that it is loaded by is an "install" line of modprobe's.
-    for name in ["nvidia", "nvidia-current"] {
-        match host.exec.output(&Call::new("modinfo").args(["-F", "version", name])).await {
-            Ok(output) if output.ok() => return Ok(Some(output.text().trim().to_owned())),
-            Ok(_) => {}
-            // Without modinfo nobody knows of a module on disk.
-            Err(e) if e.code() == Code::Exec => return Ok(None),
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(None)
 }
 
 /// Why no module is loaded, as an error. `words` is what modprobe said, if it was asked.

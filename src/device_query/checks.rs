@@ -87,6 +87,7 @@ pub(super) fn checks(e: &Examination) -> Vec<Check> {
         all.push(nvml(e));
         all.push(cuda(e));
         all.push(versions(e));
+        all.push(on_disk(e));
     }
     all.push(count(e));
     all.push(bus(e));
@@ -95,6 +96,7 @@ pub(super) fn checks(e: &Examination) -> Vec<Check> {
     if e.facts.driver.is_some() {
         all.extend(per_gpu(e));
         all.extend(nvlink(e));
+        all.extend(fabric_manager(e));
         all.extend(e.devices.iter().filter_map(|d| {
             let failure = d.error.as_ref()?;
             Some(Check::fail(&format!("device-{}", d.index), call(failure), advice(explained_cuda(failure))))
@@ -297,6 +299,73 @@ fn versions(e: &Examination) -> Check {
             "See the check nvml.",
         ),
     }
+}
+
+/// The loaded module against the file that the next boot loads.
+fn on_disk(e: &Examination) -> Check {
+    const NAME: &str = "module-on-disk";
+    let module = e.facts.driver.as_ref().map_or("", |d| d.value.version.as_str());
+    match e.on_disk.as_deref() {
+        Some(disk) if disk == module => Check::pass(NAME, format!("{disk} is loaded and on disk")),
+        Some(disk) => Check::warn(
+            NAME,
+            format!("{module} is loaded, and the next boot loads {disk}"),
+            "Reboot when it suits, and ask again; where the driver must stay as it is, hold its packages.",
+        ),
+        None => Check::unknown(
+            NAME,
+            "modinfo knows of no NVIDIA module for this kernel",
+            "Nothing to do in a container; elsewhere see `dkms status`: the next boot may have no driver.",
+        ),
+    }
+}
+
+/// Whether what the GPUs need behind `NVSwitch`es is there. No row without a switch.
+fn fabric_manager(e: &Examination) -> Option<Check> {
+    const NAME: &str = "fabric-manager";
+    let manager = e.fabric_manager.as_ref()?;
+    let module = e.facts.driver.as_ref()?.value.version.as_str();
+    let package = match &manager.package {
+        Some(package) => format!("its package is {} {}", package.name, package.version),
+        None => "no package of it is installed".to_owned(),
+    };
+    let wanted = Version::parse(module);
+    let own = manager.package.as_ref().and_then(|p| p.version_of("fabric"));
+    if manager.runs == Some(false) {
+        return Some(Check::fail(
+            NAME,
+            format!("nvidia-fabricmanager does not run; {package}"),
+            format!(
+                "Install it in the driver's version, {module}, and start it (systemctl start nvidia-fabricmanager); its journal says why it stops."
+            ),
+        ));
+    }
+    if let (Some(own), Some(wanted)) = (&own, &wanted)
+        && !agree(own, wanted)
+    {
+        return Some(Check::fail(
+            NAME,
+            format!("kernel module {module} is loaded, and fabric manager is another version: {package}"),
+            format!(
+                "Install fabric manager in version {module} and restart it: it works with exactly its own version of the driver."
+            ),
+        ));
+    }
+    Some(match (manager.runs, manager.nodes) {
+        (Some(_), 0) => Check::warn(
+            NAME,
+            "nvidia-fabricmanager runs, and there is no /dev/nvidia-nvswitch*",
+            "Restart nvidia-fabricmanager, which makes them; in a container, nothing to do.",
+        ),
+        (Some(_), nodes) => {
+            Check::pass(NAME, format!("nvidia-fabricmanager runs with {nodes} device nodes; {package}"))
+        }
+        (None, _) => Check::unknown(
+            NAME,
+            format!("neither a process nor systemd can be seen; {package}"),
+            "Ask on the machine itself, not in a container.",
+        ),
+    })
 }
 
 fn is_mig(gpu: &NvmlGpu) -> bool {

@@ -7,6 +7,7 @@ pub mod checks;
 pub mod copies;
 mod copy_checks;
 mod explain;
+pub mod fabric_manager;
 mod image;
 mod json;
 mod kernel_log;
@@ -27,6 +28,7 @@ use futures_util::future::join_all;
 
 use self::checks::{Check, Verdict};
 use self::copies::{HostCopies, PeerCopies};
+use self::fabric_manager::FabricManager;
 use self::kernel_log::Reports;
 use self::launch::Launch;
 use self::libraries::{Installed, Promised};
@@ -35,7 +37,7 @@ use self::numa::Node;
 use self::record::{CudaDevice, Init, Load, NvmlGpu, Peers, Smoke, of_stage};
 use crate::catalog::Catalog;
 use crate::catalog::data::InstanceType;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::facts::gpu::{self, GpuFacts, Witnesses};
 use crate::host::Host;
 
@@ -147,6 +149,10 @@ pub struct Examination {
     pub instance_type: Option<InstanceType>,
     /// GPUs whose PCI configuration cannot be read any more.
     pub dead: Vec<String>,
+    /// Version of the module on disk, which the next boot loads, where modinfo knows one.
+    pub on_disk: Option<String>,
+    /// Fabric manager, where there are NVSwitches and a loaded module.
+    pub fabric_manager: Option<FabricManager>,
     /// What the kernel's log holds since boot, or why it cannot be read.
     pub log: std::result::Result<Reports, String>,
     /// The process that asked NVML.
@@ -194,11 +200,16 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
         deadline: options.deadline,
     };
     let promised = options.promised.clone();
-    // The libraries need nothing of the driver's answers: hangs in several places cost one deadline.
-    let (examination, libraries) =
-        tokio::join!(ask_driver(&probe, facts, options), libraries::ask(&probe, &promised));
+    let switched = !facts.nvswitches.is_empty();
+    // These need nothing of the driver's answers: hangs in several places cost one deadline.
+    let (examination, libraries, around) = tokio::join!(
+        ask_driver(&probe, facts, options),
+        libraries::ask(&probe, &promised),
+        look_around(&probe, switched)
+    );
     let mut examination = examination?;
     examination.libraries = libraries?;
+    (examination.on_disk, examination.fabric_manager) = around?;
     // Alone, because whatever else runs makes them slower.
     if examination.options.bandwidth {
         examination.copies = copies::with_host(&probe, &examination).await?;
@@ -212,6 +223,20 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
     Ok(examination)
 }
 
+/// What belongs to a loaded module: its successor on disk, and fabric manager where there are switches.
+async fn look_around(probe: &Probe<'_>, switched: bool) -> Result<(Option<String>, Option<FabricManager>)> {
+    if !probe.loaded {
+        return Ok((None, None));
+    }
+    let on_disk = match gpu::module_on_disk(probe.host).await {
+        // A modinfo that hangs says nothing of the GPUs.
+        Err(e) if e.code() == Code::ExecTimeout => None,
+        answer => answer?,
+    };
+    let fabric_manager = if switched { Some(fabric_manager::look(probe.host).await?) } else { None };
+    Ok((on_disk, fabric_manager))
+}
+
 /// What the driver says, and what its GPUs compute; nothing of the rest yet.
 async fn ask_driver(probe: &Probe<'_>, facts: GpuFacts, options: Options) -> Result<Examination> {
     let (nvml, cuda) = tokio::join!(probe.driver_library("nvml", NVML), probe.driver_library("cuda", CUDA));
@@ -219,6 +244,8 @@ async fn ask_driver(probe: &Probe<'_>, facts: GpuFacts, options: Options) -> Res
     let mut examination = Examination {
         instance_type: instance_type(probe.host)?,
         dead: Vec::new(),
+        on_disk: None,
+        fabric_manager: None,
         log: Ok(Reports::default()),
         nvml_load: first(&nvml, "nvml.load"),
         nvml_init: first(&nvml, "nvml.init"),

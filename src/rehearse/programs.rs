@@ -30,6 +30,8 @@ const FIRST_BLACKWELL: u16 = 0x2900;
 pub(super) struct Machine {
     /// The simulated GPUs.
     pub(super) gpus: Vec<Gpu>,
+    /// How many `NVSwitch`es there are.
+    pub(super) switches: u32,
 }
 
 /// A simulated kernel module file.
@@ -119,6 +121,9 @@ fn load(name: &str, module: &Module) -> Result<Result<(), &'static str>> {
     }
     if name == "nvidia" {
         show_driver(&machine.gpus, module)?;
+        for switch in 0..machine.switches {
+            put(&format!("/dev/nvidia-nvswitch{switch}"), "")?;
+        }
     }
     Ok(Ok(()))
 }

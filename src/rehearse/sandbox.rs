@@ -328,7 +328,8 @@ fn is_plain_family(name: &str) -> bool {
 fn write_machine(job: &Job, instance_type: Option<&InstanceType>, copy: &Copy) -> Result<()> {
     pci::write(&pci::devices(instance_type), &job.dir.join(init::BUS_DIR))?;
     pci::write_dmi(&job.instance_type, metadata::INSTANCE_ID, &job.dir.join(init::DMI_DIR))?;
-    let machine = Machine { gpus: pci::gpus(instance_type) };
+    let switches = instance_type.map_or(0, |t| t.nvswitches);
+    let machine = Machine { gpus: pci::gpus(instance_type), switches };
     let json = serde_json::to_vec(&machine).map_err(|e| failed("describe the simulated machine", e))?;
     put_in_run(copy, MACHINE_FILE, &json)?;
     for dir in ["lock", "systemd/system"] {

@@ -88,6 +88,17 @@ impl Simulated {
         self
     }
 
+    /// An `NVSwitch` on the PCI bus, its device node, and fabric manager of `version` as a process.
+    pub(crate) fn switched(self, version: &str) -> Self {
+        let dir = "/sys/bus/pci/devices/0000:c1:00.0";
+        self.file(&format!("{dir}/vendor"), "0x10de\n")
+            .file(&format!("{dir}/device"), "0x22a3\n")
+            .file(&format!("{dir}/class"), "0x068000\n")
+            .file("/dev/nvidia-nvswitch0", "")
+            .file("/proc/4242/comm", "nv-fabricmanage\n")
+            .package("nvidia-fabricmanager", &format!("{version}-1"), &[])
+    }
+
     /// What an earlier run recorded as its choice.
     pub(crate) fn planned(self, toolkit: &str, cudnn: &str) -> Self {
         let home = format!("/usr/local/cuda-{toolkit}");
@@ -140,6 +151,17 @@ impl Simulated {
         let to = self.at(path);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::write(to, content).unwrap();
+        self
+    }
+
+    /// Without a file or directory.
+    pub(crate) fn gone(self, path: &str) -> Self {
+        let path = self.at(path);
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap();
+        } else {
+            fs::remove_file(path).unwrap();
+        }
         self
     }
 

@@ -4,7 +4,7 @@
 use super::compare::{self, Inventory};
 use super::pci::{self, Address, Function, ProcLine};
 use super::{GpuFacts, driver, lspci};
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::facts::Fact;
 use crate::host::Host;
 use crate::host::exec::Call;
@@ -56,6 +56,24 @@ pub async fn gather(host: &Host, witnesses: Witnesses) -> Result<GpuFacts> {
     };
     read_driver(host, &mut facts)?;
     Ok(facts)
+}
+
+/// Version of the module file that the next boot of this kernel loads; `None` where there is none, or no modinfo that
+/// knows of it.
+pub async fn module_on_disk(host: &Host) -> Result<Option<String>> {
+    // Debian's module has another file name; the name that it is loaded by is an "install" line of modprobe's.
+    for name in ["nvidia", "nvidia-current"] {
+        match host.exec.output(&Call::new("modinfo").args(["-F", "version", name])).await {
+            Ok(output) if output.ok() => {
+                let version = output.text().trim().to_owned();
+                return Ok(Some(version).filter(|version| !version.is_empty()));
+            }
+            Ok(_) => {}
+            Err(e) if e.code() == Code::Exec => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
 }
 
 /// What sysfs and `/proc/bus/pci` list; a source that is not there is left out.
