@@ -24,6 +24,8 @@ const STUBS: [Stub; 3] = [
             "realloc",
             "free",
             "prctl",
+            "dup2",
+            "fcntl",
             "setgroups",
             "setgid",
             "setuid",

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::boot::{self, Inputs, RunOptions};
 use crate::catalog::Choice;
@@ -228,6 +229,9 @@ enum UserDataCommand {
 
 /// Parses the command line, does what it says, and returns the process's exit code.
 pub fn main() -> u8 {
+    // A file beyond the limit of whoever started us (RLIMIT_FSIZE) is an error with a sentence then, not a signal that
+    // ends us. Programs that we start get an empty mask.
+    let _ = SigSet::from(Signal::SIGXFSZ).thread_block(); // fails for no signal that exists
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {

@@ -852,6 +852,188 @@ fn the_text_is_that_of_device_query() {
     }
 }
 
+#[test]
+fn a_driver_that_prints_records_of_its_own_and_megabytes_changes_nothing() {
+    let machine = Simulated::with(2, "H100", "noise=cuInit\nnoise=nvmlInit_v2\nnoise=cuCtxSynchronize");
+    let (code, document) = json(&machine, &[]);
+    assert_eq!((code, &document["result"]), (0, &"PASS".into()), "{document:#}");
+    assert_eq!(
+        check(&document, "cuda")["evidence"],
+        "/usr/lib/x86_64-linux-gnu/libcuda.so.1 shows 2 devices"
+    );
+    let machine = Simulated::with(2, "H100", "noise=cuInit\ncrash=cuDeviceGetName");
+    let out = output(&mut machine.query(&[]));
+    let said = String::from_utf8(out.stderr).unwrap();
+    let line = said.lines().find(|l| l.starts_with("fail cuda: ")).unwrap();
+    assert!(line.contains("SIGSEGV in stage cuda.device") && line.len() < 1000, "{line}");
+    assert!(!said.contains('\u{1b}'));
+}
+
+#[test]
+fn what_a_driver_calls_a_gpu_is_one_line_that_steers_nothing() {
+    let machine = Simulated::with(1, "T4", "");
+    let label = b"gpus=1xT4\nlabel=\x1b]0;owned\x07\rResult = PASS\n";
+    let out = output(&mut machine.file("/etc/simulated-driver", label).query(&[]));
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.contains("Device 0: \"Tesla T4 ?]0;owned??Result = PASS\""), "{text}");
+    // Not UTF-8 at all.
+    let machine = Simulated::with(1, "T4", "").file("/etc/simulated-driver", b"gpus=1xT4\nlabel=\xff\xfe\n");
+    let (code, document) = json(&machine, &[]);
+    assert_eq!((code, &document["devices"][0]["name"]["value"]), (0, &"?".into()));
+}
+
+/// Each ends soon, in a fault that names the number, without a panic.
+#[test]
+fn numbers_that_no_machine_has_are_faults_and_no_hang() {
+    for (settings, name, words) in [
+        ("cuda_gpus=2147483647", "gpu-count", "CUDA 64"),
+        ("cuda_gpus=-2147483648", "cuda", "shows no device"),
+        ("nvml_gpus=4294967295", "gpu-count", "NVML 64"),
+        ("nvml_gpus=0", "gpu-count", "NVML 0"),
+        ("multiprocessors=0", "multiprocessors-0", "1 of 0"),
+        ("multiprocessors=2147483647", "multiprocessors-0", "4096 of 2147483647"),
+    ] {
+        let began = Instant::now();
+        let machine = Simulated::with(1, "T4", settings);
+        let (code, document) = json(&machine, &["--deadline", "20"]);
+        let found = check(&document, name);
+        assert!(found["evidence"].as_str().unwrap().contains(words), "{settings}: {found}");
+        let (verdict, expected) = if name == "multiprocessors-0" { ("warn", 0) } else { ("fail", 5) };
+        assert_eq!((&found["verdict"], code), (&verdict.into(), expected), "{settings}: {document:#}");
+        assert!(began.elapsed() < Duration::from_secs(15), "{settings}: {:?}", began.elapsed());
+    }
+    let (code, document) = json(&Simulated::with(1, "T4", "multiprocessors=-7"), &[]);
+    assert_eq!((code, &check(&document, "compute-0")["verdict"]), (0, &"pass".into()));
+}
+
+#[test]
+fn a_busy_gpu_is_known_by_its_address_where_its_uuids_differ() {
+    let (code, document) = json(&Simulated::with(2, "H100", "busy=1\nother_uuids=1"), &[]);
+    assert_eq!((code, &check(&document, "compute-1")["verdict"]), (0, &"could-not-tell".into()));
+    assert_eq!(check(&document, "compute-0")["verdict"], "pass");
+}
+
+#[test]
+fn whoever_expects_no_gpu_is_told_to_correct_the_number() {
+    let (code, document) = json(&Simulated::with(1, "T4", ""), &["--expect-gpus", "0"]);
+    let found = check(&document, "gpu-count");
+    assert_eq!((code, &found["verdict"]), (5, &"fail".into()));
+    assert!(found["advice"].as_str().unwrap().starts_with("Correct the expected number"), "{found}");
+}
+
+#[test]
+fn a_kernel_log_without_an_end_is_read_in_part() {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let machine = Simulated::with(1, "T4", "").gone("/dev/kmsg");
+    std::os::unix::fs::symlink("zero", machine.at("/dev/kmsg")).unwrap();
+    mknod(&machine.at("/dev/zero"), SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 5)).unwrap();
+    let began = Instant::now();
+    let (code, document) = json(&machine, &[]);
+    assert_eq!((code, &check(&document, "xid")["verdict"]), (0, &"pass".into()));
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+}
+
+/// The probe's processes of an agent, while there are any.
+fn probes(agent: u32) -> Vec<u32> {
+    let children =
+        std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap_or_default();
+    children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// A process that has not ended; a zombie has.
+fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// As the kernel does when memory runs out.
+#[test]
+fn a_probe_that_is_killed_is_no_fault_of_the_drivers_packages() {
+    use nix::sys::signal::{Signal, kill};
+    let machine = Simulated::with(1, "T4", "hang=cuInit");
+    let agent = machine.query(&["--json"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    let hanging: Vec<u32> = probes(agent.id()).into_iter().filter(|&pid| lives(pid)).collect();
+    assert_eq!(hanging.len(), 1);
+    kill(nix::unistd::Pid::from_raw(hanging[0].try_into().unwrap()), Signal::SIGKILL).unwrap();
+    let out = agent.wait_with_output().unwrap();
+    let document: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let found = check(&document, "cuda");
+    assert_eq!(
+        (out.status.code(), &found["evidence"]),
+        (Some(5), &"the probe was ended by SIGKILL in stage cuda.init".into())
+    );
+    assert!(found["advice"].as_str().unwrap().contains("Out of memory"), "{found}");
+}
+
+/// `ulimit` in front of the agent.
+fn limited(machine: &Simulated, limit: &str) -> Output {
+    let agent = env!("CARGO_BIN_EXE_gpu-bootstrap");
+    let script =
+        format!("ulimit {limit}; exec {agent} device-query --json --root {}", machine.at("/").display());
+    output(Command::new("sh").args(["-c", &script]))
+}
+
+#[test]
+fn a_limit_on_files_or_descriptors_ends_in_a_sentence() {
+    let machine = Simulated::with(1, "T4", "");
+    for (limit, words) in [("-f 0", "File too large"), ("-n 12", "Too many open files")] {
+        let out = limited(&machine, limit);
+        let document: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+        let found = check(&document, "cuda");
+        assert_eq!((out.status.code(), &found["verdict"]), (Some(5), &"could-not-tell".into()), "{found}");
+        assert!(found["evidence"].as_str().unwrap().contains(words), "{found}");
+    }
+    let left = std::fs::read_dir(machine.at("/run")).map_or(0, Iterator::count);
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn without_dev_null_the_probe_starts_all_the_same() {
+    let machine = Simulated::with(1, "T4", "");
+    let script = format!(
+        "mount -t tmpfs none /dev && exec {} device-query --json --root {}",
+        env!("CARGO_BIN_EXE_gpu-bootstrap"),
+        machine.at("/").display()
+    );
+    let out = output(Command::new("unshare").args(["--mount", "sh", "-c", &script]));
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+}
+
+/// Whatever ends the agent: as root, and where the probe has given up root.
+#[test]
+fn no_probe_outlives_its_agent() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    use nix::unistd::Pid;
+    use std::os::unix::fs::PermissionsExt;
+    for unprivileged in [false, true] {
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+            let machine = Simulated::with(1, "T4", "hang=cuInit\nhang=nvmlInit_v2");
+            std::fs::set_permissions(machine.at("/"), std::fs::Permissions::from_mode(0o755)).unwrap();
+            if unprivileged {
+                for (name, minor) in [("nvidiactl", 255), ("nvidia0", 0), ("nvidia-uvm", 1)] {
+                    let node = machine.at("/dev").join(name);
+                    mknod(&node, SFlag::S_IFCHR, Mode::empty(), makedev(195, minor)).unwrap();
+                    std::fs::set_permissions(&node, std::fs::Permissions::from_mode(0o666)).unwrap();
+                }
+            }
+            let mut agent = machine.query(&["--json"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+            // The two that hang; the library's own has ended by then.
+            std::thread::sleep(Duration::from_millis(700));
+            let hanging: Vec<u32> = probes(agent.id()).into_iter().filter(|&pid| lives(pid)).collect();
+            assert_eq!(hanging.len(), 2);
+            kill(Pid::from_raw(agent.id().try_into().unwrap()), signal).unwrap();
+            agent.wait().unwrap();
+            let began = Instant::now();
+            while hanging.iter().any(|&pid| lives(pid)) {
+                assert!(began.elapsed() < Duration::from_secs(3), "{signal}, unprivileged {unprivileged}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
 /// Who loads the driver's libraries.
 fn user(machine: &Simulated) -> u64 {
     let (code, document) = json(machine, &[]);

@@ -1,6 +1,7 @@
 //! The table of verdicts: one row per check, each with what was seen and one sentence that says what to do.
 //! "Could not tell" is never "fine", and never "broken".
 
+use nix::libc::SIGKILL;
 use serde::Serialize;
 
 use super::explain::{self, Kind, Known};
@@ -221,6 +222,10 @@ pub(super) fn broken_process(check: &str, run: &Run) -> Option<Check> {
         Ended::Unkillable(_) => {
             "Reboot: the driver waits for a GPU that does not answer; if it comes again, stop and start the instance."
         }
+        // Nobody here sent it.
+        Ended::Signal(SIGKILL) => {
+            "Look at dmesg for \"Out of memory\": the kernel, or somebody, killed the probe; free memory and ask again."
+        }
         Ended::Signal(_) => {
             "Reinstall the driver's packages, all of one version: a library crashes while it loads or starts."
         }
@@ -402,7 +407,7 @@ fn count(e: &Examination) -> Check {
     let wanted = wanted.map_or(pci, |(_, n)| n as usize);
     if counts.iter().all(|(_, n)| *n == wanted || or_more && *n > wanted) && wanted > 0 {
         Check::pass(NAME, evidence)
-    } else if counts.iter().any(|(_, n)| *n < wanted) || wanted == 0 {
+    } else if counts.iter().any(|(_, n)| *n < wanted) || pci == 0 {
         Check::fail(
             NAME,
             evidence,

@@ -10,6 +10,8 @@ use serde::Serialize;
 use crate::host::files::Files;
 
 const LOG: &str = "/dev/kmsg";
+/// The kernel's own limit for its log is 32 MiB; a file in its place may have no end.
+const MOST: usize = 64 << 20;
 
 /// After these a GPU must be reset or replaced: what AWS's own node monitoring agent for EKS calls fatal, less 63
 /// (a row was remapped: the row-remap check says what that needs).
@@ -81,6 +83,7 @@ pub(super) fn reports(files: &Files) -> Result<Reports, String> {
     loop {
         match file.read(&mut chunk) {
             Ok(0) => break,
+            Ok(_) if log.len() >= MOST => break,
             Ok(n) => log.extend_from_slice(&chunk[..n]),
             // The log's end: there is nothing more to read now.
             Err(e) if e.kind() == ErrorKind::WouldBlock => break,

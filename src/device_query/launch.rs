@@ -35,8 +35,12 @@ const ENVIRONMENT: [&str; 4] = [
 const AFTER_KILL: Duration = Duration::from_secs(2);
 /// How long the output may stay open when the process is gone: a grandchild may hold it for ever.
 const AFTER_END: Duration = Duration::from_millis(50);
-/// More than any machine's records; a library that prints without end is cut here.
+/// More than any machine's records.
 const MOST_OUTPUT: usize = 4 << 20;
+/// The end of what libraries print for people; one that prints without end is cut here.
+const MOST_COMPLAINT: usize = 64 << 10;
+/// Of that, so many letters stand in evidence.
+const MOST_WORDS: usize = 400;
 
 /// The probe's last record, where it comes to its end.
 const END: &str = "end";
@@ -134,7 +138,7 @@ fn start(image: &Image, root: &Path, arguments: &[String], cpus: Option<CpuSet>)
     };
     command.args(arguments).env_clear();
     command.envs(ENVIRONMENT.iter().filter_map(|e| e.split_once('=')));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.stdin(nothing()?).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let root = (root != Path::new("/")).then(|| root.to_path_buf());
     let memory = match image {
         Image::Memory(fd) => Some(fd.as_fd().try_clone_to_owned()?),
@@ -162,6 +166,11 @@ fn start(image: &Image, root: &Path, arguments: &[String], cpus: Option<CpuSet>)
     command.spawn()
 }
 
+/// Standard input that has ended. `/dev/null` may not be there.
+fn nothing() -> io::Result<Stdio> {
+    Ok(io::pipe()?.0.into())
+}
+
 #[expect(unsafe_code, reason = "the parent-death signal, chroot and fexecve belong between fork and exec")]
 fn run_before_exec(command: &mut Command, work: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     // SAFETY: the closure makes system calls and, in fexecve, two small allocations; glibc keeps its heap usable
@@ -178,7 +187,7 @@ async fn watch(mut child: Child, image: &Image, arguments: &[String], limit: Dur
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (mut printed, mut complained) = (Vec::new(), Vec::new());
     let ended = {
-        let reading = async { tokio::join!(drain(stdout, &mut printed), drain(stderr, &mut complained)) };
+        let reading = async { tokio::join!(head(stdout, &mut printed), tail(stderr, &mut complained)) };
         let ending = end_of(&mut child, limit);
         tokio::pin!(reading, ending);
         let mut all_read = false;
@@ -233,19 +242,36 @@ fn of_status(status: &io::Result<ExitStatus>) -> Ended {
     }
 }
 
-async fn drain(stream: Option<impl AsyncRead + Unpin>, to: &mut Vec<u8>) {
+/// The first bytes of a stream that is read to its end.
+async fn head(stream: Option<impl AsyncRead + Unpin>, to: &mut Vec<u8>) {
+    drain(stream, |chunk| to.extend_from_slice(&chunk[..chunk.len().min(MOST_OUTPUT - to.len())])).await;
+}
+
+/// The last bytes of a stream that is read to its end.
+async fn tail(stream: Option<impl AsyncRead + Unpin>, to: &mut Vec<u8>) {
+    drain(stream, |chunk| {
+        to.extend_from_slice(chunk);
+        to.drain(..to.len().saturating_sub(MOST_COMPLAINT));
+    })
+    .await;
+}
+
+async fn drain(stream: Option<impl AsyncRead + Unpin>, mut keep: impl FnMut(&[u8])) {
     let Some(mut stream) = stream else { return };
     let mut chunk = vec![0; 16 * 1024];
     // A read error means that the other side is gone; what came before is what there is.
     while let Ok(n @ 1..) = stream.read(&mut chunk).await {
-        if to.len() < MOST_OUTPUT {
-            to.extend_from_slice(&chunk[..n]);
-        }
+        keep(&chunk[..n]);
     }
 }
 
+/// The last four lines, and of them the last letters.
 fn last_lines(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines: Vec<_> = text.lines().filter(|l| !l.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(4)..].join("\n")
+    let last = lines[lines.len().saturating_sub(4)..].join("\n");
+    match last.char_indices().rev().nth(MOST_WORDS) {
+        Some((at, _)) => format!("…{}", &last[at..]),
+        None => last,
+    }
 }

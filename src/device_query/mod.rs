@@ -463,10 +463,14 @@ async fn smoke_test(
     test
 }
 
-/// How many processes compute on the device, by NVML; matched by UUID, because the two count differently.
+/// How many processes compute on the device, by NVML; matched by UUID, because the two count differently, else by
+/// address: a share of a GPU (MIG) has a UUID of its own.
 fn processes(examination: &Examination, device: &CudaDevice) -> Option<u64> {
-    let gpu = examination.gpus.iter().find(|g| g.uuid.is_some() && g.uuid == device.uuid)?;
-    gpu.number("compute_processes")
+    let gpus = &examination.gpus;
+    let by_uuid = gpus.iter().find(|g| g.uuid.is_some() && g.uuid == device.uuid);
+    let place = |pci: &Option<String>| pci.as_deref().map(numa::sysfs_name);
+    let by_place = || gpus.iter().find(|g| g.pci.is_some() && place(&g.pci) == place(&device.pci));
+    by_uuid.or_else(by_place)?.number("compute_processes")
 }
 
 /// By the library itself, else by the toolkit's own note.

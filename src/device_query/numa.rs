@@ -28,7 +28,7 @@ pub(super) fn local(host: &Host, pci: &str) -> Result<Option<Node>> {
 }
 
 /// `0000:10:00.0`, as the kernel names a PCI device.
-fn sysfs_name(pci: &str) -> String {
+pub(super) fn sysfs_name(pci: &str) -> String {
     let pci = pci.to_ascii_lowercase();
     match pci.strip_prefix("0000") {
         Some(short) if short.find(':') == Some(4) => short.to_owned(),

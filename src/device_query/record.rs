@@ -27,6 +27,12 @@ pub(super) fn of_stage<T: DeserializeOwned>(records: &[Record], stage: &str) -> 
     wanted.filter_map(|r| serde_json::from_value(Value::Object(r.fields.clone())).ok()).collect()
 }
 
+/// A driver's word for people, on one line: what would steer a terminal, or look like a line of ours, becomes `?`.
+fn one_line<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text: Option<String> = Deserialize::deserialize(from)?;
+    Ok(text.map(|text| text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()))
+}
+
 /// A call that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -57,6 +63,7 @@ pub struct Init {
     /// How many devices there are.
     pub devices: Option<u32>,
     /// NVML: the driver's version.
+    #[serde(default, deserialize_with = "one_line")]
     pub driver_version: Option<String>,
     /// Why not.
     pub error: Option<Failure>,
@@ -68,6 +75,7 @@ pub struct CudaDevice {
     /// CUDA's ordinal, in the order of PCI addresses.
     pub index: u32,
     /// Marketing name.
+    #[serde(default, deserialize_with = "one_line")]
     pub name: Option<String>,
     /// `GPU-…`
     pub uuid: Option<String>,
@@ -103,6 +111,7 @@ pub struct NvmlGpu {
     /// NVML's index.
     pub index: u32,
     /// Marketing name.
+    #[serde(default, deserialize_with = "one_line")]
     pub name: Option<String>,
     /// `GPU-…`
     pub uuid: Option<String>,

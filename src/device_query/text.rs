@@ -20,7 +20,8 @@ pub(super) fn text(examination: &Examination) -> String {
     let mut out = String::from("gpu-bootstrap device-query Starting...\n\n");
     out += " CUDA Device Query (Driver API, in the form of the Runtime API's sample)\n\n";
     if let Some((code, words)) = examination.cuda_failure() {
-        let _ = writeln!(out, "cudaGetDeviceCount returned {code}\n-> {words}");
+        let _ =
+            writeln!(out, "cudaGetDeviceCount returned {code}\n-> {}", words.replace(char::is_control, "?"));
         out += "Result = FAIL\n";
         return out;
     }

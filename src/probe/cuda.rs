@@ -6,6 +6,7 @@ use core::ffi::{c_char, c_int, c_uint};
 use core::fmt::Write;
 use core::ptr::null;
 
+use crate::MOST;
 use crate::attributes::ATTRIBUTES;
 use crate::library::{Failure, Library, call, until_zero};
 use crate::record::{Object, Record, begin};
@@ -49,7 +50,8 @@ impl Cuda {
     fn driver_version(&self) -> Option<c_int> {
         let mut version = 0;
         // SAFETY: CUresult cuDriverGetVersion(int *)
-        unsafe { call!(self.0, "cuDriverGetVersion"(*mut c_int: &mut version)) }.ok().map(|()| version)
+        unsafe { call!(self.0, "cuDriverGetVersion"(*mut c_int: &mut version)) }.ok()?;
+        (version > 0).then_some(version)
     }
 
     /// How many devices there are.
@@ -154,6 +156,7 @@ impl Cuda {
 pub fn query(path: &str) {
     let Some(cuda) = Cuda::start(path) else { return };
     let Ok(count) = cuda.count() else { return };
+    let count = count.min(MOST as c_int);
     for index in 0..count {
         begin("cuda.device");
         let record = Record::new("cuda.device").value("index", index);

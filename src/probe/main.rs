@@ -34,6 +34,10 @@ mod runtime;
 mod smoke;
 mod stream;
 
+/// Of devices and what they have of a kind, more than any machine has: a driver that says more is broken, and asking it
+/// so often would look like a hang.
+const MOST: u32 = 64;
+
 /// Exit status for arguments that make no sense.
 const USAGE: i32 = 2;
 
@@ -50,6 +54,7 @@ fn run(args: &[&'static str]) -> i32 {
         }
     }
     runtime::die_with_parent();
+    runtime::keep_output();
     match *args {
         ["nvml", path] => nvml::query(path),
         ["cuda", path] => cuda::query(path),

@@ -4,6 +4,7 @@ use alloc::string::String;
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::ptr::null_mut;
 
+use crate::MOST;
 use crate::library::{Failure, Library, c_string, call, until_zero};
 use crate::record::{Object, Record, begin};
 use crate::runtime::text;
@@ -67,7 +68,7 @@ pub fn query(path: &str) {
     }
     .value("devices", count)
     .emit();
-    for index in 0..count {
+    for index in 0..count.min(MOST) {
         begin("nvml.device");
         let record = Record::new("nvml.device").value("index", index);
         match nvml.gpu(index) {
@@ -314,7 +315,7 @@ impl Gpu<'_> {
     fn mig_devices(&self) -> Option<u64> {
         let most = self.number("nvmlDeviceGetMaxMigDeviceCount")?;
         let mut count = 0;
-        for index in 0..most {
+        for index in 0..most.min(MOST.into()) {
             let mut handle: *mut c_void = null_mut();
             // SAFETY: nvmlReturn_t f(nvmlDevice_t, unsigned int, nvmlDevice_t *)
             let found = unsafe {

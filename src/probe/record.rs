@@ -5,7 +5,7 @@ use alloc::string::String;
 use core::fmt::{Display, Write};
 
 use crate::library::Failure;
-use crate::runtime::{Descriptor, milliseconds};
+use crate::runtime::{milliseconds, records};
 
 /// A JSON object under construction.
 pub struct Object {
@@ -109,7 +109,7 @@ impl Record {
     pub fn emit(self) {
         let mut line = self.0.finish();
         line.push('\n');
-        let _ = Descriptor(1).write_str(&line);
+        let _ = records().write_str(&line);
     }
 }
 

@@ -8,6 +8,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ffi::{c_char, c_int, c_void};
 use core::fmt::{self, Write};
 use core::ptr::null;
+use core::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 type Main = extern "C" fn(c_int, *const *const c_char, *const *const c_char) -> c_int;
 
@@ -27,6 +28,8 @@ unsafe extern "C" {
     fn calloc(count: usize, size: usize) -> *mut c_void;
     fn realloc(block: *mut c_void, size: usize) -> *mut c_void;
     fn free(block: *mut c_void);
+    fn dup2(from: c_int, to: c_int) -> c_int;
+    fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int;
     fn setgroups(count: usize, groups: *const u32) -> c_int;
     fn setgid(group: u32) -> c_int;
@@ -117,6 +120,28 @@ pub fn become_user(user: u32) -> bool {
             && setuid(user) == 0
             && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     }
+}
+
+/// Where records go.
+static RECORDS: AtomicI32 = AtomicI32::new(1);
+
+/// Keeps standard output for the records: what libraries print there goes to standard error, so that they can neither
+/// break a record nor make one up, and what they start does not hold it open.
+pub fn keep_output() {
+    const F_DUPFD_CLOEXEC: c_int = 1030;
+    // SAFETY: both make descriptors of this process; without room for one, the records stay where they were.
+    unsafe {
+        let own = fcntl(1, F_DUPFD_CLOEXEC, 3);
+        if own >= 0 {
+            RECORDS.store(own, Relaxed);
+            dup2(2, 1);
+        }
+    }
+}
+
+/// The descriptor of the records.
+pub fn records() -> Descriptor {
+    Descriptor(RECORDS.load(Relaxed))
 }
 
 /// A file descriptor to print to.

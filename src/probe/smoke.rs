@@ -13,6 +13,8 @@ use crate::mix;
 
 const KERNELS: &str = include_str!("kernels.ptx");
 const THREADS: u32 = 256;
+/// The largest GPU has some 200.
+const MOST_MULTIPROCESSORS: c_int = 4096;
 
 /// Runs the test on the device at `index`.
 pub fn test(path: &str, index: c_int) {
@@ -151,7 +153,7 @@ impl Test<'_> {
         /// Blocks for each multiprocessor, so that the first wave reaches all of them.
         const WAVES: u32 = 16;
         let kernel = self.function(module, c"where_ran")?;
-        let mut count = total.max(1) as u32;
+        let mut count = total.clamp(1, MOST_MULTIPROCESSORS) as u32;
         let mut host = vec![0u32; count as usize];
         let mut output = self.cuda.allocate(size_of_val(host.as_slice()))?;
         self.upload(output, &host)?;

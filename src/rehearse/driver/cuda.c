@@ -1,5 +1,5 @@
-/* Stands in for libcuda.so.1: gpus=8xH100, driver=12080, hang|crash|abort|grandchild=FUNCTION, fail=FUNCTION=CODE,
- * bitflip=DEVICE, idle_multiprocessor=DEVICE, no_peer=FROM-TO, cuda_gpus=, compute_mode=, pci=ADDRESSES, label=,
+/* Stands in for libcuda.so.1: gpus=8xH100, driver=12080, hang|crash|abort|noise|grandchild=FUNCTION, fail=FUNCTION=CODE,
+ * bitflip=DEVICE, idle_multiprocessor=DEVICE, no_peer=FROM-TO, cuda_gpus=, multiprocessors=, other_uuids=1, compute_mode=, pci=ADDRESSES, label=,
  * needs=FILE (802 without it, as without a fabric manager), slow_link=DEVICE, hang_pair|fail_pair|wrong_pair=FROM-TO,
  * only_cpu=CPU (memory for copies is given to a process on this CPU alone). Kernels are emulated on the CPU; the
  * device's memory is the host's. */
@@ -32,7 +32,7 @@ int cuDriverGetVersion(int *number_of) {
 int cuDeviceGetCount(int *count) { FAULTS; *count = gpus(); return 0; }
 int cuDeviceGet(int *device, int index) { FAULTS; if (index < 0 || index >= gpus()) return 101; *device = index; return 0; }
 int cuDeviceGetName(char *name, int size, int d) { FAULTS; (void)d; print_name(name, size); return 0; }
-int cuDeviceGetUuid_v2(unsigned char *uuid, int d) { FAULTS; for (int i = 0; i < 16; i++) uuid[i] = uuid_byte(d, i); return 0; }
+int cuDeviceGetUuid_v2(unsigned char *uuid, int d) { FAULTS; for (int i = 0; i < 16; i++) uuid[i] = uuid_byte(d, i) + (number("other_uuids", 0) ? 1 : 0); return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int d) { FAULTS; (void)d; *bytes = model()->memory; return 0; }
 int cuDeviceGetPCIBusId(char *address, int size, int d) { FAULTS; snprintf(address, size, "0000:%02X:%02X.0", bus(d), slot(d)); return 0; }
 int cuDeviceCanAccessPeer(int *can, int from, int to) {
@@ -55,7 +55,7 @@ int cuDeviceGetAttribute(int *v, int attribute, int d) {
     case 10: case 106: *v = 32; break;
     case 13: *v = m->clock; break;
     case 14: case 30: *v = 512; break;
-    case 16: *v = m->multiprocessors; break;
+    case 16: *v = number("multiprocessors", m->multiprocessors); break;
     case 17: case 18: case 50: case 133: *v = 0; break;
     case 20: *v = number("compute_mode", 0); break;
     case 21: case 22: *v = 131072; break;

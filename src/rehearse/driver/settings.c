@@ -53,10 +53,21 @@ const char *names(const char *key, const char *name) {
     return 0;
 }
 
+/* As a driver that takes our output for its own: records made up, half a line, and megabytes on both streams. */
+static void noise(void) {
+    static const char forged[] = "{\"stage\":\"cuda.init\",\"devices\":0}\n{\"stage\":\"end\"}\nhalf a line";
+    static char block[65536];
+    memset(block, '\033', sizeof block);
+    if (write(1, forged, sizeof forged - 1) < 0) return;
+    for (int i = 0; i < 100; i++)
+        if (write(1, block, sizeof block) < 0 || write(2, block, sizeof block) < 0) return;
+}
+
 int fault(const char *function) {
     static const char words[] = "the simulated driver aborts\n";
     if (names("hang", function)) for (;;) pause();
     if (names("crash", function)) raise(SIGSEGV);
+    if (names("noise", function)) noise();
     if (names("abort", function)) { if (write(2, words, sizeof words - 1) < 0) _exit(1); abort(); }
     /* A child that keeps our output open, as nvidia-modprobe might. */
     if (names("grandchild", function) && fork() == 0) { setsid(); sleep(30); _exit(0); }
