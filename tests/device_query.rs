@@ -736,6 +736,20 @@ fn a_hanging_driver_ends_with_its_deadline() {
 }
 
 #[test]
+fn programs_that_hang_hold_nobody_up() {
+    let machine = with_switch().gone("/proc/4242");
+    let hang = "while :; do :; done";
+    let machine = machine.program("/usr/sbin/modinfo", hang).program("/usr/bin/systemctl", hang);
+    let began = Instant::now();
+    let (code, document) = json(&machine, &["--deadline", "1"]);
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(code, 0, "{document:#}");
+    for name in ["module-on-disk", "fabric-manager"] {
+        assert_eq!(check(&document, name)["verdict"], "could-not-tell");
+    }
+}
+
+#[test]
 fn hangs_in_several_places_cost_one_deadline() {
     let everywhere = "hang=cuInit\nhang=nvmlInit_v2\nhang=cudnnGetVersion";
     let machine = Simulated::with(1, "T4", everywhere);

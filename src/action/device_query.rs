@@ -175,7 +175,9 @@ async fn judge(host: &Host, module: &str, e: &Examination) -> Result<Answer> {
         let error = because(error, others);
         // One of another version than the driver's never gets there.
         let hopeless = others.iter().any(|c| c.check == "fabric-manager");
-        let joining = !hopeless && e.waits_for_fabric() && fabric_manager::runs(host).await? == Some(true);
+        let joining = !hopeless
+            && e.waits_for_fabric()
+            && fabric_manager::runs(host, fabric_manager::LIMIT).await? == Some(true);
         return Ok(if joining { Answer::Joining(error) } else { Answer::Broken(error) });
     }
     let unknown = |c: &&checks::Check| {

@@ -2,6 +2,7 @@
 //! no module is loaded, the specific reason. Shared by `kernel-module` and `device-query`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::error::{Code, Error, Result};
 use crate::facts::gpu::{driver, module_on_disk};
@@ -12,6 +13,8 @@ use crate::host::dpkg::compare_versions;
 const VERSION: &str = "/proc/driver/nvidia/version";
 /// Longer chains than Debian's four are loops.
 const MAX_LINKS: usize = 8;
+/// It reads two files.
+const MODINFO_LIMIT: Duration = Duration::from_secs(60);
 
 /// Version of the loaded kernel module; `None` when none is loaded.
 pub(super) fn module_version(host: &Host) -> Result<Option<String>> {
@@ -64,7 +67,7 @@ pub(super) enum Remedy {
 /// Asks the machine what a reboot would change: it helps only if the module on disk is another than the loaded one and
 /// goes with the libraries. `libraries` is their version, where it can be told.
 pub(super) async fn remedy(host: &Host, loaded: &str, libraries: Option<&str>) -> Result<Remedy> {
-    let on_disk = module_on_disk(host).await?;
+    let on_disk = module_on_disk(host, MODINFO_LIMIT).await?;
     let goes_with_them = |disk: &str| libraries.is_none_or(|libraries| disk == libraries);
     if let Some(disk) = on_disk.as_deref().filter(|disk| *disk != loaded && goes_with_them(disk)) {
         return Ok(Remedy::Reboot(format!(

@@ -2,6 +2,8 @@
 //! have device nodes. GPUs behind NVSwitches do not compute without it, and it works with exactly its own version of
 //! the driver.
 
+use std::time::Duration;
+
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::host::dpkg::State;
@@ -12,6 +14,8 @@ use super::libraries::Owner;
 const UNIT: &str = "nvidia-fabricmanager.service";
 /// The kernel keeps 15 letters of `nv-fabricmanager`.
 const PROCESS: &str = "nv-fabricmanage";
+/// Milliseconds as a rule; a systemd that is stuck answers nobody.
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 /// What systemctl exits with for a unit that does not run, and for one that does not exist.
 const INACTIVE: [i32; 2] = [3, 4];
 
@@ -27,13 +31,13 @@ pub struct FabricManager {
 }
 
 /// Looks, and asks nothing of the driver.
-pub(super) async fn look(host: &Host) -> Result<FabricManager> {
+pub(super) async fn look(host: &Host, limit: Duration) -> Result<FabricManager> {
     let nodes = host.files.list("/dev")?.iter().filter(|n| n.starts_with("nvidia-nvswitch")).count();
-    Ok(FabricManager { runs: runs(host).await?, package: package(host), nodes })
+    Ok(FabricManager { runs: runs(host, limit).await?, package: package(host), nodes })
 }
 
-/// Whether it is at work: as a process that we see, else as a unit.
-pub(crate) async fn runs(host: &Host) -> Result<Option<bool>> {
+/// Whether it is at work: as a process that we see, else as a unit, where systemd answers within `limit`.
+pub(crate) async fn runs(host: &Host, limit: Duration) -> Result<Option<bool>> {
     for name in host.files.list("/proc")?.iter().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) {
         // Processes end while we look.
         let comm = host.files.read_text(format!("/proc/{name}/comm")).unwrap_or_default();
@@ -41,7 +45,7 @@ pub(crate) async fn runs(host: &Host) -> Result<Option<bool>> {
             return Ok(Some(true));
         }
     }
-    match host.exec.output(&Call::new("systemctl").args(["is-active", "--quiet", UNIT])).await {
+    match host.exec.output(&Call::new("systemctl").args(["is-active", "--quiet", UNIT]).limit(limit)).await {
         Ok(output) if output.ok() => Ok(Some(true)),
         Ok(output) if INACTIVE.contains(&output.status) => Ok(Some(false)),
         // No systemd is at work here.

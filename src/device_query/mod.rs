@@ -228,12 +228,13 @@ async fn look_around(probe: &Probe<'_>, switched: bool) -> Result<(Option<String
     if !probe.loaded {
         return Ok((None, None));
     }
-    let on_disk = match gpu::module_on_disk(probe.host).await {
+    let limit = probe.deadline.unwrap_or(fabric_manager::LIMIT);
+    let on_disk = match gpu::module_on_disk(probe.host, limit).await {
         // A modinfo that hangs says nothing of the GPUs.
         Err(e) if e.code() == Code::ExecTimeout => None,
         answer => answer?,
     };
-    let fabric_manager = if switched { Some(fabric_manager::look(probe.host).await?) } else { None };
+    let fabric_manager = if switched { Some(fabric_manager::look(probe.host, limit).await?) } else { None };
     Ok((on_disk, fabric_manager))
 }
 

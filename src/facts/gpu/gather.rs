@@ -1,6 +1,8 @@
 //! The one place that reads the machine for [`GpuFacts`]: the PCI bus from up to three sources, then what the
 //! loaded kernel module says.
 
+use std::time::Duration;
+
 use super::compare::{self, Inventory};
 use super::pci::{self, Address, Function, ProcLine};
 use super::{GpuFacts, driver, lspci};
@@ -59,11 +61,11 @@ pub async fn gather(host: &Host, witnesses: Witnesses) -> Result<GpuFacts> {
 }
 
 /// Version of the module file that the next boot of this kernel loads; `None` where there is none, or no modinfo that
-/// knows of it.
-pub async fn module_on_disk(host: &Host) -> Result<Option<String>> {
+/// knows of it. One that is not done after `limit` is an error (`exec-timeout`).
+pub async fn module_on_disk(host: &Host, limit: Duration) -> Result<Option<String>> {
     // Debian's module has another file name; the name that it is loaded by is an "install" line of modprobe's.
     for name in ["nvidia", "nvidia-current"] {
-        match host.exec.output(&Call::new("modinfo").args(["-F", "version", name])).await {
+        match host.exec.output(&Call::new("modinfo").args(["-F", "version", name]).limit(limit)).await {
             Ok(output) if output.ok() => {
                 let version = output.text().trim().to_owned();
                 return Ok(Some(version).filter(|version| !version.is_empty()));
