@@ -179,7 +179,7 @@ const FAULTS: &[Fault] = &[
     Fault(
         "fail=cuModuleLoadDataEx=222",
         &[],
-        ("compute-0", "fail", "a simulated compiler message", 5),
+        ("compute-0", "fail", "a simulated compiler message / of two lines", 5),
         ("smoke", "smoke.compile"),
     ),
     Fault("fail=nvmlInit_v2=9", &[], ("nvml", "fail", "Driver Not Loaded", 5), ("nvml", "nvml.init")),
@@ -425,7 +425,8 @@ fn every_fault_has_its_own_verdict_exit_code_and_last_stage() {
         let (code, document) = json(&machine, args);
         let found = check(&document, name);
         assert_eq!(found["verdict"], *verdict, "{settings}: {found}");
-        assert!(found["evidence"].as_str().unwrap().contains(words), "{settings}: {found}");
+        let evidence = found["evidence"].as_str().unwrap();
+        assert!(evidence.contains(words) && !evidence.contains('\n'), "{settings}: {found}");
         assert!(found["advice"].as_str().unwrap().len() > 20, "{settings}: {found}");
         assert_eq!(code, *exit_code, "{settings}: {document:#}");
         assert_eq!(last_stage(&document, process), *stage, "{settings}");

@@ -277,6 +277,17 @@ async fn a_fabric_that_is_being_set_up_is_waited_for_where_its_manager_runs() {
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
+/// Its manager runs, and never gets there.
+#[tokio::test]
+async fn a_fabric_whose_manager_is_of_another_version_is_not_waited_for() {
+    let machine = Simulated::with(2, "H100", "needs=/run/fabric-is-ready").switched("570.195.03");
+    let began = Instant::now();
+    let error = action(2).apply(&host(&machine)).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(error.code().name(), "cuda-failed");
+    assert!(error.causes().iter().any(|cause| cause.starts_with("fabric-manager: ")), "{error:?}");
+}
+
 fn rehearse(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap"));
     command.arg("rehearse").args(args).stdin(Stdio::null()).output().unwrap()

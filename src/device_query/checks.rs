@@ -173,7 +173,9 @@ fn not_run(check: &str, not_run: &NotRun) -> Check {
 pub(super) fn call(failure: &Failure) -> String {
     let code = failure.code.map_or_else(String::new, |c| format!(" returned {c}"));
     let name = if failure.name.is_empty() { String::new() } else { format!(" ({})", failure.name) };
-    let text = if failure.text.is_empty() { String::new() } else { format!(": {}", failure.text) };
+    // A compiler says more than one line.
+    let lines: Vec<_> = failure.text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    let text = if lines.is_empty() { String::new() } else { format!(": {}", lines.join(" / ")) };
     format!("{}{code}{name}{text}", failure.call)
 }
 

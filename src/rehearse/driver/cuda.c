@@ -92,7 +92,7 @@ int cuCtxSynchronize(void) { FAULTS; return 0; }
 int cuModuleLoadDataEx(void **module, const char *ptx, unsigned n, int *options, void **values) {
     int code = fault(__func__);
     if (!code && !(strstr(ptx, ".entry mix(") && strstr(ptx, ".entry where_ran("))) code = 218;
-    if (code && n == 2 && options[0] == 5) snprintf(values[0], (size_t)values[1], "a simulated compiler message");
+    if (code && n == 2 && options[0] == 5) snprintf(values[0], (size_t)values[1], "a simulated compiler message\nof two lines\n");
     *module = (void *)1;
     return code;
 }
