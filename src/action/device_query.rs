@@ -60,42 +60,54 @@ enum Answer {
     Joining(Error),
 }
 
-/// What `check` found, for the `apply` of the same action.
+/// What the driver said to `check`, for the `apply` of the same action.
 struct Seen {
     action: DeviceQuery,
     answer: Answer,
 }
 
 impl DeviceQuery {
-    /// What `check` has just found; else the machine is asked.
-    async fn seen_or_ask(&self, host: &Host) -> Result<Answer> {
-        match host.take_look::<Seen>() {
-            Some(seen) if seen.action == *self => Ok(seen.answer),
-            _ => self.ask(host).await,
+    async fn ask(&self, host: &Host) -> Result<Answer> {
+        match self.ask_files(host).await? {
+            Ok(module) => self.ask_driver(host, &module).await,
+            Err(answer) => Ok(answer),
         }
     }
 
-    async fn ask(&self, host: &Host) -> Result<Answer> {
+    /// Like [`Self::ask`], but where a check has just asked the driver, by that answer.
+    async fn ask_once(&self, host: &Host) -> Result<Answer> {
+        let seen = host.take_look::<Seen>().filter(|seen| seen.action == *self);
+        match (self.ask_files(host).await?, seen) {
+            (Err(answer), _) => Ok(answer),
+            (Ok(_), Some(seen)) => Ok(seen.answer),
+            (Ok(module), None) => self.ask_driver(host, &module).await,
+        }
+    }
+
+    /// The loaded module's version; or the answer, where files alone give it.
+    async fn ask_files(&self, host: &Host) -> Result<Result<String, Answer>> {
         if let Err(error) = self.libraries(host)? {
-            return Ok(Answer::Broken(error));
+            return Ok(Err(Answer::Broken(error)));
         }
         if !self.driver {
-            return Ok(Answer::Works(format!("{} found by the linker", self.libraries.join(", "))));
+            let evidence = format!("{} found by the linker", self.libraries.join(", "));
+            return Ok(Err(Answer::Works(evidence)));
         }
         let Some(module) = driver::module_version(host)? else {
-            return Ok(Answer::Broken(driver::not_loaded(host, None)?));
+            return Ok(Err(Answer::Broken(driver::not_loaded(host, None)?)));
         };
         if let Some(libraries) = driver::library_version(host)?
             && libraries != module
         {
-            return mismatch(host, &module, Some(&libraries)).await;
+            return mismatch(host, &module, Some(&libraries)).await.map(Err);
         }
-        if let Err(error) = self.count(host)? {
-            return Ok(Answer::Broken(error));
-        }
+        Ok(self.count(host)?.map(|()| module).map_err(Answer::Broken))
+    }
+
+    async fn ask_driver(&self, host: &Host, module: &str) -> Result<Answer> {
         // Boxed: an examination's state is large, and a run would carry it through every step.
         let examination = Box::pin(examine(host, self.options())).await?;
-        judge(host, &module, &examination).await
+        judge(host, module, &examination).await
     }
 
     fn options(&self) -> Options {
@@ -259,20 +271,25 @@ fn working(host: &Host) -> Result<Vec<DrivenGpu>> {
 
 impl Converge for DeviceQuery {
     async fn check(&self, host: &Host) -> Result<Check> {
-        let answer = self.ask(host).await?;
+        let (answer, by_driver) = match self.ask_files(host).await? {
+            Ok(module) => (self.ask_driver(host, &module).await?, true),
+            Err(answer) => (answer, false),
+        };
         let check = match &answer {
             Answer::Works(evidence) => return Ok(Check::satisfied(evidence)),
             Answer::Unknown(why) => return Ok(Check::unknown(why)),
             Answer::Reboot(why) => Check::needed(why),
             Answer::Broken(error) | Answer::Joining(error) => Check::needed(error.message()),
         };
-        host.keep_look(Seen { action: self.clone(), answer });
+        if by_driver {
+            host.keep_look(Seen { action: self.clone(), answer });
+        }
         Ok(check)
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let began = Instant::now();
-        let mut answer = self.seen_or_ask(host).await?;
+        let mut answer = self.ask_once(host).await?;
         loop {
             match answer {
                 Answer::Works(_) => return Ok(Applied::Done),
