@@ -928,6 +928,16 @@ fn a_busy_gpu_is_known_by_its_address_where_its_uuids_differ() {
     assert_eq!(check(&document, "compute-0")["verdict"], "pass");
 }
 
+/// NVIDIA's older drivers refuse the numbers of newer attributes with code 1.
+#[test]
+fn attributes_that_an_old_driver_does_not_know_are_null() {
+    let (code, document) = json(&Simulated::with(1, "T4", "fail=cuDeviceGetAttribute=1"), &[]);
+    assert_eq!(code, 0, "{document:#}");
+    let attributes = document["devices"][0]["attributes"].as_object().unwrap();
+    assert!(attributes.len() > 50, "{attributes:?}");
+    assert!(attributes.values().all(|a| a["value"].is_null()), "{attributes:?}");
+}
+
 #[test]
 fn whoever_expects_no_gpu_is_told_to_correct_the_number() {
     let (code, document) = json(&Simulated::with(1, "T4", ""), &["--expect-gpus", "0"]);
