@@ -14,6 +14,7 @@ use crate::device_query::{self, Compute};
 use crate::error::{Code, Error, Result, exit};
 use crate::facts;
 use crate::host::Host;
+use crate::install::stand_in;
 use crate::plan;
 use crate::rehearse;
 use crate::report::{log, streams};
@@ -226,6 +227,7 @@ enum UserDataCommand {
 
 /// Parses the command line, does what it says, and returns the process's exit code.
 pub fn main() -> u8 {
+    stand_in::play_if_called();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {

@@ -545,10 +545,10 @@ pub(super) async fn install_renewed(host: &Host, request: &Request) -> Result<()
         Err(e) if matches!(e.code(), Code::AptUnsolvable | Code::IndexOutdated) => {
             tracing::info!("the package lists may be old ({e}): renewing them");
         }
-        other => return other,
+        other => return other.map(drop),
     }
     host.apt().update_for(&[]).await?;
-    Installer::new(host).install(request).await
+    Installer::new(host).install(request).await.map(drop)
 }
 
 /// Fails if apt left something undone: the record must never be made from that.

@@ -25,6 +25,8 @@ pub struct Host {
     pub fetch: fetch::Fetch,
     /// Time, boot id.
     pub clock: clock::Clock,
+    /// How packages are installed.
+    pub install: crate::install::Options,
     dpkg: dpkg::Cache,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
     notices: Arc<dyn Fn(String) + Send + Sync>,
@@ -38,6 +40,7 @@ impl Host {
             files: files::Files::new(root),
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
+            install: crate::install::Options::default(),
             dpkg: dpkg::Cache::default(),
             progress: Arc::new(|_| {}),
             notices: Arc::new(|_| {}),
@@ -67,6 +70,11 @@ impl Host {
     pub fn progress(&self, progress: Progress) {
         (self.progress)(progress);
     }
+
+    /// The same for threads that outlive a borrow of the host.
+    pub fn progress_sink(&self) -> Arc<dyn Fn(Progress) + Send + Sync> {
+        self.progress.clone()
+    }
 }
 
 /// Where the agent keeps its state, under the root.
@@ -89,6 +97,8 @@ pub mod paths {
     pub const PACKAGE_FILES_DIR: &str = "/var/lib/gpu-bootstrap/packages";
     /// apt index files fetched and verified apart from the machine's own lists.
     pub const LISTS_DIR: &str = "/var/lib/gpu-bootstrap/lists";
+    /// Where packages are fetched and unpacked while they are installed; gone afterwards.
+    pub const STAGE_DIR: &str = "/var/lib/gpu-bootstrap/stage";
     /// Files of others that stood in the way, kept.
     pub const SET_ASIDE_DIR: &str = "/var/lib/gpu-bootstrap/set-aside";
     /// Live status, rewritten at each event.

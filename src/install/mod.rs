@@ -13,30 +13,87 @@
 //!
 //! Called by the actions that deal with packages.
 
+pub mod fetch;
 mod in_flight;
+mod prepare;
+mod rung;
+mod stage;
+pub mod stand_in;
+mod unpack;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::host::apt::simulate::Plan;
 use crate::host::apt::{self, LOCK_BUDGET, Request, judge};
 use crate::host::exec::Output;
 use in_flight::InFlight;
+pub use prepare::Prepared;
+pub use rung::Rung;
+use stage::Stage;
+pub use unpack::Work;
 
 /// Exit statuses from here on say that a signal ended the program.
 const KILLED: i32 = 128;
+
+/// How packages are installed.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The fastest way that may be taken.
+    pub most: Rung,
+    /// Bytes of decoded data at any one time; a quarter of the machine's memory unless it is said.
+    pub memory: Option<u64>,
+    /// Whether dpkg may leave it to the end of the installation to bring files to the disk, where nothing that is
+    /// installed is replaced.
+    pub unsafe_io: bool,
+}
+
+/// How an installation was done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// The way that was taken.
+    pub install: Rung,
+    /// Why not a faster one; empty for the fastest.
+    pub why: String,
+    /// Packages that apt installed.
+    pub packages: usize,
+    /// Bytes of package files.
+    pub download_bytes: u64,
+    /// Bytes by which the installed system grew, by apt's reckoning.
+    pub installed_bytes: u64,
+    /// Seconds that apt needed to plan.
+    pub plan_seconds: f64,
+    /// Seconds from then until apt had ended.
+    pub install_seconds: f64,
+    /// Seconds until everything was on the disk.
+    pub sync_seconds: f64,
+    /// What the agent did besides.
+    #[serde(flatten)]
+    pub prepared: Prepared,
+}
 
 /// Installs packages on a [`Host`].
 #[derive(Clone, Copy)]
 pub struct Installer<'a> {
     host: &'a Host,
     lock_budget: Duration,
+    options: Options,
 }
 
 impl<'a> Installer<'a> {
     /// Nothing is touched until a method is called.
     pub fn new(host: &'a Host) -> Self {
-        Self { host, lock_budget: LOCK_BUDGET }
+        Self { host, lock_budget: LOCK_BUDGET, options: host.install }
+    }
+
+    /// Installs as `options` say, instead of as the host was told to.
+    #[must_use]
+    pub fn with(mut self, options: Options) -> Self {
+        self.options = options;
+        self
     }
 
     /// Waits at most `budget` for other programs' locks, instead of [`LOCK_BUDGET`].
@@ -52,22 +109,67 @@ impl<'a> Installer<'a> {
 
     /// Resolves, downloads, verifies and installs: after repairing what a killed run left behind, and only if
     /// apt's own simulation removes nothing, downgrades nothing, trusts no unsigned source and fits on the disk.
-    pub async fn install(&self, request: &Request) -> Result<()> {
+    pub async fn install(&self, request: &Request) -> Result<Report> {
         self.recover().await?;
+        let began = Instant::now();
         let files = request.files(self.host).await?;
         let plan = self.apt().plan(request).await?;
+        let plan_seconds = began.elapsed().as_secs_f64();
         InFlight::of(&plan, &files).write(self.host)?;
-        let result = self.apt().execute(request, &plan, |call| call).await;
+        let began = Instant::now();
+        let result = self.climb_down(request, &plan).await;
+        let install_seconds = began.elapsed().as_secs_f64();
         // apt came to an end by itself: what dpkg says is true, even if it says that something failed. Only
         // when apt was killed (by us, or by the kernel for want of memory) does the list stay.
         let over = match &result {
-            Ok(output) => output.status < KILLED,
+            Ok(taken) => taken.output.status < KILLED,
             Err(error) => error.code() == Code::AptLocked, // it never began
         };
+        let began = Instant::now();
         if over {
             InFlight::clear(self.host).await?;
         }
-        judge(request, &result?)
+        let taken = result?;
+        judge(request, &taken.output)?;
+        let report = Report {
+            install: taken.rung,
+            why: taken.why,
+            packages: plan.installs.len(),
+            download_bytes: plan.download_bytes(),
+            installed_bytes: plan.unpacked,
+            plan_seconds,
+            install_seconds,
+            sync_seconds: began.elapsed().as_secs_f64(),
+            prepared: taken.prepared,
+        };
+        self.host.notice(report.sentence());
+        Ok(report)
+    }
+
+    /// Tries the fastest way that the machine allows, and a slower one where that fails before anything was
+    /// installed. A failure of apt's or dpkg's own is none of the way's: another would meet it, too.
+    async fn climb_down(&self, request: &Request, plan: &Plan) -> Result<Taken> {
+        let chosen = rung::choose(self.host, plan, self.options.most).await?;
+        let (mut rung, mut why) = (chosen.rung, chosen.why);
+        while rung > Rung::Apt {
+            match self.prepare(request, plan, rung).await {
+                Ok((output, prepared)) => return Ok(Taken { rung, why, output: output?, prepared }),
+                // Another way would fill it just as well.
+                Err(error) if matches!(error.code(), Code::DiskFull | Code::AptLocked) => return Err(error),
+                Err(error) => {
+                    let causes = error.causes().join(": ");
+                    let causes = if causes.is_empty() { causes } else { format!(" ({causes})") };
+                    tracing::warn!("{rung}: {error}{causes}");
+                    // Where only the stand-in does not run, fetching may; a download that failed is apt's turn.
+                    let slower =
+                        if error.code() == Code::Exec { Rung::Originals.min(rung) } else { Rung::Apt };
+                    rung = if slower < rung { slower } else { Rung::Apt };
+                    why = format!("{error}{causes}");
+                }
+            }
+        }
+        let output = self.apt().execute(request, plan, |call| call).await?;
+        Ok(Taken { rung, why, output, prepared: Prepared::default() })
     }
 
     /// Repairs what a killed run (ours or another's) left behind; does nothing on a healthy machine.
@@ -77,6 +179,7 @@ impl<'a> Installer<'a> {
         if in_flight.is_none() && !broken {
             return Ok(());
         }
+        Stage::purge(self.host, Instant::now() + self.lock_budget).await?;
         tracing::warn!("an earlier package installation did not finish: repairing it");
         let configured = self.apt().configure().await?;
         let mut repaired = None;
@@ -138,5 +241,27 @@ impl<'a> Installer<'a> {
             Err(e) => return Err(e),
         };
         judge(&any, &self.apt().execute(&any, &plan, |call| call).await?)
+    }
+}
+
+/// The way that was taken, and what came of it.
+struct Taken {
+    rung: Rung,
+    why: String,
+    output: Output,
+    prepared: Prepared,
+}
+
+impl Report {
+    /// For people: `install: pipeline: 94 packages (1.64 GB) in 37.2 s`.
+    pub fn sentence(&self) -> String {
+        let why = if self.why.is_empty() { String::new() } else { format!(", because {}", self.why) };
+        let seconds = self.plan_seconds + self.install_seconds + self.sync_seconds;
+        #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
+        let gigabytes = self.download_bytes as f64 / 1e9;
+        format!(
+            "install: {}: {} packages ({gigabytes:.2} GB) in {seconds:.1} s{why}",
+            self.install, self.packages
+        )
     }
 }

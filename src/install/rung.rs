@@ -1,0 +1,249 @@
+//! Which of the three ways a request takes. Each reason names what stands in the way, for the result and for whoever
+//! wants the faster way.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::host::Host;
+use crate::host::apt::simulate::Plan;
+use crate::host::exec::Call;
+
+/// A way to install.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rung {
+    /// Everything by plain apt.
+    Apt,
+    /// Package files fetched and verified by us, installed by plain apt and dpkg.
+    Originals,
+    /// Unpacked by us; dpkg links.
+    Pipeline,
+}
+
+impl Rung {
+    /// As it is printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Apt => "apt",
+            Self::Originals => "originals",
+            Self::Pipeline => "pipeline",
+        }
+    }
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A way, and why not a faster one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub(super) rung: Rung,
+    pub(super) why: String,
+}
+
+impl Chosen {
+    fn new(rung: Rung, why: impl Into<String>) -> Self {
+        Self { rung, why: why.into() }
+    }
+}
+
+/// dpkg's major and minor versions whose handling of hard links, and of `dpkg-deb` by search path, the tests cover.
+const DPKGS: [&str; 4] = ["1.20", "1.21", "1.22", "1.23"];
+/// apt's, whose archives are taken by size, and which hands its search path on.
+const APTS: [&str; 12] = ["2.2", "2.3", "2.4", "2.5", "2.6", "2.7", "2.8", "2.9", "3.0", "3.1", "3.2", "3.3"];
+
+/// Programs that apt calls with the list of archives before dpkg starts, and that do not need the archives: debconf
+/// asks for them through a program that we stand in for, and the others are told to keep quiet by our environment.
+const KNOWN_READERS: [&str; 3] =
+    ["/usr/sbin/dpkg-preconfigure --apt", "/usr/bin/apt-listchanges --apt", "/usr/sbin/apt-listbugs apt"];
+
+/// Chooses, by what the machine says.
+pub(super) async fn choose(host: &Host, plan: &Plan, most: Rung) -> Result<Chosen> {
+    if plan.downloads.is_empty() {
+        return Ok(Chosen::new(Rung::Apt, "there is nothing to fetch"));
+    }
+    if most == Rung::Apt {
+        return Ok(Chosen::new(Rung::Apt, "install.method asks for it"));
+    }
+    if let Some(download) = plan.downloads.iter().find(|d| !is_http(&d.uri)) {
+        let scheme = download.uri.split(':').next().unwrap_or_default();
+        return Ok(Chosen::new(
+            Rung::Apt,
+            format!("{} comes by {scheme}:, which only apt handles", download.file),
+        ));
+    }
+    if let Some(download) = plan.downloads.iter().find(|d| d.sha256.is_none()) {
+        return Ok(Chosen::new(Rung::Apt, format!("the index has no SHA-256 of {}", download.file)));
+    }
+    let settings = Settings::read(host).await?;
+    if let Some(why) = settings.only_apt_can_fetch(host)? {
+        return Ok(Chosen::new(Rung::Apt, why));
+    }
+    if most == Rung::Originals {
+        return Ok(Chosen::new(Rung::Originals, "install.method asks for it"));
+    }
+    if let Some(why) = settings.needs_whole_archives(host)? {
+        return Ok(Chosen::new(Rung::Originals, why));
+    }
+    if let Some(why) = unknown_versions(host).await? {
+        return Ok(Chosen::new(Rung::Originals, why));
+    }
+    if plan.installs.iter().all(|i| i.old.is_some()) {
+        return Ok(Chosen::new(Rung::Originals, "every package replaces one that is installed"));
+    }
+    Ok(Chosen::new(Rung::Pipeline, ""))
+}
+
+fn is_http(uri: &str) -> bool {
+    uri.starts_with("http://") || uri.starts_with("https://")
+}
+
+/// apt's configuration, as far as it matters here.
+struct Settings(Vec<(String, String)>);
+
+impl Settings {
+    async fn read(host: &Host) -> Result<Self> {
+        let names = ["Acquire", "DPkg", "Dir::Etc"];
+        let output = host.exec.run(&Call::new("apt-config").args(["dump"]).args(names)).await?;
+        Ok(Self::parse(&output.text()))
+    }
+
+    /// Lines like `Acquire::http::Proxy "http://proxy:3128";`
+    fn parse(text: &str) -> Self {
+        let line = |l: &str| {
+            let (name, value) = l.split_once(' ')?;
+            Some((name.to_ascii_lowercase(), value.trim_end_matches(';').trim_matches('"').to_owned()))
+        };
+        Self(text.lines().filter_map(line).filter(|(_, value)| !value.is_empty()).collect())
+    }
+
+    fn named<'a>(&'a self, part: &'a str) -> impl Iterator<Item = &'a (String, String)> {
+        self.0.iter().filter(move |(name, _)| name.contains(part))
+    }
+
+    /// What only apt's own methods know how to do.
+    fn only_apt_can_fetch(&self, host: &Host) -> Result<Option<String>> {
+        const SETTINGS: [&str; 9] = [
+            "::proxy",
+            "::proxy-auto-detect",
+            "::proxyautodetect",
+            "::sslcert",
+            "::sslkey",
+            "::cainfo",
+            "::crlfile",
+            "::issuercert",
+            "::verify-peer",
+        ];
+        for (name, value) in self.named("acquire::http") {
+            if SETTINGS.iter().any(|s| name.contains(s)) && value != "DIRECT" {
+                return Ok(Some(format!("apt's configuration has {name}, which only apt follows")));
+            }
+        }
+        let mut logins = vec!["/etc/apt/auth.conf".to_owned()];
+        let directory = "/etc/apt/auth.conf.d";
+        logins.extend(host.files.list(directory)?.into_iter().map(|name| format!("{directory}/{name}")));
+        for file in logins {
+            if host.files.read_text(&file)?.is_some_and(|text| text.contains("machine")) {
+                return Ok(Some(format!("{file} holds logins, which only apt reads")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What reads package archives besides dpkg.
+    fn needs_whole_archives(&self, host: &Host) -> Result<Option<String>> {
+        for (name, value) in self.named("dpkg::pre-install-pkgs") {
+            let known = KNOWN_READERS.iter().any(|k| value.contains(k));
+            if name.starts_with("dpkg::pre-install-pkgs") && !known {
+                return Ok(Some(format!("a program of somebody else's reads every archive first ({value})")));
+            }
+        }
+        if debsig_is_active(host)? {
+            return Ok(Some("debsig-verify checks every archive".into()));
+        }
+        Ok(None)
+    }
+}
+
+/// dpkg calls debsig-verify where it is installed, unless its configuration says `no-debsig`, as Debian's does.
+fn debsig_is_active(host: &Host) -> Result<bool> {
+    if !host.files.exists("/usr/bin/debsig-verify")? {
+        return Ok(false);
+    }
+    let mut files = vec!["/etc/dpkg/dpkg.cfg".to_owned()];
+    let directory = "/etc/dpkg/dpkg.cfg.d";
+    files.extend(host.files.list(directory)?.into_iter().map(|name| format!("{directory}/{name}")));
+    for file in files {
+        let text = host.files.read_text(&file)?.unwrap_or_default();
+        if text.lines().any(|l| l.trim() == "no-debsig") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Versions that nobody has tried.
+async fn unknown_versions(host: &Host) -> Result<Option<String>> {
+    for (program, known) in [("dpkg", &DPKGS[..]), ("apt", &APTS)] {
+        let Some(version) = host.packages()?.installed(program, None).map(|p| p.version.clone()) else {
+            return Ok(Some(format!("dpkg does not know {program} as a package")));
+        };
+        let matches =
+            |k: &&str| version.strip_prefix(*k).is_some_and(|r| !r.starts_with(|c: char| c.is_ascii_digit()));
+        if !known.iter().any(matches) {
+            return Ok(Some(format!("{program} {version} has not been tried with it")));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rungs_are_ordered_and_named() {
+        assert!(Rung::Pipeline > Rung::Originals && Rung::Originals > Rung::Apt);
+        assert_eq!(Rung::Originals.to_string(), "originals");
+    }
+
+    #[test]
+    fn settings_that_only_apt_follows_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path().into());
+        let why = |text: &str| Settings::parse(text).only_apt_can_fetch(&host).unwrap();
+        assert_eq!(why("Acquire \"\";\nAcquire::http \"\";\nAcquire::http::Timeout \"30\";\n"), None);
+        for line in [
+            "Acquire::http::Proxy \"http://proxy:3128\";",
+            "Acquire::https::repo.example::SslCert \"/etc/ssl/client.pem\";",
+            "Acquire::http::Proxy-Auto-Detect \"/usr/bin/detect\";",
+        ] {
+            assert!(why(line).is_some(), "{line}");
+        }
+        assert_eq!(why("Acquire::http::Proxy \"DIRECT\";"), None);
+        host.files.write("/etc/apt/auth.conf.d/x.conf", b"machine h login a password b\n", 0o600).unwrap();
+        assert!(why("").unwrap().contains("/etc/apt/auth.conf.d/x.conf"));
+    }
+
+    #[test]
+    fn readers_of_archives_are_known_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path().into());
+        let why = |text: &str| Settings::parse(text).needs_whole_archives(&host).unwrap();
+        let known = "DPkg::Pre-Install-Pkgs \"\";\nDPkg::Pre-Install-Pkgs:: \"/usr/sbin/dpkg-preconfigure --apt || true\";\n\
+                     DPkg::Tools::Options::/usr/bin/apt-listchanges::Version \"2\";\n";
+        assert_eq!(why(known), None);
+        assert!(
+            why("DPkg::Pre-Install-Pkgs:: \"/usr/local/bin/scan\";").unwrap().contains("/usr/local/bin/scan")
+        );
+        host.files.write("/usr/bin/debsig-verify", b"", 0o755).unwrap();
+        assert!(why("").is_some());
+        host.files.write("/etc/dpkg/dpkg.cfg", b"# x\nno-debsig\n", 0o644).unwrap();
+        assert_eq!(why(""), None);
+    }
+}
