@@ -238,6 +238,7 @@ async fn run_plan(
     signals: &mut Signals,
 ) -> Result<Outcome> {
     let identity = &prepared.facts.identity;
+    host.install_as((&prepared.config.install).into());
     let begun = plan::build(&prepared.facts, &prepared.config, stack).and_then(|plan| {
         begin(options, host, reports, prepared, stack, &plan).map(|receipt| (plan, receipt))
     });

@@ -46,7 +46,9 @@ fn main() -> ExitCode {
 }
 
 fn usage(why: &str) -> ExitCode {
-    eprintln!("{why}\nusage: install-packages [--root DIR] [--method pipeline|originals|apt] [--memory MIB] [--recommends] PACKAGE…");
+    eprintln!(
+        "{why}\nusage: install-packages [--root DIR] [--method pipeline|originals|apt] [--memory MIB] [--recommends] PACKAGE…"
+    );
     ExitCode::from(2)
 }
 

@@ -11,7 +11,7 @@ pub mod ld_cache;
 pub mod retry;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::report::event::Progress;
 
@@ -25,8 +25,7 @@ pub struct Host {
     pub fetch: fetch::Fetch,
     /// Time, boot id.
     pub clock: clock::Clock,
-    /// How packages are installed.
-    pub install: crate::install::Options,
+    install: OnceLock<crate::install::Options>,
     dpkg: dpkg::Cache,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
     notices: Arc<dyn Fn(String) + Send + Sync>,
@@ -40,7 +39,7 @@ impl Host {
             files: files::Files::new(root),
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
-            install: crate::install::Options::default(),
+            install: OnceLock::new(),
             dpkg: dpkg::Cache::default(),
             progress: Arc::new(|_| {}),
             notices: Arc::new(|_| {}),
@@ -59,6 +58,16 @@ impl Host {
     pub fn with_notices(mut self, sink: impl Fn(String) + Send + Sync + 'static) -> Self {
         self.notices = Arc::new(sink);
         self
+    }
+
+    /// Lets packages be installed as the configuration says, from now on. Told once: later words change nothing.
+    pub fn install_as(&self, options: crate::install::Options) {
+        let _ = self.install.set(options);
+    }
+
+    /// How packages are installed.
+    pub fn install_options(&self) -> crate::install::Options {
+        self.install.get().copied().unwrap_or_default()
     }
 
     /// Says something that a person should know and that is no failure. Never blocks, never fails.

@@ -21,15 +21,17 @@ mod stage;
 pub mod stand_in;
 mod unpack;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::schema::{InstallConfig, Method};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::apt::simulate::Plan;
 use crate::host::apt::{self, LOCK_BUDGET, Request, judge};
-use crate::host::exec::Output;
+use crate::host::exec::{Call, Output};
 use in_flight::InFlight;
 pub use prepare::Prepared;
 pub use rung::Rung;
@@ -49,7 +51,39 @@ pub struct Options {
     /// Whether dpkg may leave it to the end of the installation to bring files to the disk, where nothing that is
     /// installed is replaced.
     pub unsafe_io: bool,
+    /// Whether manuals and documentation are unpacked.
+    pub documentation: bool,
 }
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::from(&InstallConfig::default())
+    }
+}
+
+impl From<&InstallConfig> for Options {
+    fn from(config: &InstallConfig) -> Self {
+        Self {
+            most: match config.method {
+                Method::Auto => Rung::Pipeline,
+                Method::Originals => Rung::Originals,
+                Method::Apt => Rung::Apt,
+            },
+            memory: config.memory_bytes(),
+            unsafe_io: config.unsafe_io,
+            documentation: config.documentation,
+        }
+    }
+}
+
+/// Everything that `documentation = false` leaves out, and what of it stays: licences have to.
+const DOCUMENTATION: [&str; 5] = [
+    "--path-exclude=/usr/share/doc/*",
+    "--path-exclude=/usr/share/man/*",
+    "--path-exclude=/usr/share/info/*",
+    "--path-exclude=/usr/share/gtk-doc/*",
+    "--path-include=/usr/share/doc/*/copyright",
+];
 
 /// How an installation was done.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,12 +115,18 @@ pub struct Installer<'a> {
     host: &'a Host,
     lock_budget: Duration,
     options: Options,
+    program: &'a Path,
 }
 
 impl<'a> Installer<'a> {
     /// Nothing is touched until a method is called.
     pub fn new(host: &'a Host) -> Self {
-        Self { host, lock_budget: LOCK_BUDGET, options: host.install }
+        Self {
+            host,
+            lock_budget: LOCK_BUDGET,
+            options: host.install_options(),
+            program: Path::new("/proc/self/exe"),
+        }
     }
 
     /// Installs as `options` say, instead of as the host was told to.
@@ -100,6 +140,13 @@ impl<'a> Installer<'a> {
     #[must_use]
     pub fn waiting(mut self, budget: Duration) -> Self {
         self.lock_budget = budget;
+        self
+    }
+
+    /// Lets `program` play the stand-ins' part, instead of this one: it must call [`stand_in::play_if_called`].
+    #[must_use]
+    pub fn playing(mut self, program: &'a Path) -> Self {
+        self.program = program;
         self
     }
 
@@ -168,8 +215,22 @@ impl<'a> Installer<'a> {
                 }
             }
         }
-        let output = self.apt().execute(request, plan, |call| call).await?;
+        let output = self.apt().execute(request, plan, |call| self.dpkg_options(call, plan)).await?;
         Ok(Taken { rung, why, output, prepared: Prepared::default() })
+    }
+
+    /// What the options say to dpkg.
+    fn dpkg_options(&self, call: Call, plan: &Plan) -> Call {
+        let mut options = Vec::new();
+        // Without upgrades there is no old state to fall back to: what a power cut leaves is installed anew anyway.
+        if self.options.unsafe_io && plan.installs.iter().all(|i| i.old.is_none()) {
+            options.push("--force-unsafe-io");
+        }
+        if !self.options.documentation {
+            options.extend(DOCUMENTATION);
+        }
+        let option = |o: &str| ["-o".to_owned(), format!("DPkg::Options::={o}")];
+        call.args(options.into_iter().flat_map(option))
     }
 
     /// Repairs what a killed run (ours or another's) left behind; does nothing on a healthy machine.
@@ -206,7 +267,7 @@ impl<'a> Installer<'a> {
     async fn fix_broken(&self) -> Result<Output> {
         let request = Request::default();
         let plan = self.apt().plan(&request).await?;
-        self.apt().execute(&request, &plan, |call| call).await
+        Ok(self.climb_down(&request, &plan).await?.output)
     }
 
     /// Installs again, with their scripts, the packages that were in flight and are there: their files may be
@@ -235,12 +296,12 @@ impl<'a> Installer<'a> {
             return Ok(());
         }
         let plan = match self.apt().plan(&versioned).await {
-            Ok(plan) => return judge(&versioned, &self.apt().execute(&versioned, &plan, |call| call).await?),
+            Ok(plan) => return judge(&versioned, &self.climb_down(&versioned, &plan).await?.output),
             // The repository has moved on meanwhile: a newer version is as whole as the same one.
             Err(e) if e.code() == Code::AptUnsolvable => self.apt().plan(&any).await?,
             Err(e) => return Err(e),
         };
-        judge(&any, &self.apt().execute(&any, &plan, |call| call).await?)
+        judge(&any, &self.climb_down(&any, &plan).await?.output)
     }
 }
 

@@ -10,18 +10,19 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::Installer;
 use super::fetch::{self, Event, Item};
 use super::rung::Rung;
 use super::stage::{Mounts, Stage};
 use super::stand_in::{self, Server};
 use super::unpack::{Handle, Limits, Package, Policy, Unpacker, Work, full_hint};
-use super::{Installer, Options};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::apt::Request;
 use crate::host::apt::simulate::Plan;
-use crate::host::dpkg::State;
+use crate::host::dpkg::{Database, State};
 use crate::host::exec::{Call, Output};
+use crate::host::files::Files;
 use crate::report::event::{Progress, Unit};
 
 /// What the agent did for an installation, besides apt and dpkg.
@@ -124,7 +125,7 @@ impl Installer<'_> {
 
     /// Everything at once.
     async fn pipeline(&self, request: &Request, plan: &Plan, stage: &Arc<Stage>) -> Result<Ended> {
-        if !stand_in::install(self.host, stage).await? {
+        if !stand_in::install(self.host, stage, self.program).await? {
             return Err(Error::new(Code::Exec, "the stand-in for dpkg-deb cannot be executed")
                 .with_hint("allow execution below /var/lib/gpu-bootstrap (noexec, SELinux, fapolicyd)"));
         }
@@ -258,10 +259,14 @@ impl Installer<'_> {
             alone && i.old.is_none() && database.named(&i.name).all(|p| p.state == State::Absent)
         };
         let id = |i: &crate::host::apt::simulate::Install| (i.name.clone(), i.arch.clone(), i.new.clone());
+        let fresh: HashSet<_> = plan.installs.iter().filter(is_fresh).map(id).collect();
+        let special = special_paths(&self.host.files)?;
+        let unchanged = unchanged(self.host.files.clone(), &fresh, special.clone());
         Ok(Policy {
-            fresh: plan.installs.iter().filter(is_fresh).map(id).collect(),
-            special: special_paths(self.host)?,
+            fresh,
+            special,
             mounts: Mounts::new(&self.host.files, stage)?,
+            unchanged: Box::new(unchanged),
         })
     }
 
@@ -269,11 +274,7 @@ impl Installer<'_> {
     fn with_archives(&self, call: Call, plan: &Plan) -> Call {
         let archives = format!("Dir::Cache::archives={}/", Stage::archives_inside());
         let call = call.args(["--no-download", "-o", archives.as_str()]);
-        // Without upgrades there is no old state to fall back to: what a power cut leaves is installed anew anyway.
-        if self.options.unsafe_io && plan.installs.iter().all(|i| i.old.is_none()) {
-            return call.args(["-o", "DPkg::Options::=--force-unsafe-io"]);
-        }
-        call
+        self.dpkg_options(call, plan)
     }
 }
 
@@ -315,13 +316,34 @@ async fn wait_for(mut fetching: Fetching) -> Result<fetch::Stats> {
     thread.join().unwrap_or_else(|_| Err(Error::new(Code::Fetch, "the downloading thread failed")))
 }
 
+/// Asked when dpkg, which has its lock by then, wants the first package: whether all of this is still true. Another
+/// program may have installed something while packages were fetched and unpacked.
+fn unchanged(
+    files: Files,
+    fresh: &HashSet<(String, String, String)>,
+    special: HashSet<PathBuf>,
+) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {
+    let names: Vec<String> = fresh.iter().map(|(name, ..)| name.clone()).collect();
+    move || {
+        let database = Database::read(&files).map_err(|e| e.to_string())?;
+        let there = |name: &&String| database.named(name).any(|p| p.state != State::Absent);
+        if let Some(name) = names.iter().find(there) {
+            return Err(format!("another program has installed {name} meanwhile"));
+        }
+        if special_paths(&files).map_err(|e| e.to_string())? != special {
+            return Err("another program has changed dpkg's overrides or diversions meanwhile".into());
+        }
+        Ok(())
+    }
+}
+
 /// Paths with an override of owner or mode, or a diversion: dpkg's own business.
-fn special_paths(host: &Host) -> Result<HashSet<PathBuf>> {
+fn special_paths(files: &Files) -> Result<HashSet<PathBuf>> {
     let mut paths = HashSet::new();
-    let overrides = host.files.read_text("/var/lib/dpkg/statoverride")?.unwrap_or_default();
+    let overrides = files.read_text("/var/lib/dpkg/statoverride")?.unwrap_or_default();
     paths.extend(overrides.lines().filter_map(|l| l.splitn(4, ' ').nth(3)).map(PathBuf::from));
     // Three lines each: from, to, by whom.
-    let diversions = host.files.read_text("/var/lib/dpkg/diversions")?.unwrap_or_default();
+    let diversions = files.read_text("/var/lib/dpkg/diversions")?.unwrap_or_default();
     paths.extend(
         diversions.lines().enumerate().filter(|(n, _)| n % 3 != 2).map(|(_, path)| PathBuf::from(path)),
     );
@@ -336,10 +358,4 @@ fn default_memory() -> u64 {
         .lines()
         .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kilobytes.map_or(LEAST, |kb| (kb * 1024 / 4).max(LEAST))
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { most: Rung::Pipeline, memory: None, unsafe_io: true }
-    }
 }

@@ -175,18 +175,24 @@ fn answer(mut connection: UnixStream, archives: &HashMap<PathBuf, usize>, unpack
 }
 
 /// Puts the stand-ins into the stage. False where they cannot be executed there (noexec, `SELinux`, fapolicyd).
-pub(super) async fn install(host: &Host, stage: &Stage) -> Result<bool> {
+pub(super) async fn install(host: &Host, stage: &Stage, program: &Path) -> Result<bool> {
     let directory = stage.outside().join(DIRECTORY);
     fs::create_dir(&directory).map_err(|e| Error::io("make", &directory, e))?;
     let first = directory.join(PROGRAMS[0]);
-    fs::copy("/proc/self/exe", &first).map_err(|e| Error::io("copy this program to", &first, e))?;
+    fs::copy(program, &first).map_err(|e| Error::io("copy this program to", &first, e))?;
     fs::set_permissions(&first, Permissions::from_mode(0o700)).map_err(|e| Error::io("chmod", &first, e))?;
     for other in &PROGRAMS[1..] {
+        // debconf looks whether the program is there at all.
+        if !host.files.exists(format!("/usr/bin/{other}"))? {
+            continue;
+        }
         let link = directory.join(other);
         fs::hard_link(&first, &link).map_err(|e| Error::io("link", &link, e))?;
     }
     // The stand-in starts the real program, which says its version: all that dpkg will need of both.
-    let call = call(Call::new(PROGRAMS[0]).args(["--version"]));
+    // By its path: a search for its name would pass over what cannot be executed.
+    let path = format!("{}/{DIRECTORY}/{}", paths::STAGE_DIR, PROGRAMS[0]);
+    let call = call(Call::new(&path).args(["--version"]));
     Ok(host.exec.output(&call).await.is_ok_and(|output| output.ok()))
 }
 

@@ -21,7 +21,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -96,7 +96,6 @@ pub(super) enum Ready {
 }
 
 /// What decides whether a file may be linked.
-#[derive(Debug)]
 pub(super) struct Policy {
     /// `name`, `architecture`, `version` of the packages that are new to the machine, with no sibling of another
     /// architecture.
@@ -105,6 +104,8 @@ pub(super) struct Policy {
     pub(super) special: HashSet<PathBuf>,
     /// Where the stage can be linked to.
     pub(super) mounts: Mounts,
+    /// Asked once, before dpkg gets the first package: whether the rest still holds, or what has changed.
+    pub(super) unchanged: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
 /// How much may be used.
@@ -181,6 +182,7 @@ struct Shared {
     pool: Arc<Pool>,
     outcome: Mutex<Outcome>,
     changed: Condvar,
+    unchanged: OnceLock<Result<(), String>>,
     decode_ns: AtomicU64,
     write_ns: AtomicU64,
     unpacked: AtomicU64,
@@ -232,6 +234,7 @@ impl Unpacker {
             pool: Arc::new(Queue::new(limits.memory)),
             outcome: Mutex::default(),
             changed: Condvar::new(),
+            unchanged: OnceLock::new(),
             decode_ns: AtomicU64::new(0),
             write_ns: AtomicU64::new(0),
             unpacked: AtomicU64::new(0),
@@ -319,6 +322,10 @@ impl Handle {
     /// Waits until dpkg can have this package.
     pub(super) fn wait_ready(&self, package: usize) -> Result<Ready, String> {
         self.wait_verified()?;
+        let unchanged = self.0.unchanged.get_or_init(|| (self.0.policy.unchanged)());
+        if let Err(why) = unchanged {
+            self.fail(Error::new(Code::AptFailed, why.clone()));
+        }
         self.0.wait(|outcome, _| outcome.ready.get(&package).cloned())
     }
 
