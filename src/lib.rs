@@ -14,6 +14,7 @@ pub mod error;
 pub mod facts;
 pub mod host;
 pub mod imds;
+pub mod install;
 pub mod plan;
 pub mod rehearse;
 pub mod report;
