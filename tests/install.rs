@@ -248,7 +248,7 @@ fn each_reason_for_a_slower_way_is_found_and_named() {
     );
     expect("d", Rung::Originals, "has not been tried");
     let status = m.root.read("/var/lib/dpkg/status");
-    m.root.write("/var/lib/dpkg/status", &status.replacen("Version: 9.", "Version: 1.", 1));
+    m.root.write("/var/lib/dpkg/status", &status.replacen("Version: 9.21.", "Version: 1.21.", 1));
 
     expect("e", Rung::Pipeline, "");
     m.repo.add(&Deb::new("e", "2").sums().file("/usr/share/e", noise(90_000, 1)));
@@ -327,8 +327,9 @@ fn package_files_among_the_request_are_unpacked_by_all_cores_too() {
         .build(&m.root.at("/var/lib"));
     let inside = format!("/var/lib/{}", deb.file_name().unwrap().to_string_lossy());
     let report = m.install(&[&inside], Options::default()).unwrap();
+    assert_eq!(report.install, Rung::Pipeline, "{}", report.why);
     let work = report.prepared.unpacked.unwrap();
-    assert_eq!((report.install, work.stubs, work.linked_files), (Rung::Pipeline, 2, 3), "{}", report.why);
+    assert_eq!((work.stubs, work.linked_files), (2, 3), "{work:?}");
     assert_eq!(fs::read(m.root.at("/usr/lib/local.bin")).unwrap(), noise(400_000, 9));
     assert!(deb.exists());
 }

@@ -50,7 +50,8 @@ struct Fetching {
 impl Fetching {
     fn start(host: &Host, items: Vec<Item>, on: impl Fn(Event) + Send + Sync + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let settings = fetch::Settings::of(&host.fetch);
+        let settings =
+            fetch::Settings { extra_roots: host.fetch.extra_roots(), ..fetch::Settings::default() };
         let ended = stop.clone();
         let thread = std::thread::spawn(move || fetch::fetch(&items, &settings, &ended, &on));
         Self { stop, thread: Some(thread) }

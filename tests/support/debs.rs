@@ -1,4 +1,5 @@
 //! Packages and a signed flat repository, made by `dpkg-deb` and `gpg`, inside a disposable root.
+#![allow(dead_code, reason = "shared between test files, not each of which uses all of it")]
 
 use std::fmt::Write as _;
 use std::fs;
@@ -124,7 +125,9 @@ impl Deb {
         }
         fs::create_dir_all(dir).unwrap();
         let deb = dir.join(format!("{name}_{version}_{arch}.deb"));
+        // Times are part of what is compared.
         run(Command::new("dpkg-deb")
+            .env("SOURCE_DATE_EPOCH", "1700000000")
             .args(["--root-owner-group", &format!("-Z{}", self.compression), "--build"])
             .arg(root)
             .arg(&deb));
