@@ -196,7 +196,7 @@ impl<'a> Installer<'a> {
     /// Tries the fastest way that the machine allows, and a slower one where that fails before anything was
     /// installed. A failure of apt's or dpkg's own is none of the way's: another would meet it, too.
     async fn climb_down(&self, request: &Request, plan: &Plan) -> Result<Taken> {
-        let chosen = rung::choose(self.host, plan, self.options.most).await?;
+        let chosen = rung::choose(self.host, request, plan, self.options.most).await?;
         let (mut rung, mut why) = (chosen.rung, chosen.why);
         while rung > Rung::Apt {
             match self.prepare(request, plan, rung).await {

@@ -118,7 +118,7 @@ impl Installer<'_> {
             let (from, to) = (stage.spool(number), stage.archive(&download.file));
             fs::rename(&from, &to).map_err(|e| Error::io("rename", &from, e))?;
         }
-        let output = self.apt().execute(request, plan, |call| self.with_archives(call, plan)).await;
+        let output = self.apt().execute(request, plan, |call| self.with_archives(call, request, plan)).await;
         let prepared =
             Prepared { fetched: Some(stats), verified_seconds: Some(verified), ..Prepared::default() };
         Ok((output, prepared))
@@ -144,7 +144,9 @@ impl Installer<'_> {
         let fetching = self.feed(plan, stage, unpacker.handle(), began, verified.clone());
         let output = self
             .apt()
-            .execute(request, plan, |call| stand_in::call(self.with_archives(call, plan)).args(path_option()))
+            .execute(request, plan, |call| {
+                stand_in::call(self.with_archives(call, request, plan)).args(path_option())
+            })
             .await;
         let failure = unpacker.handle().failure();
         let stats = fetching.end();
@@ -216,7 +218,7 @@ impl Installer<'_> {
                 disposable: true,
             })
             .collect();
-        for path in local_files(request) {
+        for path in request.local_files() {
             let file = self.host.files.outside(path)?;
             let size = fs::metadata(&file).map_err(|e| Error::io("stat", &file, e))?.len();
             packages.push(Package { file, inside: path.to_owned(), size, disposable: false });
@@ -234,7 +236,7 @@ impl Installer<'_> {
             made.map_err(|e| Error::io("make", &path, e))?;
             archives.insert(real.join("archives").join(&download.file), number);
         }
-        for (number, path) in local_files(request).enumerate() {
+        for (number, path) in request.local_files().enumerate() {
             archives.insert(self.real(path)?, plan.downloads.len() + number);
         }
         Ok(archives)
@@ -271,20 +273,17 @@ impl Installer<'_> {
         })
     }
 
-    /// apt with our archives. It fetches nothing.
-    fn with_archives(&self, call: Call, plan: &Plan) -> Call {
+    /// apt with our archives, in which it finds everything.
+    fn with_archives(&self, call: Call, request: &Request, plan: &Plan) -> Call {
         let archives = format!("Dir::Cache::archives={}/", Stage::archives_inside());
-        let call = call.args(["--no-download", "-o", archives.as_str()]);
-        self.dpkg_options(call, plan)
+        let call = self.dpkg_options(call.args(["-o", archives.as_str()]), plan);
+        // apt "downloads" package files of the request, too, to learn their paths.
+        if request.local_files().next().is_some() { call } else { call.args(["--no-download"]) }
     }
 }
 
 fn path_option() -> [String; 2] {
     ["-o".to_owned(), format!("DPkg::Path={}", stand_in::search_path())]
-}
-
-fn local_files(request: &Request) -> impl Iterator<Item = &str> {
-    request.packages.iter().chain(&request.reinstall).map(String::as_str).filter(|p| p.starts_with('/'))
 }
 
 fn items(plan: &Plan, stage: &Stage) -> Vec<Item> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::host::Host;
+use crate::host::apt::Request;
 use crate::host::apt::simulate::Plan;
 use crate::host::exec::Call;
 
@@ -63,8 +64,8 @@ const KNOWN_READERS: [&str; 3] =
     ["/usr/sbin/dpkg-preconfigure --apt", "/usr/bin/apt-listchanges --apt", "/usr/sbin/apt-listbugs apt"];
 
 /// Chooses, by what the machine says.
-pub(super) async fn choose(host: &Host, plan: &Plan, most: Rung) -> Result<Chosen> {
-    if plan.downloads.is_empty() {
+pub(super) async fn choose(host: &Host, request: &Request, plan: &Plan, most: Rung) -> Result<Chosen> {
+    if plan.downloads.is_empty() && request.local_files().next().is_none() {
         return Ok(Chosen::new(Rung::Apt, "there is nothing to fetch"));
     }
     if most == Rung::Apt {

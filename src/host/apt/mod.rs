@@ -168,7 +168,9 @@ impl Apt<'_> {
         if !uris.ok() {
             return Err(failure::explain(&request.describe(), &uris));
         }
-        let plan = Plan::read(&simulated.text(), &uris.text());
+        let mut plan = Plan::read(&simulated.text(), &uris.text());
+        // Package files among the request are there already.
+        plan.downloads.retain(|d| !request.local_files().any(|path| d.uri == format!("file:{path}")));
         plan.judge(request.downgrade)?;
         plan.refuse_unsigned(&sources::unsigned(self.host)?)?;
         plan.fits(self.host)?;
@@ -225,11 +227,16 @@ fn updated(what: &str, output: &Output) -> Result<()> {
 }
 
 impl Request {
+    /// The package files among the request (paths inside the root).
+    pub(crate) fn local_files(&self) -> impl Iterator<Item = &str> {
+        self.packages.iter().chain(&self.reinstall).map(String::as_str).filter(|p| p.starts_with('/'))
+    }
+
     /// Asks each package file among the request what it is.
     pub(crate) async fn files(&self, host: &Host) -> Result<Vec<(String, dpkg::Control)>> {
         let mut files = Vec::new();
-        for path in self.packages.iter().chain(&self.reinstall).filter(|p| p.starts_with('/')) {
-            files.push((path.clone(), dpkg::control(host, path).await?));
+        for path in self.local_files() {
+            files.push((path.to_owned(), dpkg::control(host, path).await?));
         }
         Ok(files)
     }
