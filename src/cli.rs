@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::analyze;
 use crate::boot::{self, Inputs, RunOptions};
 use crate::catalog::Choice;
 use crate::config;
@@ -14,6 +15,7 @@ use crate::device_query::{self, Compute};
 use crate::error::{Code, Error, Result, exit};
 use crate::facts;
 use crate::host::Host;
+use crate::host::files::Files;
 use crate::install::stand_in;
 use crate::plan;
 use crate::rehearse;
@@ -45,6 +47,8 @@ enum Command {
     Plan(PlanArgs),
     /// Show how the last run went, or how the current one is going.
     Status(StatusArgs),
+    /// Show where the time of the last installation went, and what would make it faster.
+    Analyze(AnalyzeArgs),
     /// Print every fact about this machine, with its source.
     Detect(DetectArgs),
     /// Enumerate, compute on and judge every GPU; exits 5 where one does not work.
@@ -147,6 +151,17 @@ struct StatusArgs {
     /// Give up waiting after so many seconds.
     #[arg(long, value_name = "SECONDS", requires = "wait")]
     timeout: Option<u64>,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct AnalyzeArgs {
+    /// The machine's root.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
 
     /// Print JSON.
     #[arg(long)]
@@ -260,6 +275,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             timeout: args.timeout.map(Duration::from_secs),
             json: args.json,
         }),
+        Command::Analyze(args) => analyze::show(&Files::new(args.root), args.json),
         Command::Detect(args) => detect(&args.inputs, args.json),
         Command::DeviceQuery(args) => query_devices(&args),
         Command::Config(ConfigCommand::Check { file }) => {

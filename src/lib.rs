@@ -4,6 +4,7 @@
 //! [`boot`] is that sentence as a function; start reading there.
 
 pub mod action;
+pub mod analyze;
 pub mod boot;
 pub mod catalog;
 pub mod cli;

@@ -13,6 +13,7 @@ pub mod retry;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use crate::install::report::Report as Installation;
 use crate::report::event::Progress;
 
 /// Everything the agent may touch.
@@ -29,6 +30,7 @@ pub struct Host {
     dpkg: dpkg::Cache,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
     notices: Arc<dyn Fn(String) + Send + Sync>,
+    installations: Arc<dyn Fn(Installation) + Send + Sync>,
 }
 
 impl Host {
@@ -43,6 +45,7 @@ impl Host {
             dpkg: dpkg::Cache::default(),
             progress: Arc::new(|_| {}),
             notices: Arc::new(|_| {}),
+            installations: Arc::new(|_| {}),
         }
     }
 
@@ -58,6 +61,18 @@ impl Host {
     pub fn with_notices(mut self, sink: impl Fn(String) + Send + Sync + 'static) -> Self {
         self.notices = Arc::new(sink);
         self
+    }
+
+    /// Sends what each installation took to `sink`.
+    #[must_use]
+    pub fn with_installations(mut self, sink: impl Fn(Installation) + Send + Sync + 'static) -> Self {
+        self.installations = Arc::new(sink);
+        self
+    }
+
+    /// Says what an installation took. Never blocks, never fails.
+    pub fn installed(&self, report: Installation) {
+        (self.installations)(report);
     }
 
     /// Lets packages be installed as the configuration says, from now on. Told once: later words change nothing.
@@ -108,6 +123,8 @@ pub mod paths {
     pub const LISTS_DIR: &str = "/var/lib/gpu-bootstrap/lists";
     /// Where packages are fetched and unpacked while they are installed; gone afterwards.
     pub const STAGE_DIR: &str = "/var/lib/gpu-bootstrap/stage";
+    /// The result of the last run that installed something, for `analyze`.
+    pub const LAST_INSTALLATION: &str = "/var/lib/gpu-bootstrap/last-installation.json";
     /// Files of others that stood in the way, kept.
     pub const SET_ASIDE_DIR: &str = "/var/lib/gpu-bootstrap/set-aside";
     /// Live status, rewritten at each event.

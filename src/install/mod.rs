@@ -16,6 +16,7 @@
 pub mod fetch;
 mod in_flight;
 mod prepare;
+pub mod report;
 mod rung;
 mod stage;
 pub mod stand_in;
@@ -24,8 +25,6 @@ mod unpack;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use crate::config::schema::{InstallConfig, Method};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
@@ -33,10 +32,10 @@ use crate::host::apt::simulate::Plan;
 use crate::host::apt::{self, LOCK_BUDGET, Request, judge};
 use crate::host::exec::{Call, Output};
 use in_flight::InFlight;
-pub use prepare::Prepared;
+use report::Prepared;
+pub use report::Report;
 pub use rung::Rung;
 use stage::Stage;
-pub use unpack::Work;
 
 /// Exit statuses from here on say that a signal ended the program.
 const KILLED: i32 = 128;
@@ -84,30 +83,6 @@ const DOCUMENTATION: [&str; 5] = [
     "--path-exclude=/usr/share/gtk-doc/*",
     "--path-include=/usr/share/doc/*/copyright",
 ];
-
-/// How an installation was done.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Report {
-    /// The way that was taken.
-    pub install: Rung,
-    /// Why not a faster one; empty for the fastest.
-    pub why: String,
-    /// Packages that apt installed.
-    pub packages: usize,
-    /// Bytes of package files.
-    pub download_bytes: u64,
-    /// Bytes by which the installed system grew, by apt's reckoning.
-    pub installed_bytes: u64,
-    /// Seconds that apt needed to plan.
-    pub plan_seconds: f64,
-    /// Seconds from then until apt had ended.
-    pub install_seconds: f64,
-    /// Seconds until everything was on the disk.
-    pub sync_seconds: f64,
-    /// What the agent did besides.
-    #[serde(flatten)]
-    pub prepared: Prepared,
-}
 
 /// Installs packages on a [`Host`].
 #[derive(Clone, Copy)]
@@ -181,6 +156,7 @@ impl<'a> Installer<'a> {
         let report = Report {
             install: taken.rung,
             why: taken.why,
+            threads: self.limits().threads,
             packages: plan.installs.len(),
             download_bytes: plan.download_bytes(),
             installed_bytes: plan.unpacked,
@@ -189,7 +165,7 @@ impl<'a> Installer<'a> {
             sync_seconds: began.elapsed().as_secs_f64(),
             prepared: taken.prepared,
         };
-        self.host.notice(report.sentence());
+        self.host.installed(report.clone());
         Ok(report)
     }
 
@@ -311,18 +287,4 @@ struct Taken {
     why: String,
     output: Output,
     prepared: Prepared,
-}
-
-impl Report {
-    /// For people: `install: pipeline: 94 packages (1.64 GB) in 37.2 s`.
-    pub fn sentence(&self) -> String {
-        let why = if self.why.is_empty() { String::new() } else { format!(", because {}", self.why) };
-        let seconds = self.plan_seconds + self.install_seconds + self.sync_seconds;
-        #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
-        let gigabytes = self.download_bytes as f64 / 1e9;
-        format!(
-            "install: {}: {} packages ({gigabytes:.2} GB) in {seconds:.1} s{why}",
-            self.install, self.packages
-        )
-    }
 }

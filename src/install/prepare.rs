@@ -8,14 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
 use super::Installer;
 use super::fetch::{self, Event, Item};
+use super::report::Prepared;
 use super::rung::Rung;
 use super::stage::{Mounts, Stage};
 use super::stand_in::{self, Server};
-use super::unpack::{Handle, Limits, Package, Policy, Unpacker, Work, full_hint};
+use super::unpack::{Handle, Limits, Package, Policy, Unpacker, full_hint};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::apt::Request;
@@ -24,19 +23,6 @@ use crate::host::dpkg::{Database, State};
 use crate::host::exec::{Call, Output};
 use crate::host::files::Files;
 use crate::report::event::{Progress, Unit};
-
-/// What the agent did for an installation, besides apt and dpkg.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Prepared {
-    /// What fetching took; `None` where nothing was fetched.
-    pub fetched: Option<fetch::Stats>,
-    /// Seconds from the beginning until every package was verified.
-    pub verified_seconds: Option<f64>,
-    /// What unpacking took; `None` where dpkg unpacked everything.
-    pub unpacked: Option<Work>,
-    /// Packages that dpkg got as they came although others were unpacked here: file and reason.
-    pub originals: Vec<(String, String)>,
-}
 
 /// Where the process's own work stands when apt has ended.
 type Ended = (Result<Output>, Prepared);
@@ -152,6 +138,7 @@ impl Installer<'_> {
         let stats = fetching.end();
         drop(server);
         let originals = unpacker.handle().originals();
+        let ready_seconds = unpacker.handle().all_ready_at().map(|at| at.duration_since(began).as_secs_f64());
         let work = unpacker.finish();
         if let Some(error) = failure {
             let error =
@@ -164,6 +151,7 @@ impl Installer<'_> {
         let prepared = Prepared {
             fetched: Some(stats?),
             verified_seconds: verified.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1,
+            ready_seconds,
             unpacked: Some(work),
             originals: originals.into_iter().map(named).collect(),
         };
@@ -195,7 +183,7 @@ impl Installer<'_> {
         })
     }
 
-    fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Limits {
             threads,

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -201,6 +201,7 @@ struct Slot {
 #[derive(Default)]
 struct Outcome {
     ready: BTreeMap<usize, Ready>,
+    all_ready_at: Option<Instant>,
     verified: HashSet<usize>,
     failed: Option<Arc<Error>>,
     over: bool,
@@ -329,6 +330,11 @@ impl Handle {
         self.0.wait(|outcome, _| outcome.ready.get(&package).cloned())
     }
 
+    /// When the last package became ready; `None` before that.
+    pub(super) fn all_ready_at(&self) -> Option<Instant> {
+        self.0.outcome().all_ready_at
+    }
+
     /// Why packages were handed over as they came, with their number.
     pub(super) fn originals(&self) -> Vec<(usize, String)> {
         let outcome = self.0.outcome();
@@ -418,7 +424,12 @@ impl Shared {
     }
 
     fn ready(&self, package: usize, ready: Ready) {
-        self.outcome().ready.insert(package, ready);
+        let mut outcome = self.outcome();
+        outcome.ready.insert(package, ready);
+        if outcome.ready.len() == self.packages.len() {
+            outcome.all_ready_at = Some(Instant::now());
+        }
+        drop(outcome);
         self.changed.notify_all();
     }
 
