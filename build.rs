@@ -9,12 +9,15 @@ include!("src/plan/value_names.rs");
 
 #[path = "build/probe.rs"]
 mod probe;
+#[path = "build/size.rs"]
+mod size;
 
 fn main() {
     println!("cargo:rerun-if-changed=steps");
     println!("cargo:rerun-if-changed=src/plan/value_names.rs");
     println!("cargo:rerun-if-env-changed=CARGO_CFG_TARGET_FEATURE");
     refuse_dynamic_release();
+    size::link_arguments();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let steps = toml_files(Path::new("steps"));
     for (name, path) in &steps {

@@ -69,7 +69,8 @@ pub(crate) fn build(out: &Path) -> PathBuf {
     probe
 }
 
-fn c_compiler(target: &str) -> String {
+/// The compiler and linker driver for C.
+pub(crate) fn c_compiler(target: &str) -> String {
     let of_target = format!("CC_{}", target.replace('-', "_"));
     println!("cargo:rerun-if-env-changed={of_target}");
     env::var(of_target).or_else(|_| env::var("CC")).unwrap_or_else(|_| "cc".into())
@@ -124,6 +125,8 @@ fn rustc(cc: &str, target: &str) -> Command {
         "strip=symbols",
         "target-feature=-crt-static",
         "default-linker-libraries=no",
+        // Nothing unwinds.
+        "link-arg=-Wl,-T,build/no-unwind-tables.ld",
         "link-args=-nostartfiles -nostdlib -Wl,-z,relro,-z,now -Wl,--no-as-needed -lpthread -ldl -lc",
     ] {
         rustc.args(["-C", option]);

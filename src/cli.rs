@@ -200,7 +200,7 @@ struct DeviceQueryArgs {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Compute::Auto)]
     compute: Compute,
 
-    /// Measure copies between host and device, too.
+    /// Measure copies between host and device and between devices, too.
     #[arg(long)]
     bandwidth: bool,
 
@@ -389,7 +389,7 @@ fn detect(args: &InputArgs, json: bool) -> Result<u8> {
     })
 }
 
-/// deviceQuery's text on standard output and the findings on standard error, or everything as JSON.
+/// deviceQuery's text on standard output, measurements and findings on standard error, or everything as JSON.
 fn query_devices(args: &DeviceQueryArgs) -> Result<u8> {
     log::start(args.verbose);
     let host = Host::new(args.root.clone());
@@ -404,6 +404,9 @@ fn query_devices(args: &DeviceQueryArgs) -> Result<u8> {
         streams::out(&to_json(&examination.json())?)?;
     } else {
         streams::out(&examination.text())?;
+        for line in examination.measurements().lines() {
+            streams::err(line);
+        }
         for check in examination.checks.iter().filter(|c| c.verdict != Verdict::Pass) {
             let finding = format!("{} {}: {}", check.verdict.name(), check.check, check.evidence);
             streams::err(&format!("{finding}\n  {}", check.advice));

@@ -1,5 +1,7 @@
 //! Parse, dispatch, exit code.
 
+mod no_getaddrinfo;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

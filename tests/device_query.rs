@@ -70,6 +70,15 @@ fn healthy_gpus_pass_every_check() {
         assert_eq!(compute["mismatches"]["value"], 0);
         assert_eq!(compute["bandwidth"]["value"]["host_to_device"]["median"], 53.687);
         assert_eq!(compute["bandwidth"]["value"]["device_to_device"]["best"], 107.374);
+        // The link's speed under load, not at rest.
+        assert_eq!(document["nvml"][0]["numbers"]["pcie_generation"]["value"], 1);
+        assert_eq!(compute["pcie_generation_loaded"]["value"], 5);
+        let pairs = document["peer_bandwidth"]["value"].as_array().unwrap_or(&Vec::new()).len();
+        assert_eq!(pairs, if gpus == 1 { 0 } else { gpus as usize });
+        if gpus > 1 {
+            assert_eq!(document["peer_bandwidth"]["value"][0][1]["best"], 13.422);
+            assert_eq!(document["peer_bandwidth"]["value"][1][1], Value::Null);
+        }
         let process = &document["processes"][0];
         assert_eq!(
             (&process["launched_from"], &process["ended"]["how"]),
@@ -239,6 +248,106 @@ const FAULTS: &[Fault] = &[
         ("nvml", "nvml.device"),
     ),
     Fault("no_peer=0-5", &[], ("peer-access", "fail", "0→5", 5), ("cuda", "cuda.peers")),
+    Fault(
+        "nvlink_few=6",
+        &[],
+        ("nvlink", "fail", "GPU 6: 16 of 18 NVLinks are up", 5),
+        ("nvml", "nvml.device"),
+    ),
+    Fault(
+        "retired_double=1",
+        &[],
+        ("retired-pages", "warn", "GPU 1: 2 memory pages were retired", 0),
+        ("nvml", "nvml.device"),
+    ),
+    Fault(
+        "retired_full=1",
+        &[],
+        ("retired-pages", "fail", "GPU 1: 64 memory pages", 5),
+        ("nvml", "nvml.device"),
+    ),
+    Fault(
+        "prohibited=2",
+        &[],
+        ("compute-mode", "warn", "GPU 2: its compute mode", 0),
+        ("nvml", "nvml.device"),
+    ),
+    Fault(
+        "mig_pending=0",
+        &[],
+        ("mig-mode", "warn", "GPU 0: its MIG mode changes", 0),
+        ("nvml", "nvml.device"),
+    ),
+    Fault(
+        "slow_link=4",
+        &["--bandwidth"],
+        (
+            "pcie-bandwidth",
+            "warn",
+            "GPU 4: 10.7 GB/s to it, 10.7 GB/s from it, of 63.0 that PCIe 5 x16 carries",
+            0,
+        ),
+        ("bandwidth", "bandwidth.link"),
+    ),
+    Fault(
+        "fail=nvmlDeviceGetCurrPcieLinkGeneration=3",
+        &["--bandwidth"],
+        ("pcie-bandwidth", "could-not-tell", "GPU 7: NVML does not say how fast the link is", 0),
+        ("bandwidth", "bandwidth.link"),
+    ),
+    Fault(
+        "replays=3",
+        &["--bandwidth"],
+        ("pcie-replays", "warn", "GPU 3: 7 packets were sent again", 0),
+        ("bandwidth", "bandwidth.link"),
+    ),
+    Fault(
+        "fail=cuMemHostAlloc=2",
+        &["--bandwidth"],
+        ("copies-3", "fail", "bandwidth.context: cuMemHostAlloc returned 2", 5),
+        ("bandwidth", "bandwidth.context"),
+    ),
+    Fault(
+        "hang=cuMemcpyDtoHAsync_v2",
+        &["--bandwidth", "--deadline", "0.5"],
+        ("copies-0", "fail", "did not answer within 500 ms and was killed in stage bandwidth.copies", 5),
+        ("bandwidth", "bandwidth.copies.begin"),
+    ),
+    Fault(
+        "hang=nvmlDeviceGetHandleByPciBusId_v2",
+        &["--bandwidth", "--deadline", "0.5"],
+        ("copies-0", "fail", "in stage bandwidth.link", 5),
+        ("bandwidth", "bandwidth.link.begin"),
+    ),
+    Fault(
+        "fail_pair=2-5",
+        &["--bandwidth"],
+        ("peer-copies", "fail", "2→5: cuMemcpyPeerAsync returned 719", 5),
+        ("peers", "peers.copy"),
+    ),
+    Fault(
+        "wrong_pair=0-1",
+        &["--bandwidth"],
+        ("peer-copies", "fail", "0→1: 2048 words arrived wrong", 5),
+        ("peers", "peers.copy"),
+    ),
+    Fault(
+        "fail=cuCtxEnablePeerAccess=217",
+        &["--bandwidth"],
+        ("peer-copies", "fail", "7→6: cuCtxEnablePeerAccess returned 217", 5),
+        ("peers", "peers.copy"),
+    ),
+    Fault(
+        "hang_pair=3-4",
+        &["--bandwidth", "--deadline", "1"],
+        (
+            "peer-copies",
+            "fail",
+            "3→4: the probe did not answer within 1000 ms and was killed in stage peers.copy",
+            5,
+        ),
+        ("peers", "peers.copy.begin"),
+    ),
     Fault("busy=2", &[], ("compute-2", "could-not-tell", "3 processes", 0), ("nvml", "nvml.device")),
 ];
 
@@ -257,6 +366,117 @@ fn every_fault_has_its_own_verdict_exit_code_and_last_stage() {
         assert!(seen.insert(found.to_string()), "{settings} cannot be told from another: {found}");
     }
     println!("{} faults tried and told apart", seen.len());
+}
+
+#[test]
+fn a_pair_that_fails_or_hangs_keeps_what_the_others_gave() {
+    let measured = |document: &Value| {
+        let rows = document["peer_bandwidth"]["value"].as_array().unwrap();
+        rows.iter().flat_map(|row| row.as_array().unwrap()).filter(|rate| !rate.is_null()).count()
+    };
+    let (_, failed) = json(&Simulated::with(3, "H100", "fail_pair=1-0"), &["--bandwidth"]);
+    assert_eq!(measured(&failed), 5, "{failed:#}");
+    assert_eq!(failed["peer_bandwidth"]["value"][1][0], Value::Null);
+    let began = Instant::now();
+    let args = &["--bandwidth", "--deadline", "1"];
+    let (_, hung) = json(&Simulated::with(3, "H100", "hang_pair=1-0"), args);
+    // 0→1 and 0→2 came before it.
+    assert_eq!(measured(&hung), 2, "{hung:#}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[test]
+fn copies_that_were_asked_for_and_not_made_are_no_pass() {
+    let (code, document) = json(&Simulated::with(2, "H100", "busy=1"), &["--bandwidth"]);
+    assert_eq!((code, &check(&document, "copies-1")["verdict"]), (0, &"could-not-tell".into()));
+    assert_eq!(check(&document, "copies-0")["verdict"], "pass");
+    assert_eq!(check(&document, "pcie-bandwidth")["verdict"], "could-not-tell");
+    assert_eq!(document["peer_bandwidth"]["value"], Value::Null);
+}
+
+#[test]
+fn who_asks_for_bandwidth_in_text_sees_the_numbers() {
+    let machine = numa(Simulated::with(2, "H100", ""), "3", "0");
+    let out = output(&mut machine.query(&["--bandwidth"]));
+    assert!(
+        String::from_utf8(out.stdout).unwrap().ends_with("Result = PASS\n"),
+        "the sample's own last line"
+    );
+    let said = String::from_utf8(out.stderr).unwrap();
+    for line in [
+        "bandwidth of GPU 0: to it 53.7 GB/s (median 53.7), from it 53.7 GB/s (median 53.7), on it 107.4 GB/s (median 107.4), PCIe 5 x16, from NUMA node 3",
+        "bandwidth of GPU 1: to it 53.7 GB/s (median 53.7), from it 53.7 GB/s (median 53.7), on it 107.4 GB/s (median 107.4), PCIe 5 x16",
+        "bandwidth between GPUs in GB/s, the best from the row's GPU to the column's",
+        "           0      1",
+        "    0      -   13.4",
+        "    1   13.4      -",
+    ] {
+        assert!(said.lines().any(|l| l == line), "{line:?} is not in\n{said}");
+    }
+}
+
+/// What the kernel tells of the first GPU's NUMA node.
+fn numa(machine: Simulated, node: &str, cpus: &str) -> Simulated {
+    machine
+        .file("/sys/bus/pci/devices/0000:10:00.0/numa_node", format!("{node}\n"))
+        .file(&format!("/sys/devices/system/node/node{node}/cpulist"), format!("{cpus}\n"))
+}
+
+#[test]
+fn a_gpu_is_tested_from_the_cpus_of_its_own_node() {
+    use nix::sched::{CpuSet, sched_getaffinity};
+    let allowed = sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+    let mine: Vec<usize> = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap()).collect();
+    assert!(mine.len() > 1, "with one CPU nothing can be told apart");
+    let last = mine.last().unwrap();
+    // The driver gives memory for copies to a process on that one CPU alone.
+    let machine = || Simulated::with(1, "T4", &format!("only_cpu={last}"));
+    let (code, document) = json(&numa(machine(), "1", &last.to_string()), &["--bandwidth"]);
+    assert_eq!((code, &check(&document, "copies-0")["verdict"]), (0, &"pass".into()), "{document:#}");
+    let node = &document["compute"][0]["numa_node"]["value"];
+    assert_eq!((&node["node"], &node["cpus"]), (&1.into(), &last.to_string().into()));
+    // Without a node (the kernel says -1), or with one whose CPUs are not ours, it runs anywhere.
+    for (number, cpus) in [("-1", last.to_string()), ("1", "1000".to_owned())] {
+        let (code, document) = json(&numa(machine(), number, &cpus), &["--bandwidth"]);
+        assert_eq!(code, 5);
+        let evidence = check(&document, "copies-0")["evidence"].as_str().unwrap();
+        assert!(evidence.contains("cuMemHostAlloc returned 2"), "{evidence}");
+    }
+    let (_, document) = json(&numa(machine(), "-1", "0"), &[]);
+    assert_eq!(document["compute"][0]["numa_node"]["value"], Value::Null);
+}
+
+#[test]
+fn a_driver_without_the_older_functions_is_asked_by_the_newer() {
+    let temperature = |settings: &str| {
+        let (_, document) = json(&Simulated::with(1, "T4", settings), &[]);
+        document["nvml"][0]["numbers"]["temperature"]["value"].clone()
+    };
+    // The simulated driver tells the two apart by a degree.
+    assert_eq!((temperature(""), temperature("fail=nvmlDeviceGetTemperature=3")), (41.into(), 42.into()));
+}
+
+#[test]
+fn a_lone_gpu_of_a_linked_board_needs_no_nvlink() {
+    let (code, document) = json(&Simulated::with(1, "H100", "nvlink_down=0"), &[]);
+    // 17 of 18 are up: that is a fault of its own; with none up it would be nobody's.
+    assert_eq!((code, &check(&document, "nvlink")["verdict"]), (5, &"fail".into()));
+    let (code, document) = json(&Simulated::with(1, "H100", "nvlink_off=0"), &[]);
+    assert_eq!((code, &check(&document, "nvlink")["verdict"]), (0, &"could-not-tell".into()));
+    let (code, document) = json(&Simulated::with(2, "H100", "nvlink_off=0"), &[]);
+    assert_eq!((code, &check(&document, "nvlink")["verdict"]), (5, &"fail".into()));
+}
+
+#[test]
+fn a_switchs_report_in_the_kernels_log_is_judged() {
+    for (severity, verdict, code) in [("Fatal", "fail", 5), ("Non-fatal", "warn", 0)] {
+        let line = format!(
+            "4,1,2,-;nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20034, {severity}, Link 30 LTSSM Fault Up\n"
+        );
+        let (is, document) = json(&Simulated::with(2, "H100", "").file("/dev/kmsg", line), &[]);
+        assert_eq!((is, &check(&document, "sxid")["verdict"]), (code, &verdict.into()));
+        assert_eq!(document["sxids"][0]["sxid"], 20034);
+    }
 }
 
 #[test]

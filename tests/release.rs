@@ -135,6 +135,11 @@ fn what_would_make_a_wrong_binary_is_refused() {
     refused(&run("CARGO_ENCODED_RUSTFLAGS", ""), "the variable CARGO_ENCODED_RUSTFLAGS is set");
     refused(&run("BINARY", "/bin/sh"), "is not static");
     refused(&run("DIFFERENT", "1"), "names a directory of this machine");
+    // One byte too many, behind the program's end.
+    let large = repository.path("large");
+    fs::copy(&binary, &large).unwrap();
+    fs::File::options().write(true).open(&large).unwrap().set_len(6_000_001).unwrap();
+    refused(&run("BINARY", large.to_str().unwrap()), "has 6000001 bytes, more than 6000000");
     refused(&repository.command().arg("--fast").output().unwrap(), "unknown argument --fast");
     fs::write(repository.path("source/new"), "").unwrap();
     refused(&run("X", ""), "the working tree has changes");

@@ -52,23 +52,28 @@ const NOTHING: &str = "Nothing to do.";
 const MOVE: &str = "Stop and start the instance to move it to other hardware.";
 
 impl Check {
-    fn new(check: &str, verdict: Verdict, evidence: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn new(
+        check: &str,
+        verdict: Verdict,
+        evidence: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
         Self { check: check.into(), verdict, evidence: evidence.into(), advice: advice.into() }
     }
 
-    fn pass(check: &str, evidence: impl Into<String>) -> Self {
+    pub(super) fn pass(check: &str, evidence: impl Into<String>) -> Self {
         Self::new(check, Verdict::Pass, evidence, NOTHING)
     }
 
-    fn unknown(check: &str, evidence: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn unknown(check: &str, evidence: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::new(check, Verdict::CouldNotTell, evidence, advice)
     }
 
-    fn fail(check: &str, evidence: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn fail(check: &str, evidence: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::new(check, Verdict::Fail, evidence, advice)
     }
 
-    fn warn(check: &str, evidence: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn warn(check: &str, evidence: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::new(check, Verdict::Warn, evidence, advice)
     }
 }
@@ -84,8 +89,10 @@ pub(super) fn checks(e: &Examination) -> Vec<Check> {
     all.push(count(e));
     all.push(bus(e));
     all.push(xids(e));
+    all.extend(sxids(e));
     if e.facts.driver.is_some() {
         all.extend(per_gpu(e));
+        all.extend(nvlink(e));
         all.extend(e.devices.iter().filter_map(|d| {
             let failure = d.error.as_ref()?;
             Some(Check::fail(&format!("device-{}", d.index), call(failure), advice(explained_cuda(failure))))
@@ -93,6 +100,7 @@ pub(super) fn checks(e: &Examination) -> Vec<Check> {
         all.extend(peers(e));
         all.extend(e.smoke.iter().map(compute));
         all.extend(e.smoke.iter().filter_map(multiprocessors));
+        all.extend(super::copy_checks::checks(e));
     }
     all.extend(e.libraries.iter().map(library));
     all
@@ -151,14 +159,14 @@ fn not_run(check: &str, not_run: &NotRun) -> Check {
     }
 }
 
-fn call(failure: &Failure) -> String {
+pub(super) fn call(failure: &Failure) -> String {
     let code = failure.code.map_or_else(String::new, |c| format!(" returned {c}"));
     let name = if failure.name.is_empty() { String::new() } else { format!(" ({})", failure.name) };
     let text = if failure.text.is_empty() { String::new() } else { format!(": {}", failure.text) };
     format!("{}{code}{name}{text}", failure.call)
 }
 
-fn explained_cuda(failure: &Failure) -> Option<&'static Known> {
+pub(super) fn explained_cuda(failure: &Failure) -> Option<&'static Known> {
     failure.code.and_then(explain::cuda)
 }
 
@@ -166,12 +174,12 @@ fn explained_nvml(failure: &Failure) -> Option<&'static Known> {
     failure.code.and_then(explain::nvml)
 }
 
-fn advice(known: Option<&Known>) -> &'static str {
+pub(super) fn advice(known: Option<&Known>) -> &'static str {
     known.map_or("Look at dmesg for NVRM lines; if there is nothing, reinstall the driver.", |k| k.advice)
 }
 
 /// A failed call of a library, as a check.
-fn refused(check: &str, failure: &Failure, known: Option<&'static Known>) -> Check {
+pub(super) fn refused(check: &str, failure: &Failure, known: Option<&'static Known>) -> Check {
     let evidence = match known {
         Some(known) => format!("{}; {}", call(failure), known.meaning),
         None => call(failure),
@@ -184,7 +192,7 @@ fn refused(check: &str, failure: &Failure, known: Option<&'static Known>) -> Che
 }
 
 /// The process itself went wrong: a hang, a crash, an abort. `None` where it came to its end.
-fn broken_process(check: &str, run: &Run) -> Option<Check> {
+pub(super) fn broken_process(check: &str, run: &Run) -> Option<Check> {
     let launch = match run {
         Err(why) => return Some(not_run(check, why)),
         Ok(launch) if launch.complete() => return None,
@@ -340,8 +348,8 @@ fn bus(e: &Examination) -> Check {
 
 fn xids(e: &Examination) -> Check {
     const NAME: &str = "xid";
-    let xids = match &e.xids {
-        Ok(xids) => xids,
+    let xids = match &e.log {
+        Ok(log) => &log.xids,
         Err(why) => return Check::unknown(NAME, why, "Ask as root."),
     };
     let of = |gravity: Gravity| {
@@ -368,6 +376,32 @@ fn xids(e: &Examination) -> Check {
     }
 }
 
+/// What `NVSwitch`es reported. No row where there is no switch and no report.
+fn sxids(e: &Examination) -> Option<Check> {
+    const NAME: &str = "sxid";
+    // That the log cannot be read is said by the row before.
+    let sxids = &e.log.as_ref().ok()?.sxids;
+    if sxids.is_empty() && e.facts.nvswitches.is_empty() {
+        return None;
+    }
+    let of = |fatal: bool| {
+        let some: Vec<_> = sxids.iter().filter(|s| s.fatal == fatal).collect();
+        some.iter().map(|s| format!("SXid {} on {}", s.number, s.pci)).collect::<Vec<_>>().join(", ")
+    };
+    let (fatal, other) = (of(true), of(false));
+    Some(if !fatal.is_empty() {
+        Check::fail(
+            NAME,
+            fatal,
+            "Reboot, so that fabric manager sets the switches up again; if it comes again, stop and start the instance.",
+        )
+    } else if !other.is_empty() {
+        Check::warn(NAME, other, "Look the number up in NVIDIA's list of SXid errors, and watch the switch.")
+    } else {
+        Check::pass(NAME, "none since boot")
+    })
+}
+
 /// A finding on one GPU.
 type Finding = Option<(Verdict, String)>;
 
@@ -386,11 +420,6 @@ const PER_GPU: &[PerGpu] = &[
         "Reset the GPU or reboot so that the row is replaced; where replacing failed, stop and start the instance.",
     ),
     (
-        "nvlink",
-        nvlink,
-        "Restart nvidia-fabricmanager where there is one, and reset the GPUs; if a link stays down, stop and start the instance.",
-    ),
-    (
         "fabric",
         fabric,
         "Start nvidia-fabricmanager of exactly the driver's version, and wait until it has finished.",
@@ -403,7 +432,17 @@ const PER_GPU: &[PerGpu] = &[
     ),
     ("persistence", persistence, "Enable nvidia-persistenced, so that the GPUs stay initialised."),
     ("recovery-action", recovery, "Do what the driver asks for: reset the GPU or reboot."),
-    ("retired-pages", retired_pages, "Reboot, so that the pages are retired."),
+    (
+        "retired-pages",
+        retired_pages,
+        "Reboot, so that the pages are retired; where no more fit, stop and start the instance.",
+    ),
+    (
+        "compute-mode",
+        compute_mode,
+        "Set the compute mode to default (nvidia-smi -c 0), unless somebody wants it so.",
+    ),
+    ("mig-mode", mig_mode, "Reset the GPU or reboot, so that the mode takes effect."),
 ];
 
 fn per_gpu(e: &Examination) -> Vec<Check> {
@@ -417,7 +456,7 @@ fn per_gpu(e: &Examination) -> Vec<Check> {
 fn ask_all(
     name: &str,
     gpus: &[&NvmlGpu],
-    question: fn(&NvmlGpu) -> Result<Finding, ()>,
+    question: impl Fn(&NvmlGpu) -> Result<Finding, ()>,
     advice: &str,
 ) -> Check {
     let answers: Vec<_> = gpus.iter().map(|g| (g.index, question(g))).collect();
@@ -472,10 +511,36 @@ fn row_remap(gpu: &NvmlGpu) -> Result<Finding, ()> {
     })
 }
 
-fn nvlink(gpu: &NvmlGpu) -> Result<Finding, ()> {
-    let links = gpu.nvlink.filter(|l| l.present > 0).ok_or(())?;
-    Ok((links.active < links.present)
-        .then(|| (Verdict::Fail, format!("{} of {} NVLinks are up", links.active, links.present))))
+/// `NVLink`s of GPUs on boards that wire all of them: a part of the name, and how many. NVIDIA's data sheets.
+const NVLINKS: &[(&str, u32)] =
+    &[("V100-SXM", 6), ("A100-SXM", 12), ("H100 80GB HBM3", 18), ("H200", 18), ("B200", 18), ("B300", 18)];
+
+/// How many links a GPU of this name must have; none where that is not known, as with a card for a slot.
+fn expected_links(name: &str) -> Option<u32> {
+    let on_card = name.contains("NVL") || name.contains("PCIe");
+    NVLINKS.iter().find(|(part, _)| !on_card && name.contains(part)).map(|row| row.1)
+}
+
+/// A GPU that is alone has nobody to link to, whatever its model: the links of a shared board are not its own.
+fn nvlink(e: &Examination) -> Option<Check> {
+    let alive: Vec<_> = e.gpus.iter().filter(|g| g.error.is_none()).collect();
+    if alive.is_empty() {
+        return None;
+    }
+    let alone = e.facts.gpus.len() < 2;
+    let question = |gpu: &NvmlGpu| {
+        let links = gpu.nvlink.filter(|l| l.present > 0 && !(alone && l.active == 0)).ok_or(())?;
+        let wanted = gpu.name.as_deref().and_then(expected_links).filter(|_| !alone);
+        let wanted = wanted.map_or(links.present, |w| w.max(links.present));
+        Ok((links.active < wanted)
+            .then(|| (Verdict::Fail, format!("{} of {wanted} NVLinks are up", links.active))))
+    };
+    Some(ask_all(
+        "nvlink",
+        &alive,
+        question,
+        "Restart nvidia-fabricmanager where there is one, and reset the GPUs; if a link stays down, stop and start the instance.",
+    ))
 }
 
 fn fabric(gpu: &NvmlGpu) -> Result<Finding, ()> {
@@ -523,9 +588,36 @@ fn recovery(gpu: &NvmlGpu) -> Result<Finding, ()> {
     Ok((action != 0).then(|| (Verdict::Fail, format!("the driver asks for {words}"))))
 }
 
+/// The board has room for the addresses of 64 pages.
 fn retired_pages(gpu: &NvmlGpu) -> Result<Finding, ()> {
-    let pending = gpu.number("retired_pages_pending").ok_or(())?;
-    Ok((pending != 0).then(|| (Verdict::Warn, "memory pages wait for a reboot to be retired".into())))
+    const ROOM: u64 = 64;
+    let retired = |kind: &str| gpu.number(&format!("retired_pages_{kind}_bit"));
+    let (pending, single, double) =
+        (gpu.number("retired_pages_pending"), retired("single"), retired("double"));
+    if pending.is_none() && single.is_none() && double.is_none() {
+        return Err(());
+    }
+    let (single, double) = (single.unwrap_or(0), double.unwrap_or(0));
+    Ok(if single + double >= ROOM {
+        Some((Verdict::Fail, format!("{} memory pages are retired, no more fit", single + double)))
+    } else if pending.is_some_and(|p| p != 0) {
+        Some((Verdict::Warn, "memory pages wait for a reboot to be retired".into()))
+    } else if double > 0 {
+        Some((Verdict::Warn, format!("{double} memory pages were retired for double-bit errors")))
+    } else {
+        None
+    })
+}
+
+fn compute_mode(gpu: &NvmlGpu) -> Result<Finding, ()> {
+    const PROHIBITED: u64 = 2;
+    let mode = gpu.number("compute_mode").ok_or(())?;
+    Ok((mode == PROHIBITED).then(|| (Verdict::Warn, "its compute mode forbids every program".into())))
+}
+
+fn mig_mode(gpu: &NvmlGpu) -> Result<Finding, ()> {
+    let (now, pending) = (gpu.number("mig_mode").ok_or(())?, gpu.number("mig_mode_pending").ok_or(())?);
+    Ok((now != pending).then(|| (Verdict::Warn, "its MIG mode changes with the next reset".into())))
 }
 
 /// Without NVLink, no peer access is normal; with it, a missing pair is a fault.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::attributes::ATTRIBUTES;
 use super::checks::compute_word;
+use super::copies::PeerCopies;
 use super::record::{CudaDevice, NvmlGpu};
 use super::{Examination, Run, Runtime, SmokeTest};
 
@@ -26,7 +27,11 @@ const NUMBERS: &[(&str, &str, &str)] = &[
     ("ecc_mode", "boolean", "nvmlDeviceGetEccMode"),
     ("ecc_mode_pending", "boolean", "nvmlDeviceGetEccMode"),
     ("mig_mode", "boolean", "nvmlDeviceGetMigMode"),
+    ("mig_mode_pending", "boolean", "nvmlDeviceGetMigMode"),
     ("mig_devices", "count", "nvmlDeviceGetMigDeviceHandleByIndex"),
+    ("gsp_firmware", "boolean", "nvmlDeviceGetGspFirmwareMode"),
+    ("retired_pages_single_bit", "pages", "nvmlDeviceGetRetiredPages"),
+    ("retired_pages_double_bit", "pages", "nvmlDeviceGetRetiredPages"),
     ("retired_pages_pending", "boolean", "nvmlDeviceGetRetiredPagesPendingStatus"),
     ("compute_processes", "count", "nvmlDeviceGetComputeRunningProcesses_v3"),
     ("recovery_action", "action", "nvmlDeviceGetFieldValues(230)"),
@@ -44,7 +49,7 @@ fn field(value: impl Into<Value>, unit: Option<&str>, source: impl Into<String>)
 /// The whole document.
 pub(super) fn document(e: &Examination) -> Value {
     let driver = e.facts.driver.as_ref();
-    let compute: Vec<_> = e.smoke.iter().map(smoke).collect();
+    let compute: Vec<_> = e.smoke.iter().map(|test| smoke(e, test)).collect();
     let libraries: Vec<_> =
         e.libraries.iter().filter_map(|l| l.version.as_ref().map(|v| (l.name, v))).collect();
     json!({
@@ -67,6 +72,11 @@ pub(super) fn document(e: &Examination) -> Value {
         "pci": e.facts.gpus.iter().map(|g| field(g.value.address.clone(), None, g.source.clone())).collect::<Vec<_>>(),
         "devices": e.devices.iter().map(device).collect::<Vec<_>>(),
         "peer_access": field(json!(e.peers.can_access), Some("boolean"), "cuDeviceCanAccessPeer"),
+        "peer_bandwidth": field(
+            peer_bandwidth(e.devices.len(), &e.peer_copies),
+            Some("GB/s (10^9 bytes)"),
+            "cuMemcpyPeerAsync, cuEventElapsedTime",
+        ),
         "nvml": e.gpus.iter().map(gpu).collect::<Vec<_>>(),
         "compute_mode": compute_word(e.options.compute),
         "compute": compute,
@@ -74,10 +84,8 @@ pub(super) fn document(e: &Examination) -> Value {
             .iter()
             .map(|(name, v)| json!({ "name": name, "path": v.library, "version": field(v.version, Some("the library's own number"), v.library.clone()), "error": v.error }))
             .collect::<Vec<_>>(),
-        "xids": match &e.xids {
-            Ok(xids) => json!(xids),
-            Err(_) => Value::Null,
-        },
+        "xids": e.log.as_ref().map_or(Value::Null, |log| json!(log.xids)),
+        "sxids": e.log.as_ref().map_or(Value::Null, |log| json!(log.sxids)),
         "processes": processes(e),
         "checks": e.checks,
     })
@@ -119,7 +127,18 @@ fn gpu(g: &NvmlGpu) -> Value {
     })
 }
 
-fn smoke(test: &SmokeTest) -> Value {
+/// Row to column, like the access; null where nothing was measured, and instead of a table where nothing was at all.
+fn peer_bandwidth(devices: usize, copies: &PeerCopies) -> Value {
+    if copies.measured.is_empty() {
+        return Value::Null;
+    }
+    let row = |from| (0..devices).map(|to| json!(copies.rate(from, to))).collect::<Vec<_>>();
+    json!((0..devices).map(row).collect::<Vec<_>>())
+}
+
+fn smoke(e: &Examination, test: &SmokeTest) -> Value {
+    let copies = e.copies.iter().find(|c| c.index == test.index);
+    let link = copies.and_then(|c| c.link.as_ref());
     let stage = |name: &str| test.stages.iter().find(|(stage, _)| *stage == name).map(|(_, s)| s);
     let computed = stage("smoke.compute");
     let counted = stage("smoke.multiprocessors");
@@ -134,7 +153,11 @@ fn smoke(test: &SmokeTest) -> Value {
         "context_ms": field(stage("smoke.context").and_then(|s| s.ms), Some("ms"), "the probe's clock"),
         "compile_ms": field(stage("smoke.compile").and_then(|s| s.ms), Some("ms"), "the probe's clock"),
         "compute_ms": field(computed.and_then(|s| s.ms), Some("ms"), "the probe's clock"),
-        "bandwidth": field(json!(test.bandwidth), Some("GB/s (10^9 bytes)"), "cuEventElapsedTime"),
+        "numa_node": field(json!(e.node(test.index)), None, "/sys/bus/pci/devices/*/numa_node, /sys/devices/system/node/node*/cpulist"),
+        "bandwidth": field(json!(copies.and_then(|c| c.rates.as_ref())), Some("GB/s (10^9 bytes)"), "cuEventElapsedTime"),
+        "pcie_generation_loaded": field(link.and_then(|l| l.generation), Some("number"), "nvmlDeviceGetCurrPcieLinkGeneration"),
+        "pcie_width_loaded": field(link.and_then(|l| l.width), Some("lanes"), "nvmlDeviceGetCurrPcieLinkWidth"),
+        "pcie_replays_after": field(link.and_then(|l| l.replays), Some("count"), "nvmlDeviceGetPcieReplayCounter"),
         "error": test.stages.iter().find_map(|(_, s)| s.error.as_ref()),
     })
 }
@@ -144,5 +167,6 @@ fn processes(e: &Examination) -> Vec<Value> {
     let runs = [&e.nvml, &e.cuda];
     let runs =
         runs.into_iter().chain(e.smoke.iter().map(|s| &s.run)).chain(e.libraries.iter().map(|l| &l.run));
+    let runs = runs.chain(e.copies.iter().map(|c| &c.run)).chain(&e.peer_copies.runs);
     runs.filter_map(|run: &Run| run.as_ref().ok()).map(|launch| json!(launch)).collect()
 }

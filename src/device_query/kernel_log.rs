@@ -1,4 +1,4 @@
-//! Xids: what the NVIDIA module reported to the kernel's log since boot.
+//! Xids and `SXid`s: what the NVIDIA module reported of GPUs and of `NVSwitch`es to the kernel's log since boot.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -27,6 +27,27 @@ pub struct Xid {
     pub xid: u32,
 }
 
+/// A report of an `NVSwitch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sxid {
+    /// The switch's PCI address, as the module prints it.
+    pub pci: String,
+    /// The number.
+    #[serde(rename = "sxid")]
+    pub number: u32,
+    /// Whether the module calls it fatal.
+    pub fatal: bool,
+}
+
+/// What the log holds, each report once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reports {
+    /// Of GPUs.
+    pub xids: Vec<Xid>,
+    /// Of `NVSwitch`es.
+    pub sxids: Vec<Sxid>,
+}
+
 /// How bad an Xid is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gravity {
@@ -50,8 +71,8 @@ impl Xid {
     }
 }
 
-/// Every Xid since boot, or why the log cannot be read.
-pub(super) fn xids(files: &Files) -> Result<Vec<Xid>, String> {
+/// Every report since boot, or why the log cannot be read.
+pub(super) fn reports(files: &Files) -> Result<Reports, String> {
     let path = files.outside(LOG).map_err(|e| e.to_string())?;
     let unreadable = |e: std::io::Error| format!("cannot read {LOG}: {e}");
     let mut file = File::options().read(true).custom_flags(O_NONBLOCK).open(path).map_err(unreadable)?;
@@ -71,21 +92,46 @@ pub(super) fn xids(files: &Files) -> Result<Vec<Xid>, String> {
     Ok(parse(&String::from_utf8_lossy(&log)))
 }
 
-/// Lines like `6,1234,…;NVRM: Xid (PCI:0000:00:1e): 79, pid=…, GPU has fallen off the bus.` Each pair once.
-fn parse(log: &str) -> Vec<Xid> {
-    let mut found: Vec<Xid> = Vec::new();
+fn parse(log: &str) -> Reports {
+    let mut reports = Reports::default();
     for line in log.lines() {
-        let Some((_, rest)) = line.split_once("NVRM: Xid (") else { continue };
-        let Some((pci, rest)) = rest.split_once(')') else { continue };
-        let number: String =
-            rest.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
-        let Ok(xid) = number.parse() else { continue };
-        let xid = Xid { pci: pci.trim_start_matches("PCI:").to_owned(), xid };
-        if !found.contains(&xid) {
-            found.push(xid);
+        if let Some((_, rest)) = line.split_once("SXid (") {
+            put(&mut reports.sxids, sxid(rest));
+        } else if let Some((_, rest)) = line.split_once("NVRM: Xid (") {
+            put(&mut reports.xids, xid(rest));
+        } else if let Some((_, rest)) = line.split_once("NVRM: ") {
+            put(&mut reports.xids, fallen_off(rest));
         }
     }
-    found
+    reports
+}
+
+fn put<T: PartialEq>(to: &mut Vec<T>, report: Option<T>) {
+    to.extend(report.filter(|r| !to.contains(r)));
+}
+
+/// `PCI:0000:00:1e): 79, pid=…`: the address and the number.
+fn report(rest: &str) -> Option<(String, u32)> {
+    let (pci, rest) = rest.split_once(')')?;
+    let number: String =
+        rest.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    Some((pci.trim_start_matches("PCI:").to_owned(), number.parse().ok()?))
+}
+
+/// From `6,1234,…;NVRM: Xid (PCI:0000:00:1e): 79, pid=…, GPU has fallen off the bus.`
+fn xid(rest: &str) -> Option<Xid> {
+    report(rest).map(|(pci, xid)| Xid { pci, xid })
+}
+
+/// From `4,1,2,-;nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30 LTSSM Fault Up`
+fn sxid(rest: &str) -> Option<Sxid> {
+    report(rest).map(|(pci, number)| Sxid { pci, number, fatal: rest.contains(", Fatal") })
+}
+
+/// From `NVRM: GPU 0000:00:1e.0: GPU has fallen off the bus.`, which some modules print without a number: 79.
+fn fallen_off(rest: &str) -> Option<Xid> {
+    let (gpu, _) = rest.strip_prefix("GPU ")?.split_once(": GPU has fallen off the bus")?;
+    Some(Xid { pci: gpu.rsplit_once('.').map_or(gpu, |(slot, _)| slot).to_owned(), xid: 79 })
 }
 
 #[cfg(test)]
@@ -98,15 +144,29 @@ mod tests {
                    3,9,8,-;NVRM: Xid (PCI:0000:00:1e): 79, pid='<unknown>', GPU has fallen off the bus.\n\
                    3,9,9,-;NVRM: Xid (PCI:0000:00:1e): 79, pid=12, GPU has fallen off the bus.\n\
                    3,9,9,-;NVRM: Xid (PCI:0000:00:1f): 31, pid=12, Ch 00000008\n\
-                   3,9,9,-;NVRM: Xid (0000:00:1f): 63, Row remapping\n";
-        let xids = parse(log);
+                   3,9,9,-;NVRM: Xid (0000:00:1f): 63, Row remapping\n\
+                   3,9,9,-;NVRM: GPU 0000:00:1e.0: GPU has fallen off the bus.\n\
+                   3,9,9,-;NVRM: GPU 0000:00:1d.0: GPU has fallen off the bus.\n";
+        let xids = parse(log).xids;
         assert_eq!(
             xids.iter().map(|x| (x.pci.as_str(), x.xid, x.gravity())).collect::<Vec<_>>(),
             [
                 ("0000:00:1e", 79, Gravity::Fatal),
                 ("0000:00:1f", 31, Gravity::Program),
-                ("0000:00:1f", 63, Gravity::Warning)
+                ("0000:00:1f", 63, Gravity::Warning),
+                ("0000:00:1d", 79, Gravity::Fatal)
             ]
         );
+    }
+
+    #[test]
+    fn sxids_are_of_switches_and_say_how_bad_they_are() {
+        let log = "4,1,2,-;nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30 LTSSM Fault Up\n\
+                   4,1,2,-;nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30 LTSSM Fault Up\n\
+                   4,1,2,-;nvidia-nvswitch1: SXid (PCI:0000:c2:00.0): 12028, Non-fatal, Link 2 egress\n";
+        let reports = parse(log);
+        assert_eq!(reports.xids, []);
+        let shown: Vec<_> = reports.sxids.iter().map(|s| (s.pci.as_str(), s.number, s.fatal)).collect();
+        assert_eq!(shown, [("0000:c1:00.0", 20034, true), ("0000:c2:00.0", 12028, false)]);
     }
 }

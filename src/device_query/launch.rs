@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, chdir, chroot, fexecve};
@@ -100,18 +101,20 @@ impl Launch {
     }
 }
 
-/// Runs the probe with `arguments` below the host's root, as `user` where one is given, for `limit` at most.
+/// Runs the probe with `arguments` below the host's root, as `user` and on `cpus` where they are given, for `limit`
+/// at most.
 pub(super) async fn launch(
     host: &Host,
     arguments: &[String],
     user: Option<u32>,
+    cpus: Option<CpuSet>,
     limit: Duration,
 ) -> Result<Launch> {
     let mut whole: Vec<String> = user.map(|u| format!("--user={u}")).into_iter().collect();
     whole.extend(arguments.iter().cloned());
     let mut denied = Vec::new();
     for image in Image::ways(&host.files) {
-        let started = image.and_then(|image| Ok((start(&image, host.files.root(), &whole)?, image)));
+        let started = image.and_then(|image| Ok((start(&image, host.files.root(), &whole, cpus)?, image)));
         match started {
             Ok((child, image)) => return Ok(watch(child, &image, arguments, limit).await),
             Err(e) => denied.push(e.to_string()),
@@ -123,7 +126,7 @@ pub(super) async fn launch(
         .because(denied.join("; ")))
 }
 
-fn start(image: &Image, root: &Path, arguments: &[String]) -> io::Result<Child> {
+fn start(image: &Image, root: &Path, arguments: &[String], cpus: Option<CpuSet>) -> io::Result<Child> {
     let mut command = match image {
         // Replaced before it is executed: see below.
         Image::Memory(_) => Command::new("/gpu-probe"),
@@ -141,6 +144,10 @@ fn start(image: &Image, root: &Path, arguments: &[String]) -> io::Result<Child> 
     let environment = c_strings(ENVIRONMENT)?;
     let before_exec = move || {
         prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if let Some(cpus) = &cpus {
+            // Refused where a container may use none of these: the probe then is slower, not wrong.
+            let _ = sched_setaffinity(Pid::from_raw(0), cpus);
+        }
         if let Some(root) = &root {
             chroot(root)?;
         }

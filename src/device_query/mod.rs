@@ -4,12 +4,15 @@
 
 mod architecture;
 pub mod checks;
+pub mod copies;
+mod copy_checks;
 mod explain;
 mod image;
 mod json;
 mod kernel_log;
 pub mod launch;
 mod library;
+pub mod numa;
 pub mod record;
 mod text;
 
@@ -21,10 +24,12 @@ use clap::ValueEnum;
 use futures_util::future::join_all;
 
 use self::checks::{Check, Verdict};
-use self::kernel_log::Xid;
+use self::copies::{HostCopies, PeerCopies};
+use self::kernel_log::Reports;
 use self::launch::Launch;
 use self::library::Found;
-use self::record::{Bandwidth, CudaDevice, Init, LibraryVersion, Load, NvmlGpu, Peers, Smoke, of_stage};
+use self::numa::Node;
+use self::record::{CudaDevice, Init, LibraryVersion, Load, NvmlGpu, Peers, Smoke, of_stage};
 use crate::catalog::Catalog;
 use crate::catalog::data::InstanceType;
 use crate::error::Result;
@@ -58,7 +63,7 @@ pub struct Options {
 
 /// Initialising takes 1 to 3 s for each GPU where persistence mode is off, and the first time longer.
 const QUERY_LIMIT: Duration = Duration::from_secs(120);
-/// A context, a compilation, a kernel, and pinned memory for the copies.
+/// A context, a compilation, a kernel.
 const SMOKE_LIMIT: Duration = Duration::from_secs(120);
 /// Loading a library reads up to a few hundred megabytes.
 const LIBRARY_LIMIT: Duration = Duration::from_secs(60);
@@ -104,8 +109,6 @@ pub struct SmokeTest {
     pub busy: Option<u64>,
     /// The records, by stage.
     pub stages: Vec<(&'static str, Smoke)>,
-    /// The copies, where they were measured.
-    pub bandwidth: Option<Bandwidth>,
 }
 
 /// A library that is installed.
@@ -144,8 +147,8 @@ pub struct Examination {
     pub instance_type: Option<InstanceType>,
     /// GPUs whose PCI configuration cannot be read any more.
     pub dead: Vec<String>,
-    /// Xids since boot, or why the kernel's log cannot be read.
-    pub xids: std::result::Result<Vec<Xid>, String>,
+    /// What the kernel's log holds since boot, or why it cannot be read.
+    pub log: std::result::Result<Reports, String>,
     /// The process that asked NVML.
     pub nvml: Run,
     /// `nvml.load`
@@ -164,8 +167,14 @@ pub struct Examination {
     pub devices: Vec<CudaDevice>,
     /// Who reaches whose memory.
     pub peers: Peers,
+    /// The CPUs near each device, by CUDA's ordinal, where they are known.
+    pub nodes: Vec<(u32, Node)>,
     /// One smoke test for each device.
     pub smoke: Vec<SmokeTest>,
+    /// Copies between the host and each device, where they were asked for.
+    pub copies: Vec<HostCopies>,
+    /// Copies between devices, where they were asked for.
+    pub peer_copies: PeerCopies,
     /// Installed CUDA libraries.
     pub libraries: Vec<Installed>,
     /// The CUDA runtime.
@@ -184,7 +193,7 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
     let mut examination = Examination {
         instance_type: instance_type(host)?,
         dead: dead_functions(host, &facts)?,
-        xids: kernel_log::xids(&host.files),
+        log: kernel_log::reports(&host.files),
         nvml_load: first(&nvml, "nvml.load"),
         nvml_init: first(&nvml, "nvml.init"),
         gpus: all(&nvml, "nvml.device"),
@@ -192,7 +201,10 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
         cuda_init: first(&cuda, "cuda.init"),
         devices: all(&cuda, "cuda.device"),
         peers: first(&cuda, "cuda.peers"),
+        nodes: Vec::new(),
         smoke: Vec::new(),
+        copies: Vec::new(),
+        peer_copies: PeerCopies::default(),
         libraries: Vec::new(),
         runtime: None,
         checks: Vec::new(),
@@ -201,9 +213,14 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
         nvml,
         cuda,
     };
+    examination.nodes = copies::nodes(&probe, &examination)?;
     let (smoke, libraries) = tokio::join!(smoke_tests(&probe, &examination), installed(&probe));
     examination.smoke = smoke?;
     examination.libraries = libraries?;
+    if examination.options.bandwidth {
+        examination.copies = copies::with_host(&probe, &examination).await?;
+        examination.peer_copies = copies::between_devices(&probe, &examination).await?;
+    }
     examination.runtime = runtime(host, &examination.libraries)?;
     examination.checks = checks::checks(&examination);
     Ok(examination)
@@ -218,6 +235,17 @@ impl Examination {
     /// deviceQuery's text.
     pub fn text(&self) -> String {
         text::text(self)
+    }
+
+    /// What `--bandwidth` measured, for a person: a line for each device and a table of the pairs; empty where nothing
+    /// was.
+    pub fn measurements(&self) -> String {
+        copies::text(self)
+    }
+
+    /// The node near a device, by CUDA's ordinal.
+    fn node(&self, index: u32) -> Option<&Node> {
+        self.nodes.iter().find(|(i, _)| *i == index).map(|(_, node)| node)
     }
 
     /// The JSON document.
@@ -273,8 +301,13 @@ impl Probe<'_> {
     }
 
     async fn run(&self, arguments: Vec<String>, limit: Duration) -> Run {
+        self.run_near(None, arguments, limit).await
+    }
+
+    /// Runs it on the CPUs of `node`.
+    async fn run_near(&self, node: Option<&Node>, arguments: Vec<String>, limit: Duration) -> Run {
         let limit = self.deadline.unwrap_or(limit);
-        launch::launch(self.host, &arguments, self.user, limit)
+        launch::launch(self.host, &arguments, self.user, node.and_then(Node::set), limit)
             .await
             .map_err(|e| NotRun::NotStarted(format!("{e}: {}", e.causes().join("; "))))
     }
@@ -326,13 +359,8 @@ async fn smoke_test(
     device: &CudaDevice,
 ) -> SmokeTest {
     let options = &examination.options;
-    let mut test = SmokeTest {
-        index: device.index,
-        run: Err(NotRun::NotAsked),
-        busy: None,
-        stages: Vec::new(),
-        bandwidth: None,
-    };
+    let mut test =
+        SmokeTest { index: device.index, run: Err(NotRun::NotAsked), busy: None, stages: Vec::new() };
     if options.compute == Compute::Never || device.error.is_some() {
         return test;
     }
@@ -340,17 +368,13 @@ async fn smoke_test(
     if options.compute == Compute::Auto && test.busy.is_some() {
         return test;
     }
-    let mut arguments = vec!["smoke".to_owned(), path.to_owned(), device.index.to_string()];
-    if options.bandwidth {
-        arguments.push("bandwidth".into());
-    }
-    test.run = probe.run(arguments, SMOKE_LIMIT).await;
+    let arguments = vec!["smoke".to_owned(), path.to_owned(), device.index.to_string()];
+    test.run = probe.run_near(examination.node(device.index), arguments, SMOKE_LIMIT).await;
     for stage in
         ["cuda.load", "cuda.init", "smoke.context", "smoke.compile", "smoke.compute", "smoke.multiprocessors"]
     {
         test.stages.extend(all(&test.run, stage).into_iter().map(|record| (stage, record)));
     }
-    test.bandwidth = all(&test.run, "smoke.bandwidth").into_iter().next();
     test
 }
 

@@ -179,7 +179,7 @@ pub struct Smoke {
     pub error: Option<Failure>,
 }
 
-/// `smoke.bandwidth`, in 10⁹ bytes per second.
+/// `bandwidth.copies`, in 10⁹ bytes per second.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Bandwidth {
     /// Pinned host memory to the device.
@@ -188,6 +188,43 @@ pub struct Bandwidth {
     pub device_to_host: Rate,
     /// Within the device, reads and writes both counted.
     pub device_to_device: Rate,
+}
+
+/// `bandwidth.link`: the `PCIe` link while copies were under way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Link {
+    /// `PCIe` generation.
+    pub generation: Option<u32>,
+    /// Lanes.
+    pub width: Option<u32>,
+    /// Packets that had to be sent again since the driver was loaded.
+    pub replays: Option<u64>,
+    /// Why NVML cannot say.
+    pub error: Option<Failure>,
+}
+
+/// `peers.copy.begin`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The device that the copies come from.
+    pub from: u32,
+    /// The device that they go to.
+    pub to: u32,
+}
+
+/// `peers.copy`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerCopy {
+    /// The device that the copies come from.
+    pub from: u32,
+    /// The device that they go to.
+    pub to: u32,
+    /// How fast, in 10⁹ bytes per second.
+    pub rate: Option<Rate>,
+    /// Words that were looked at after the copies and are not what was sent.
+    pub wrong: Option<u32>,
+    /// Why it failed.
+    pub error: Option<Failure>,
 }
 
 /// Of several copies.

@@ -1,28 +1,28 @@
-//! Copies between pinned host memory and the device, each timed by the device's own events.
+//! Copies between pinned host memory and one device, and what the PCIe link says of itself while copies are under
+//! way. The agent starts one such process after the other: two at once would share a link.
 
-use alloc::format;
-use alloc::string::String;
-use alloc::vec::Vec;
-use core::ffi::{c_uint, c_void};
+use core::ffi::{c_int, c_uint, c_void};
 use core::ptr::null_mut;
 
-use crate::cuda::Cuda;
+use crate::cuda::{Cuda, Device};
+use crate::device_test::{DevicePointer, Test};
 use crate::library::{Failure, call};
-use crate::record::{Object, Record};
-use crate::smoke::DevicePointer;
+use crate::nvml::Nvml;
+use crate::record::Record;
+use crate::stream::{Stream, summary};
 
 /// Bytes of one copy.
 const SIZE: usize = 256 << 20;
-/// Timed copies in each direction; one more before them is not counted.
+/// Timed copies in each direction.
 const COPIES: usize = 8;
+/// Copies that keep the link awake while it is read: 2 GiB, some 40 ms on the fastest link.
+const UNDER_WAY: usize = 8;
 
 struct Buffers {
     host: *mut u8,
     here: DevicePointer,
     there: DevicePointer,
-    stream: *mut c_void,
-    before: *mut c_void,
-    after: *mut c_void,
+    stream: Stream,
 }
 
 #[derive(Clone, Copy)]
@@ -32,82 +32,85 @@ enum Direction {
     OnDevice,
 }
 
-/// Adds best and median of each direction to `record`, in GB/s (10⁹ bytes). A copy on the device reads and writes:
-/// both are counted.
-pub fn measure(cuda: &Cuda, record: Record) -> Result<Record, Failure> {
-    let buffers = Buffers::new(cuda)?;
-    let mut record = record.value("bytes", SIZE).value("copies", COPIES);
-    for (name, direction, factor) in [
-        ("host_to_device", Direction::ToDevice, 1.0),
-        ("device_to_host", Direction::ToHost, 1.0),
-        ("device_to_device", Direction::OnDevice, 2.0),
-    ] {
-        record = record.value(name, rates(cuda, &buffers, direction, factor)?);
+/// Measures the device at `index`; `nvml` is the library that knows its link.
+pub fn test(path: &str, index: c_int, nvml: &str) {
+    let Some(cuda) = Cuda::start(path) else { return };
+    let test = Test { cuda: &cuda, index };
+    let Some((device, buffers)) = test.stage("bandwidth.context", |record| {
+        let device = test.make_context()?;
+        Ok((record, (device, Buffers::new(&cuda)?)))
+    }) else {
+        return;
+    };
+    let copied = test.stage("bandwidth.copies", |record| Ok((buffers.measure(&cuda, record)?, ())));
+    if copied.is_some() {
+        test.stage("bandwidth.link", |record| Ok((buffers.link(&cuda, device, nvml, record)?, ())));
     }
-    Ok(record)
-}
-
-fn rates(cuda: &Cuda, buffers: &Buffers, direction: Direction, factor: f64) -> Result<String, Failure> {
-    buffers.copy(cuda, direction)?;
-    let mut rates = Vec::new();
-    for _ in 0..COPIES {
-        let ms = f64::from(buffers.copy(cuda, direction)?);
-        rates.push(factor * SIZE as f64 / (ms * 1e6));
-    }
-    rates.sort_by(f64::total_cmp);
-    let median = f64::midpoint(rates[(COPIES - 1) / 2], rates[COPIES / 2]);
-    let best = rates[COPIES - 1];
-    Ok(Object::new().value("best", format!("{best:.3}")).value("median", format!("{median:.3}")).finish())
 }
 
 impl Buffers {
     fn new(cuda: &Cuda) -> Result<Self, Failure> {
-        const CU_STREAM_NON_BLOCKING: c_uint = 1;
-        let mut b = Self {
-            host: null_mut(),
-            here: 0,
-            there: 0,
-            stream: null_mut(),
-            before: null_mut(),
-            after: null_mut(),
-        };
-        // SAFETY: cuMemHostAlloc(void **, size_t, unsigned), cuMemAlloc_v2(CUdeviceptr *, size_t),
-        // cuStreamCreate(CUstream *, unsigned), cuEventCreate(CUevent *, unsigned)
-        unsafe {
-            call!(cuda.0, "cuMemHostAlloc"(*mut *mut u8: &mut b.host, usize: SIZE, c_uint: 0))?;
-            call!(cuda.0, "cuMemAlloc_v2"(*mut DevicePointer: &mut b.here, usize: SIZE))?;
-            call!(cuda.0, "cuMemAlloc_v2"(*mut DevicePointer: &mut b.there, usize: SIZE))?;
-            call!(cuda.0, "cuStreamCreate"(*mut *mut c_void: &mut b.stream, c_uint: CU_STREAM_NON_BLOCKING))?;
-            call!(cuda.0, "cuEventCreate"(*mut *mut c_void: &mut b.before, c_uint: 0))?;
-            call!(cuda.0, "cuEventCreate"(*mut *mut c_void: &mut b.after, c_uint: 0))?;
-        }
-        Ok(b)
+        let mut host = null_mut();
+        // SAFETY: CUresult cuMemHostAlloc(void **, size_t, unsigned int)
+        unsafe { call!(cuda.0, "cuMemHostAlloc"(*mut *mut u8: &mut host, usize: SIZE, c_uint: 0)) }?;
+        let (here, there) = (cuda.allocate(SIZE)?, cuda.allocate(SIZE)?);
+        Ok(Self { host, here, there, stream: Stream::new(cuda)? })
     }
 
-    /// One copy; milliseconds between the events around it.
-    fn copy(&self, cuda: &Cuda, direction: Direction) -> Result<f32, Failure> {
-        let mut ms = 0f32;
+    /// Adds best and median of each direction to `record`, in GB/s. A copy on the device reads and writes: both
+    /// are counted.
+    fn measure(&self, cuda: &Cuda, record: Record) -> Result<Record, Failure> {
+        let mut record = record.value("bytes", SIZE).value("copies", COPIES);
+        for (name, direction, factor) in [
+            ("host_to_device", Direction::ToDevice, 1.0),
+            ("device_to_host", Direction::ToHost, 1.0),
+            ("device_to_device", Direction::OnDevice, 2.0),
+        ] {
+            let bytes = factor * SIZE as f64;
+            let rates = self.stream.rates(cuda, COPIES, bytes, || self.enqueue(cuda, direction))?;
+            record = record.value(name, summary(rates));
+        }
+        Ok(record)
+    }
+
+    fn enqueue(&self, cuda: &Cuda, direction: Direction) -> Result<(), Failure> {
+        let stream = self.stream.handle;
         // SAFETY: the asynchronous copies take destination, source, size and stream; the buffers are SIZE long
-        // and live until the stream has ended its work.
+        // and live as long as the process.
         unsafe {
-            call!(cuda.0, "cuEventRecord"(*mut c_void: self.before, *mut c_void: self.stream))?;
             match direction {
                 Direction::ToDevice => call!(cuda.0, "cuMemcpyHtoDAsync_v2"(
-                    DevicePointer: self.here, *const u8: self.host, usize: SIZE, *mut c_void: self.stream
+                    DevicePointer: self.here, *const u8: self.host, usize: SIZE, *mut c_void: stream
                 )),
                 Direction::ToHost => call!(cuda.0, "cuMemcpyDtoHAsync_v2"(
-                    *mut u8: self.host, DevicePointer: self.here, usize: SIZE, *mut c_void: self.stream
+                    *mut u8: self.host, DevicePointer: self.here, usize: SIZE, *mut c_void: stream
                 )),
                 Direction::OnDevice => call!(cuda.0, "cuMemcpyDtoDAsync_v2"(
-                    DevicePointer: self.there, DevicePointer: self.here, usize: SIZE, *mut c_void: self.stream
+                    DevicePointer: self.there, DevicePointer: self.here, usize: SIZE, *mut c_void: stream
                 )),
-            }?;
-            call!(cuda.0, "cuEventRecord"(*mut c_void: self.after, *mut c_void: self.stream))?;
-            call!(cuda.0, "cuStreamSynchronize"(*mut c_void: self.stream))?;
-            call!(cuda.0, "cuEventElapsedTime"(
-                *mut f32: &mut ms, *mut c_void: self.before, *mut c_void: self.after
-            ))?;
+            }
         }
-        Ok(ms)
+    }
+
+    /// Adds the link to `record`. At rest a link falls back to its slowest generation, so copies run meanwhile.
+    fn link(&self, cuda: &Cuda, device: Device, nvml: &str, record: Record) -> Result<Record, Failure> {
+        let Some(address) = cuda.pci_address(device) else {
+            return Err(Failure::missing("cuDeviceGetPCIBusId"));
+        };
+        // NVML's codes are not CUDA's: its failures are explained by itself.
+        let nvml = match Nvml::start(nvml) {
+            Ok(nvml) => nvml,
+            Err(failure) => return Ok(record.error(&failure)),
+        };
+        let gpu = match nvml.gpu_at(&address) {
+            Ok(gpu) => gpu,
+            Err(failure) => return Ok(record.error(&nvml.explained(failure))),
+        };
+        for _ in 0..UNDER_WAY {
+            self.enqueue(cuda, Direction::ToDevice)?;
+        }
+        let record = gpu.link(record);
+        self.stream.wait(cuda)?;
+        Ok(record)
     }
 }

@@ -103,7 +103,8 @@ impl Cuda {
             .map(|()| String::from(until_zero(&name)))
     }
 
-    fn pci_address(&self, device: Device) -> Option<String> {
+    /// `domain:bus:device.function`
+    pub fn pci_address(&self, device: Device) -> Option<String> {
         let mut address = [0u8; 32];
         // SAFETY: CUresult cuDeviceGetPCIBusId(char *, int, CUdevice)
         unsafe {

@@ -6,7 +6,9 @@
 //! ```text
 //! gpu-probe nvml   LIBRARY
 //! gpu-probe cuda   LIBRARY                      every device, and who can reach whose memory
-//! gpu-probe smoke  LIBRARY INDEX [bandwidth]    a kernel on one device, checked on the host
+//! gpu-probe smoke  LIBRARY INDEX                a kernel on one device, checked on the host
+//! gpu-probe bandwidth LIBRARY INDEX NVML        copies to, from and on one device, and its link meanwhile
+//! gpu-probe peers  LIBRARY FROM-TO,…            copies between devices
 //! gpu-probe cudart|cudnn|cublas|nccl LIBRARY    its version, by its own word
 //! ```
 //!
@@ -21,13 +23,16 @@ extern crate alloc;
 mod attributes;
 mod bandwidth;
 mod cuda;
+mod device_test;
 mod libraries;
 mod library;
 mod mix;
 mod nvml;
+mod peers;
 mod record;
 mod runtime;
 mod smoke;
+mod stream;
 
 /// Exit status for arguments that make no sense.
 const USAGE: i32 = 2;
@@ -48,21 +53,25 @@ fn run(args: &[&'static str]) -> i32 {
     match *args {
         ["nvml", path] => nvml::query(path),
         ["cuda", path] => cuda::query(path),
-        ["smoke", path, index] => return smoke_test(path, index, false),
-        ["smoke", path, index, "bandwidth"] => return smoke_test(path, index, true),
+        ["smoke", path, index] => match index.parse() {
+            Ok(index) => smoke::test(path, index),
+            Err(_) => return USAGE,
+        },
+        ["bandwidth", path, index, nvml] => match index.parse() {
+            Ok(index) => bandwidth::test(path, index, nvml),
+            Err(_) => return USAGE,
+        },
+        ["peers", path, pairs] => {
+            if !peers::test(path, pairs) {
+                return USAGE;
+            }
+        }
         [name, path] => match libraries::KNOWN.iter().find(|l| l.name == name) {
             Some(known) => libraries::version(known, path),
             None => return USAGE,
         },
         _ => return USAGE,
     }
-    record::Record::new("end").emit();
-    0
-}
-
-fn smoke_test(path: &str, index: &str, bandwidth: bool) -> i32 {
-    let Ok(index) = index.parse() else { return USAGE };
-    smoke::test(path, index, bandwidth);
     record::Record::new("end").emit();
     0
 }

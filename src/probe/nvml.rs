@@ -4,7 +4,7 @@ use alloc::string::String;
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::ptr::null_mut;
 
-use crate::library::{Failure, Library, call, until_zero};
+use crate::library::{Failure, Library, c_string, call, until_zero};
 use crate::record::{Object, Record, begin};
 use crate::runtime::text;
 
@@ -12,8 +12,8 @@ use crate::runtime::text;
 const NOT_SUPPORTED: c_int = 3;
 /// `NVML_ERROR_INSUFFICIENT_SIZE`: how a list tells its length when asked with no room.
 const INSUFFICIENT_SIZE: c_int = 7;
-/// `NVML_NVLINK_MAX_LINKS` of every header so far.
-const MAX_LINKS: c_uint = 18;
+/// `NVML_NVLINK_MAX_LINKS` of the newest header; it was 18 until CUDA 12.
+const MAX_LINKS: c_uint = 36;
 
 /// Numbers that one call each gives: key and function.
 const NUMBERS: &[(&str, Getter)] = &[
@@ -30,7 +30,11 @@ const NUMBERS: &[(&str, Getter)] = &[
     ("ecc_mode", |g| g.pair("nvmlDeviceGetEccMode").map(|p| p.0)),
     ("ecc_mode_pending", |g| g.pair("nvmlDeviceGetEccMode").map(|p| p.1)),
     ("mig_mode", |g| g.pair("nvmlDeviceGetMigMode").map(|p| p.0)),
+    ("mig_mode_pending", |g| g.pair("nvmlDeviceGetMigMode").map(|p| p.1)),
     ("mig_devices", |g| g.mig_devices()),
+    ("gsp_firmware", |g| g.pair("nvmlDeviceGetGspFirmwareMode").map(|p| p.0)),
+    ("retired_pages_single_bit", |g| g.retired_pages(0)),
+    ("retired_pages_double_bit", |g| g.retired_pages(1)),
     ("retired_pages_pending", |g| g.number("nvmlDeviceGetRetiredPagesPendingStatus")),
     ("compute_processes", |g| g.compute_processes()),
     ("recovery_action", |g| g.recovery_action()),
@@ -53,8 +57,7 @@ pub fn query(path: &str) {
     record.emit();
     begin("nvml.init");
     let record = Record::new("nvml.init");
-    // SAFETY: nvmlReturn_t nvmlInit_v2(void)
-    let count = match unsafe { call!(nvml.0, "nvmlInit_v2"()) }.and_then(|()| nvml.count()) {
+    let count = match nvml.init().and_then(|()| nvml.count()) {
         Ok(count) => count,
         Err(failure) => return record.error(&nvml.explained(failure)).emit(),
     };
@@ -74,9 +77,24 @@ pub fn query(path: &str) {
     }
 }
 
-struct Nvml(Library);
+/// NVML.
+pub struct Nvml(Library);
 
 impl Nvml {
+    /// Loads and initialises, without a record.
+    pub fn start(path: &str) -> Result<Self, Failure> {
+        let nvml = Self(Library::open(path)?);
+        match nvml.init() {
+            Ok(()) => Ok(nvml),
+            Err(failure) => Err(nvml.explained(failure)),
+        }
+    }
+
+    fn init(&self) -> Result<(), Failure> {
+        // SAFETY: nvmlReturn_t nvmlInit_v2(void)
+        unsafe { call!(self.0, "nvmlInit_v2"()) }
+    }
+
     fn count(&self) -> Result<c_uint, Failure> {
         let mut count = 0;
         // SAFETY: nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *)
@@ -101,7 +119,21 @@ impl Nvml {
         Ok(Gpu { nvml: &self.0, handle })
     }
 
-    fn explained(&self, mut failure: Failure) -> Failure {
+    /// The GPU at a PCI address, as CUDA writes it.
+    pub fn gpu_at(&self, address: &str) -> Result<Gpu<'_>, Failure> {
+        let mut handle: *mut c_void = null_mut();
+        let address = c_string(address);
+        // SAFETY: nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *, nvmlDevice_t *)
+        unsafe {
+            call!(self.0, "nvmlDeviceGetHandleByPciBusId_v2"(
+                *const u8: address.as_ptr(), *mut *mut c_void: &mut handle
+            ))
+        }?;
+        Ok(Gpu { nvml: &self.0, handle })
+    }
+
+    /// The failure with NVML's own words for its code.
+    pub fn explained(&self, mut failure: Failure) -> Failure {
         let symbol = self.0.symbol("nvmlErrorString");
         if let Some(code) = failure.code
             && !symbol.is_null()
@@ -116,7 +148,8 @@ impl Nvml {
     }
 }
 
-struct Gpu<'a> {
+/// One GPU.
+pub struct Gpu<'a> {
     nvml: &'a Library,
     handle: *mut c_void,
 }
@@ -129,6 +162,14 @@ macro_rules! ask {
 }
 
 impl Gpu<'_> {
+    /// Adds what the PCIe link does at this moment, and how often it had to send again since it came up.
+    pub fn link(&self, record: Record) -> Record {
+        record
+            .option("generation", self.number("nvmlDeviceGetCurrPcieLinkGeneration"))
+            .option("width", self.number("nvmlDeviceGetCurrPcieLinkWidth"))
+            .option("replays", self.number("nvmlDeviceGetPcieReplayCounter"))
+    }
+
     fn describe(&self, record: Record) -> Record {
         let mut record = match self.string("nvmlDeviceGetName") {
             Some(name) => record.text("name", &name),
@@ -171,7 +212,7 @@ impl Gpu<'_> {
     fn pair(&self, name: &str) -> Option<(u64, u64)> {
         let (mut now, mut pending): (c_uint, c_uint) = (0, 0);
         let symbol = self.function(name)?;
-        // SAFETY: every name that is passed here is nvmlReturn_t f(nvmlDevice_t, unsigned *now, unsigned *pending)
+        // SAFETY: every name that is passed here is nvmlReturn_t f(nvmlDevice_t, unsigned *now, unsigned *pending or *default)
         let code = unsafe {
             let f: extern "C" fn(*mut c_void, *mut c_uint, *mut c_uint) -> c_int =
                 core::mem::transmute(symbol);
@@ -203,10 +244,19 @@ impl Gpu<'_> {
         Some(String::from(until_zero(&address)))
     }
 
+    /// CUDA 13 deprecates the older function.
     fn temperature(&self) -> Option<u64> {
+        /// `nvmlTemperature_v1_t`: its size, and 1 as its version; then the sensor, then the degrees.
+        const VERSION_1: u32 = 12 | 1 << 24;
         let mut degrees: c_uint = 0;
         // SAFETY: nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t, sensor 0 = the GPU's, unsigned int *)
-        unsafe { ask!(self, "nvmlDeviceGetTemperature"(c_int: 0, *mut c_uint: &mut degrees)) }.ok()?;
+        let older = unsafe { ask!(self, "nvmlDeviceGetTemperature"(c_int: 0, *mut c_uint: &mut degrees)) };
+        if older.is_err() {
+            let mut newer = [VERSION_1, 0, 0];
+            // SAFETY: nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t, nvmlTemperature_t *); 12 bytes
+            unsafe { ask!(self, "nvmlDeviceGetTemperatureV"(*mut u32: newer.as_mut_ptr())) }.ok()?;
+            degrees = newer[2];
+        }
         Some(degrees.into())
     }
 
@@ -238,6 +288,21 @@ impl Gpu<'_> {
         // SAFETY: nvmlReturn_t f(nvmlDevice_t, unsigned int *count, nvmlProcessInfo_t *); null with count 0
         let asked = unsafe {
             ask!(self, "nvmlDeviceGetComputeRunningProcesses_v3"(*mut c_uint: &mut count, *mut c_void: null_mut()))
+        };
+        match asked {
+            Ok(()) => Some(count.into()),
+            Err(failure) if failure.code == Some(INSUFFICIENT_SIZE) => Some(count.into()),
+            Err(_) => None,
+        }
+    }
+
+    /// How many pages of memory are retired for `cause`: 0 repeated single-bit errors, 1 a double-bit error. Asked
+    /// without room for their addresses.
+    fn retired_pages(&self, cause: c_int) -> Option<u64> {
+        let mut count: c_uint = 0;
+        // SAFETY: nvmlReturn_t nvmlDeviceGetRetiredPages(nvmlDevice_t, cause, unsigned *count, unsigned long long *)
+        let asked = unsafe {
+            ask!(self, "nvmlDeviceGetRetiredPages"(c_int: cause, *mut c_uint: &mut count, *mut u64: null_mut()))
         };
         match asked {
             Ok(()) => Some(count.into()),

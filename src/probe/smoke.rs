@@ -1,34 +1,24 @@
 //! The smoke test of one device: a kernel whose every output the host recomputes, and a count of the
 //! multiprocessors that ran. Shows that the driver compiles PTX, launches, and returns right results.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use core::ptr::{from_mut, null_mut};
 
-use crate::bandwidth;
-use crate::cuda::{Cuda, Device};
+use crate::cuda::Cuda;
+use crate::device_test::{DevicePointer, Test};
 use crate::library::{Failure, c_string, call, until_zero};
 use crate::mix;
-use crate::record::{Record, begin};
-use crate::runtime::milliseconds;
 
 const KERNELS: &str = include_str!("kernels.ptx");
 const THREADS: u32 = 256;
 
-/// An address in the device's memory.
-pub type DevicePointer = u64;
-
-/// Runs the test on the device at `index`, and the copies where `bandwidth` is wanted.
-pub fn test(path: &str, index: c_int, bandwidth: bool) {
+/// Runs the test on the device at `index`.
+pub fn test(path: &str, index: c_int) {
     let Some(cuda) = Cuda::start(path) else { return };
     let test = Test { cuda: &cuda, index };
-    let Some(device) = test.stage("smoke.context", |record| {
-        let device = cuda.device(index)?;
-        test.make_context(device)?;
-        Ok((record, device))
-    }) else {
+    let Some(device) = test.stage("smoke.context", |record| Ok((record, test.make_context()?))) else {
         return;
     };
     let Some(module) = test.stage("smoke.compile", |record| Ok((record, test.compile()?))) else { return };
@@ -41,18 +31,10 @@ pub fn test(path: &str, index: c_int, bandwidth: bool) {
         return;
     }
     let total = cuda.attribute(device, 16).unwrap_or(0);
-    let counted = test.stage("smoke.multiprocessors", |record| {
+    test.stage("smoke.multiprocessors", |record| {
         let ran = test.count_multiprocessors(module, total)?;
         Ok((record.value("ran", ran).value("multiprocessors", total), ()))
     });
-    if counted.is_some() && bandwidth {
-        test.stage("smoke.bandwidth", |record| Ok((bandwidth::measure(&cuda, record)?, ())));
-    }
-}
-
-struct Test<'a> {
-    cuda: &'a Cuda,
-    index: c_int,
 }
 
 /// What differed from the host's own result.
@@ -63,33 +45,6 @@ struct Wrong {
 }
 
 impl Test<'_> {
-    /// `begin`, the work, and its record with the time or the failure.
-    fn stage<T>(&self, name: &str, work: impl FnOnce(Record) -> Result<(Record, T), Failure>) -> Option<T> {
-        begin(name);
-        let began = milliseconds();
-        match work(Record::new(name).value("index", self.index)) {
-            Ok((record, value)) => {
-                record.value("ms", format!("{:.3}", milliseconds() - began)).emit();
-                Some(value)
-            }
-            Err(failure) => {
-                let record = Record::new(name).value("index", self.index);
-                record.error(&self.cuda.explained(failure)).emit();
-                None
-            }
-        }
-    }
-
-    /// The primary context: the one that CUDA's runtime API uses, too.
-    fn make_context(&self, device: Device) -> Result<(), Failure> {
-        let mut context: *mut c_void = null_mut();
-        // SAFETY: CUresult cuDevicePrimaryCtxRetain(CUcontext *, CUdevice), cuCtxSetCurrent(CUcontext)
-        unsafe {
-            call!(self.cuda.0, "cuDevicePrimaryCtxRetain"(*mut *mut c_void: &mut context, Device: device))?;
-            call!(self.cuda.0, "cuCtxSetCurrent"(*mut c_void: context))
-        }
-    }
-
     /// Has the driver compile the kernels; its compiler's own words become the failure's text.
     fn compile(&self) -> Result<*mut c_void, Failure> {
         const CU_JIT_ERROR_LOG_BUFFER: c_int = 5;
@@ -130,27 +85,11 @@ impl Test<'_> {
         Ok(function)
     }
 
-    fn allocate(&self, bytes: usize) -> Result<DevicePointer, Failure> {
-        let mut pointer: DevicePointer = 0;
-        // SAFETY: CUresult cuMemAlloc_v2(CUdeviceptr *, size_t)
-        unsafe { call!(self.cuda.0, "cuMemAlloc_v2"(*mut DevicePointer: &mut pointer, usize: bytes)) }?;
-        Ok(pointer)
-    }
-
     fn upload(&self, to: DevicePointer, from: &[u32]) -> Result<(), Failure> {
         // SAFETY: CUresult cuMemcpyHtoD_v2(CUdeviceptr, const void *, size_t); the buffer is that long.
         unsafe {
             call!(self.cuda.0, "cuMemcpyHtoD_v2"(
                 DevicePointer: to, *const u32: from.as_ptr(), usize: size_of_val(from)
-            ))
-        }
-    }
-
-    fn download(&self, to: &mut [u32], from: DevicePointer) -> Result<(), Failure> {
-        // SAFETY: CUresult cuMemcpyDtoH_v2(void *, CUdeviceptr, size_t); the buffer is that long.
-        unsafe {
-            call!(self.cuda.0, "cuMemcpyDtoH_v2"(
-                *mut u32: to.as_mut_ptr(), DevicePointer: from, usize: size_of_val(to)
             ))
         }
     }
@@ -183,7 +122,7 @@ impl Test<'_> {
         let kernel = self.function(module, c"mix")?;
         let mut host: alloc::vec::Vec<u32> = (0..mix::ELEMENTS).map(mix::input).collect();
         let bytes = size_of_val(host.as_slice());
-        let (mut input, mut output) = (self.allocate(bytes)?, self.allocate(bytes)?);
+        let (mut input, mut output) = (self.cuda.allocate(bytes)?, self.cuda.allocate(bytes)?);
         self.upload(input, &host)?;
         // What stood there before must not pass for a result.
         host.fill(0);
@@ -197,7 +136,7 @@ impl Test<'_> {
             from_mut(&mut rounds).cast(),
         ];
         self.launch(kernel, mix::ELEMENTS.div_ceil(THREADS), THREADS, &mut parameters)?;
-        self.download(&mut host, output)?;
+        self.cuda.download(&mut host, output)?;
         let mut wrong = Wrong::default();
         for (index, value) in (0..mix::ELEMENTS).zip(&host) {
             if *value != mix::expected(index) {
@@ -214,12 +153,12 @@ impl Test<'_> {
         let kernel = self.function(module, c"where_ran")?;
         let mut count = total.max(1) as u32;
         let mut host = vec![0u32; count as usize];
-        let mut output = self.allocate(size_of_val(host.as_slice()))?;
+        let mut output = self.cuda.allocate(size_of_val(host.as_slice()))?;
         self.upload(output, &host)?;
         let blocks = count * WAVES;
         let mut parameters: [*mut c_void; 2] = [from_mut(&mut output).cast(), from_mut(&mut count).cast()];
         self.launch(kernel, blocks, THREADS, &mut parameters)?;
-        self.download(&mut host, output)?;
+        self.cuda.download(&mut host, output)?;
         Ok(host.iter().filter(|&&threads| threads > 0).count())
     }
 }

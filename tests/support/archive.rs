@@ -15,8 +15,8 @@ pub(crate) fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A release in the archive that this machine's own apt uses, as options that touch nothing of the machine's apt.
-fn apt(state: &Path, release: &str, component: &str) -> Vec<String> {
+/// The archive that this machine's own apt uses.
+pub(crate) fn site() -> String {
     let targets = run(Command::new("apt-get").args([
         "indextargets",
         "--format",
@@ -24,11 +24,15 @@ fn apt(state: &Path, release: &str, component: &str) -> Vec<String> {
         "Identifier: Packages",
     ]));
     let wanted = targets.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|w| w[1] == "bookworm");
-    let wanted = wanted.expect("this machine's apt has a source for bookworm");
+    wanted.expect("this machine's apt has a source for bookworm")[0].to_owned()
+}
+
+/// A release in that archive, as options that touch nothing of the machine's apt.
+fn apt(state: &Path, release: &str, component: &str) -> Vec<String> {
     fs::create_dir_all(state.join("lists/partial")).unwrap();
     fs::create_dir_all(state.join("cache/archives/partial")).unwrap();
     let list = state.join("sources.list");
-    fs::write(&list, format!("deb [signed-by={KEYRING}] {} {release} {component}\n", wanted[0])).unwrap();
+    fs::write(&list, format!("deb [signed-by={KEYRING}] {} {release} {component}\n", site())).unwrap();
     [
         format!("Dir::Etc::sourcelist={}", list.display()),
         "Dir::Etc::sourceparts=-".into(),

@@ -11,11 +11,12 @@ use std::process::Command;
 use std::sync::Mutex;
 
 /// Where this machine's C library lies, and where the root's will.
-const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
+pub(crate) const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 /// What the probe and the real driver libraries link to.
-const C_LIBRARY: [&str; 6] =
+pub(crate) const C_LIBRARY: [&str; 6] =
     ["libc.so.6", "libdl.so.2", "libpthread.so.0", "libm.so.6", "librt.so.1", "libgcc_s.so.1"];
-const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+/// The dynamic linker, in both.
+pub(crate) const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
 /// The root; it vanishes with this.
 pub(crate) struct Simulated {

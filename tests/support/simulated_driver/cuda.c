@@ -1,5 +1,6 @@
 /* Stands in for libcuda.so.1: gpus=8xH100, driver=12080, hang|crash|abort|grandchild=FUNCTION, fail=FUNCTION=CODE,
- * bitflip=DEVICE, no_peer=FROM-TO. Kernels are emulated on the CPU; the device's memory is the host's. */
+ * bitflip=DEVICE, no_peer=FROM-TO, slow_link=DEVICE, hang_pair|fail_pair|wrong_pair=FROM-TO, only_cpu=CPU (memory
+ * for copies is given to a process on this CPU alone). Kernels are emulated on the CPU; the device's memory is the host's. */
 #include "settings.h"
 
 struct model { const char *key, *name; int major, minor, multiprocessors; size_t memory; int clock, memory_clock, bus, l2, copies, shared, threads; };
@@ -93,7 +94,12 @@ int cuModuleGetFunction(void **f, void *module, const char *name) {
     return *f ? 0 : 500;
 }
 int cuMemAlloc_v2(uint64_t *p, size_t n) { FAULTS; *p = (uint64_t)(uintptr_t)malloc(n); return *p ? 0 : 2; }
-int cuMemHostAlloc(void **p, size_t n, unsigned flags) { FAULTS; (void)flags; *p = malloc(n); return *p ? 0 : 2; }
+static int on_wanted_cpu(void) {
+    cpu_set_t set;
+    long wanted = number("only_cpu", -1);
+    return wanted < 0 || (!sched_getaffinity(0, sizeof set, &set) && CPU_COUNT(&set) == 1 && CPU_ISSET(wanted, &set));
+}
+int cuMemHostAlloc(void **p, size_t n, unsigned flags) { FAULTS; (void)flags; if (!on_wanted_cpu()) return 2; *p = malloc(n); return *p ? 0 : 2; }
 int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t n) { FAULTS; memcpy((void *)(uintptr_t)to, from, n); return 0; }
 int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t n) { FAULTS; memcpy(to, (void *)(uintptr_t)from, n); return 0; }
 int cuMemcpyHtoDAsync_v2(uint64_t a, const void *b, size_t n, void *s) { FAULTS; (void)a; (void)b; (void)n; (void)s; return 0; }
@@ -103,8 +109,32 @@ int cuStreamCreate(void **s, unsigned flags) { FAULTS; (void)flags; *s = (void *
 int cuStreamSynchronize(void *s) { FAULTS; (void)s; return 0; }
 int cuEventCreate(void **e, unsigned flags) { FAULTS; (void)flags; *e = (void *)4; return 0; }
 int cuEventRecord(void *e, void *s) { FAULTS; (void)e; (void)s; return 0; }
-/* 256 MiB in 5 ms are 53.687 GB/s. */
-int cuEventElapsedTime(float *ms, void *a, void *b) { FAULTS; (void)a; (void)b; *ms = 5.0f; return 0; }
+/* 256 MiB in 5 ms are 53.687 GB/s; in 25 ms, 10.737. */
+int cuEventElapsedTime(float *ms, void *a, void *b) { FAULTS; (void)a; (void)b; *ms = number("slow_link", -1) == current ? 25.0f : 5.0f; return 0; }
+static int reaches[64][64];
+int cuCtxEnablePeerAccess(void *to, unsigned flags) {
+    FAULTS;
+    int *open = &reaches[current][(intptr_t)to - 1];
+    if (flags) return 1;
+    return (*open)++ ? 704 : 0;
+}
+int cuMemsetD32_v2(uint64_t to, unsigned word, size_t n) { FAULTS; while (n--) ((uint32_t *)(uintptr_t)to)[n] = word; return 0; }
+/* Copies the ends of the buffer alone: they are what is looked at, and 56 pairs of whole ones would take a while. */
+int cuMemcpyPeerAsync(uint64_t to, void *there, uint64_t from, void *here, size_t n, void *s) {
+    FAULTS;
+    (void)s;
+    int a = (int)(intptr_t)here - 1, b = (int)(intptr_t)there - 1;
+    char pair[32];
+    snprintf(pair, sizeof pair, "%d-%d", a, b);
+    if (a != current || !reaches[a][b]) return 201; /* not the way in which it is to be asked */
+    if (names("hang_pair", pair)) for (;;) pause();
+    if (names("fail_pair", pair)) return 719;
+    if (names("wrong_pair", pair)) return 0;
+    size_t end = n < 65536 ? n : 65536;
+    memcpy((void *)(uintptr_t)to, (void *)(uintptr_t)from, end);
+    memcpy((char *)(uintptr_t)to + n - end, (char *)(uintptr_t)from + n - end, end);
+    return 0;
+}
 
 static int mix(void **p, uint64_t threads) {
     uint32_t *out = (uint32_t *)(uintptr_t)*(uint64_t *)p[0], *in = (uint32_t *)(uintptr_t)*(uint64_t *)p[1];

@@ -1,6 +1,6 @@
 /* Stands in for libnvidia-ml.so.1: the settings of cuda.c, and version=, nvml_gpus=, lost=GPU, and for one GPU each:
- * remap_pending, remap_failed, ecc_uncorrected, nvlink_down, pcie_x8, too_hot, busy, persistence_off, fabric_waits,
- * recovery, mig. */
+ * remap_pending, remap_failed, ecc_uncorrected, nvlink_down, nvlink_few, nvlink_off, pcie_x8, too_hot, busy, persistence_off,
+ * fabric_waits, recovery, mig, mig_pending, replays, prohibited, retired_double, retired_full. */
 #include "settings.h"
 
 static int gpus(void) { return number("nvml_gpus", number("gpus", 1)); }
@@ -22,7 +22,25 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **gpu) {
     *gpu = (void *)(intptr_t)(i + 1);
     return is("lost", *gpu) ? 15 : 0;
 }
-int nvmlDeviceGetName(void *g, char *name, unsigned n) { FAULTS; (void)g; snprintf(name, n, "simulated GPU"); return 0; }
+/* The way in which a process asks that loads the link meanwhile. */
+static int under_load;
+int nvmlDeviceGetHandleByPciBusId_v2(const char *address, void **gpu) {
+    unsigned bus;
+    FAULTS;
+    if (sscanf(address, "%*x:%x:", &bus) != 1 || bus < 0x10 || bus >= 0x10 + (unsigned)gpus()) return 6;
+    under_load = 1;
+    *gpu = (void *)(intptr_t)(bus - 0x10 + 1);
+    return 0;
+}
+int nvmlDeviceGetName(void *g, char *name, unsigned n) {
+    static const char *const names[] = {"H100", "NVIDIA H100 80GB HBM3", "A10G", "NVIDIA A10G", "B200", "NVIDIA B200"};
+    const char *gpus = setting("gpus"), *key = gpus ? strchr(gpus, 'x') + 1 : "T4", *found = "Tesla T4";
+    FAULTS;
+    (void)g;
+    for (unsigned i = 0; i < sizeof names / sizeof *names; i += 2) if (!strncmp(key, names[i], strlen(names[i]))) found = names[i + 1];
+    snprintf(name, n, "%s", found);
+    return 0;
+}
 int nvmlDeviceGetUUID(void *g, char *uuid, unsigned n) {
     FAULTS;
     int at = snprintf(uuid, n, "GPU-");
@@ -32,25 +50,33 @@ int nvmlDeviceGetUUID(void *g, char *uuid, unsigned n) {
 int nvmlDeviceGetPciInfo_v3(void *g, char *info) { FAULTS; memset(info, 0, 68); snprintf(info + 36, 32, "00000000:%02X:00.0", 0x10 + index_of(g)); return 0; }
 #define NUMBER(function, value) int function(void *g, unsigned *x) { FAULTS; (void)g; *x = (value); return 0; }
 NUMBER(nvmlDeviceGetPersistenceMode, !is("persistence_off", g))
-NUMBER(nvmlDeviceGetComputeMode, 0)
-NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, 1)
+NUMBER(nvmlDeviceGetComputeMode, is("prohibited", g) ? 2 : number("compute_mode", 0))
+NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, under_load ? 5 : 1)
 NUMBER(nvmlDeviceGetMaxPcieLinkGeneration, 5)
 NUMBER(nvmlDeviceGetCurrPcieLinkWidth, is("pcie_x8", g) ? 8 : 16)
 NUMBER(nvmlDeviceGetMaxPcieLinkWidth, 16)
-NUMBER(nvmlDeviceGetPcieReplayCounter, 0)
+NUMBER(nvmlDeviceGetPcieReplayCounter, 3 + (under_load && is("replays", g) ? 7 : 0))
 /* With report_user: who asks. */
 NUMBER(nvmlDeviceGetPowerUsage, number("report_user", 0) ? getuid() : 71000)
 NUMBER(nvmlDeviceGetEnforcedPowerLimit, 700000)
 NUMBER(nvmlDeviceGetMaxMigDeviceCount, 7)
 int nvmlDeviceGetTemperature(void *g, int sensor, unsigned *x) { FAULTS; (void)g; *x = sensor == 0 ? 41 : 0; return 0; }
+int nvmlDeviceGetTemperatureV(void *g, uint32_t *info) { FAULTS; (void)g; if (info[0] != (12 | 1 << 24) || info[1]) return 25; info[2] = 42; return 0; }
 int nvmlDeviceGetEccMode(void *g, unsigned *now, unsigned *pending) { FAULTS; (void)g; *now = *pending = 1; return 0; }
-int nvmlDeviceGetMigMode(void *g, unsigned *now, unsigned *pending) { FAULTS; *now = *pending = is("mig", g); return 0; }
+int nvmlDeviceGetMigMode(void *g, unsigned *now, unsigned *pending) { FAULTS; *now = is("mig", g); *pending = *now || is("mig_pending", g); return 0; }
+int nvmlDeviceGetGspFirmwareMode(void *g, unsigned *now, unsigned *usual) { FAULTS; (void)g; *now = *usual = 1; return 0; }
 int nvmlDeviceGetMigDeviceHandleByIndex(void *g, unsigned i, void **mig) { FAULTS; *mig = g; return is("mig", g) && i < 3 ? 0 : 6; }
 int nvmlDeviceGetTotalEccErrors(void *g, int kind, int counter, uint64_t *n) { FAULTS; *n = is("ecc_uncorrected", g) && kind == 1 && counter == 0 ? 2 : 0; return 0; }
 int nvmlDeviceGetRemappedRows(void *g, unsigned *c, unsigned *u, unsigned *p, unsigned *f) { FAULTS; *c = 0; *p = is("remap_pending", g); *f = is("remap_failed", g); *u = *p + *f; return 0; }
 int nvmlDeviceGetCurrentClocksEventReasons(void *g, uint64_t *mask) { FAULTS; *mask = is("too_hot", g) ? 0x40 : 1; return 0; }
 int nvmlDeviceGetComputeRunningProcesses_v3(void *g, unsigned *count, void *list) { FAULTS; (void)list; *count = is("busy", g) ? 3 : 0; return *count ? 7 : 0; }
-int nvmlDeviceGetNvLinkState(void *g, unsigned link, unsigned *state) { FAULTS; if (!switched() || link >= 18) return 3; *state = !(is("nvlink_down", g) && link == 4); return 0; }
+int nvmlDeviceGetRetiredPages(void *g, int cause, unsigned *count, uint64_t *pages) {
+    FAULTS;
+    (void)pages;
+    *count = cause == 1 ? (is("retired_double", g) ? 2 : 0) : (is("retired_full", g) ? 64 : 0);
+    return !is("retired_double", g) && !is("retired_full", g) ? 3 : *count ? 7 : 0;
+}
+int nvmlDeviceGetNvLinkState(void *g, unsigned link, unsigned *state) { FAULTS; if (!switched() || link >= (is("nvlink_few", g) ? 16u : 18u)) return 3; *state = !(is("nvlink_down", g) && link == 4) && !is("nvlink_off", g); return 0; }
 int nvmlDeviceGetGpuFabricInfoV(void *g, uint32_t *info) {
     FAULTS;
     if (info[0] != (36 | 2 << 24)) return 25; /* the caller's structure has another version */

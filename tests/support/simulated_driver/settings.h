@@ -1,5 +1,6 @@
 /* What the simulated driver is to be, from /etc/simulated-driver inside the test's root: lines of KEY=VALUE. */
 #define _GNU_SOURCE
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -10,8 +11,9 @@
 static char settings[4096];
 
 static void read_settings(void) {
+    if (settings[0]) return; /* once for each process: every call asks */
     FILE *f = fopen("/etc/simulated-driver", "r");
-    if (settings[0] || !f) return;
+    if (!f) return;
     settings[0] = '\n';
     settings[1 + fread(settings + 1, 1, sizeof settings - 2, f)] = 0;
     fclose(f);
