@@ -141,17 +141,15 @@ impl<'a> Installer<'a> {
         let began = Instant::now();
         let result = self.climb_down(request, &plan).await;
         let install_seconds = began.elapsed().as_secs_f64();
-        // apt came to an end by itself: what dpkg says is true, even if it says that something failed. Only
-        // when apt was killed (by us, or by the kernel for want of memory) does the list stay.
         let over = match &result {
-            Ok(taken) => taken.output.status < KILLED,
-            Err(error) => error.code() == Code::AptLocked, // it never began
+            Ok(taken) => ended_by_itself(&taken.output),
+            Err(stopped) => stopped.over,
         };
         let began = Instant::now();
         if over {
             InFlight::clear(self.host).await?;
         }
-        let taken = result?;
+        let taken = result.map_err(|stopped| stopped.error)?;
         judge(request, &taken.output)?;
         let report = Report {
             install: taken.rung,
@@ -171,14 +169,25 @@ impl<'a> Installer<'a> {
 
     /// Tries the fastest way that the machine allows, and a slower one where that fails before anything was
     /// installed. A failure of apt's or dpkg's own is none of the way's: another would meet it, too.
-    async fn climb_down(&self, request: &Request, plan: &Plan) -> Result<Taken> {
-        let chosen = rung::choose(self.host, request, plan, self.options.most).await?;
-        let (mut rung, mut why) = (chosen.rung, chosen.why);
+    async fn climb_down(&self, request: &Request, plan: &Plan) -> Result<Taken, Stopped> {
+        let chosen =
+            rung::choose(self.host, request, plan, self.options.most).await.map_err(Stopped::before)?;
+        let (mut rung, mut why, proxy) = (chosen.rung, chosen.why, chosen.proxy);
         while rung > Rung::Apt {
-            match self.prepare(request, plan, rung).await {
-                Ok((output, prepared)) => return Ok(Taken { rung, why, output: output?, prepared }),
+            match self.prepare(request, plan, rung, &proxy).await {
+                Ok((output, prepared)) => {
+                    let output = output.map_err(Stopped::during)?;
+                    return Ok(Taken { rung, why, output, prepared });
+                }
                 // Another way would fill it just as well.
-                Err(error) if matches!(error.code(), Code::DiskFull | Code::AptLocked) => return Err(error),
+                Err(error) if matches!(error.code(), Code::DiskFull | Code::AptLocked) => {
+                    self.complete().await;
+                    return Err(Stopped::before(error));
+                }
+                Err(error) if !self.host.packages().map_err(Stopped::before)?.broken().is_empty() => {
+                    self.complete().await;
+                    return Err(Stopped::before(error));
+                }
                 Err(error) => {
                     let causes = error.causes().join(": ");
                     let causes = if causes.is_empty() { causes } else { format!(" ({causes})") };
@@ -191,8 +200,17 @@ impl<'a> Installer<'a> {
                 }
             }
         }
-        let output = self.apt().execute(request, plan, |call| self.dpkg_options(call, plan)).await?;
+        let output = self.apt().execute(request, plan, |call| self.dpkg_options(call, plan)).await;
+        let output = output.map_err(Stopped::during)?;
         Ok(Taken { rung, why, output, prepared: Prepared::default() })
+    }
+
+    /// Configures what dpkg had unpacked when an installation was cut short. What cannot be, the next run mends.
+    async fn complete(&self) {
+        let broken = self.host.packages().is_ok_and(|database| !database.broken().is_empty());
+        if broken && let Err(error) = self.apt().configure().await {
+            tracing::warn!("what was unpacked could not be configured: {error}");
+        }
     }
 
     /// What the options say to dpkg.
@@ -243,7 +261,11 @@ impl<'a> Installer<'a> {
     async fn fix_broken(&self) -> Result<Output> {
         let request = Request::default();
         let plan = self.apt().plan(&request).await?;
-        Ok(self.climb_down(&request, &plan).await?.output)
+        Ok(self.climb_down(&request, &plan).await.map_err(|s| s.error)?.output)
+    }
+
+    async fn again(&self, request: &Request, plan: &Plan) -> Result<()> {
+        judge(request, &self.climb_down(request, plan).await.map_err(|s| s.error)?.output)
     }
 
     /// Installs again, with their scripts, the packages that were in flight and are there: their files may be
@@ -272,12 +294,38 @@ impl<'a> Installer<'a> {
             return Ok(());
         }
         let plan = match self.apt().plan(&versioned).await {
-            Ok(plan) => return judge(&versioned, &self.climb_down(&versioned, &plan).await?.output),
+            Ok(plan) => return self.again(&versioned, &plan).await,
             // The repository has moved on meanwhile: a newer version is as whole as the same one.
             Err(e) if e.code() == Code::AptUnsolvable => self.apt().plan(&any).await?,
             Err(e) => return Err(e),
         };
-        judge(&any, &self.climb_down(&any, &plan).await?.output)
+        self.again(&any, &plan).await
+    }
+}
+
+/// apt came to an end by itself: what dpkg says is true, even if it says that something failed. When apt was killed (by
+/// us, or by the kernel for want of memory), it is not.
+fn ended_by_itself(output: &Output) -> bool {
+    output.status < KILLED
+}
+
+/// An installation that came to no end.
+struct Stopped {
+    error: Error,
+    /// Whether dpkg's word can be believed all the same.
+    over: bool,
+}
+
+impl Stopped {
+    /// apt had not begun, or had ended by itself.
+    fn before(error: Error) -> Self {
+        Self { error, over: true }
+    }
+
+    /// apt was cut off, unless it never got its lock.
+    fn during(error: Error) -> Self {
+        let over = error.code() == Code::AptLocked;
+        Self { error, over }
     }
 }
 

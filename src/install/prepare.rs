@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::Installer;
-use super::fetch::{self, Event, Item};
+use super::fetch::{self, Event, Item, ProxyChoice};
 use super::report::Prepared;
 use super::rung::Rung;
 use super::stage::{Mounts, Stage};
 use super::stand_in::{self, Server};
 use super::unpack::{Handle, Limits, Package, Policy, Unpacker, full_hint};
+use super::{Installer, ended_by_itself};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::apt::Request;
@@ -34,10 +34,18 @@ struct Fetching {
 }
 
 impl Fetching {
-    fn start(host: &Host, items: Vec<Item>, on: impl Fn(Event) + Send + Sync + 'static) -> Self {
+    fn start(
+        host: &Host,
+        proxy: &ProxyChoice,
+        items: Vec<Item>,
+        on: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let settings =
-            fetch::Settings { extra_roots: host.fetch.extra_roots(), ..fetch::Settings::default() };
+        let settings = fetch::Settings {
+            proxy: proxy.clone(),
+            extra_roots: host.fetch.extra_roots(),
+            ..fetch::Settings::default()
+        };
         let ended = stop.clone();
         let thread = std::thread::spawn(move || fetch::fetch(&items, &settings, &ended, &on));
         Self { stop, thread: Some(thread) }
@@ -63,12 +71,18 @@ impl Drop for Fetching {
 impl Installer<'_> {
     /// Fetches, unpacks as far as `rung` says, and lets apt install. The outer error: nothing was installed, and
     /// a slower way may do better. The inner result is apt's.
-    pub(super) async fn prepare(&self, request: &Request, plan: &Plan, rung: Rung) -> Result<Ended> {
+    pub(super) async fn prepare(
+        &self,
+        request: &Request,
+        plan: &Plan,
+        rung: Rung,
+        proxy: &ProxyChoice,
+    ) -> Result<Ended> {
         let deadline = Instant::now() + self.lock_budget;
         let stage = Arc::new(Stage::make(self.host, deadline).await?);
         let ended = match rung {
-            Rung::Pipeline => self.pipeline(request, plan, &stage).await,
-            Rung::Originals | Rung::Apt => self.originals(request, plan, &stage).await,
+            Rung::Pipeline => self.pipeline(request, plan, &stage, proxy).await,
+            Rung::Originals | Rung::Apt => self.originals(request, plan, &stage, proxy).await,
         };
         // Whatever came of it, its space is given back; dpkg's links keep what they link to. A dpkg that is still
         // at work then (apt was killed, and it was not) keeps the stage, until the next run.
@@ -81,13 +95,19 @@ impl Installer<'_> {
     }
 
     /// Package files under the names that apt gives them, then apt.
-    async fn originals(&self, request: &Request, plan: &Plan, stage: &Stage) -> Result<Ended> {
+    async fn originals(
+        &self,
+        request: &Request,
+        plan: &Plan,
+        stage: &Stage,
+        proxy: &ProxyChoice,
+    ) -> Result<Ended> {
         let began = Instant::now();
         let failed = Arc::new(std::sync::Mutex::new(None));
         let first_failure = failed.clone();
         let progress = self.host.progress_sink();
         let total = plan.download_bytes();
-        let fetching = Fetching::start(self.host, items(plan, stage), move |event| match event {
+        let fetching = Fetching::start(self.host, proxy, items(plan, stage), move |event| match event {
             Event::Progress { bytes } => progress(downloading(bytes, total)),
             Event::Failed { error, .. } => {
                 let mut failed = first_failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -111,7 +131,13 @@ impl Installer<'_> {
     }
 
     /// Everything at once.
-    async fn pipeline(&self, request: &Request, plan: &Plan, stage: &Arc<Stage>) -> Result<Ended> {
+    async fn pipeline(
+        &self,
+        request: &Request,
+        plan: &Plan,
+        stage: &Arc<Stage>,
+        proxy: &ProxyChoice,
+    ) -> Result<Ended> {
         if !stand_in::install(self.host, stage, self.program).await? {
             return Err(Error::new(Code::Exec, "the stand-in for dpkg-deb cannot be executed")
                 .with_hint("allow execution below /var/lib/gpu-bootstrap (noexec, SELinux, fapolicyd)"));
@@ -127,22 +153,22 @@ impl Installer<'_> {
         (fetched..fetched + local).for_each(|number| unpacker.handle().verified(number));
         let began = Instant::now();
         let verified = Arc::new(std::sync::Mutex::new((0, None)));
-        let fetching = self.feed(plan, stage, unpacker.handle(), began, verified.clone());
+        let fetching = self.feed(plan, stage, proxy, unpacker.handle(), began, verified.clone());
         let output = self
             .apt()
             .execute(request, plan, |call| {
                 stand_in::call(self.with_archives(call, request, plan)).args(path_option())
             })
             .await;
-        let failure = unpacker.handle().failure();
+        let failure = unpacker.handle().take_failure();
         let stats = fetching.end();
         drop(server);
         let originals = unpacker.handle().originals();
         let ready_seconds = unpacker.handle().all_ready_at().map(|at| at.duration_since(began).as_secs_f64());
         let work = unpacker.finish();
-        if let Some(error) = failure {
-            let error =
-                Arc::try_unwrap(error).unwrap_or_else(|e| Error::new(e.code(), e.message().to_owned()));
+        // Where apt was killed, the failure is no more than a consequence.
+        let by_itself = output.as_ref().map_or_else(|e| e.code() == Code::AptLocked, ended_by_itself);
+        if let Some(error) = failure.filter(|_| by_itself) {
             return Err(full_hint(error));
         }
         let named = |(number, why): (usize, String)| {
@@ -163,13 +189,14 @@ impl Installer<'_> {
         &self,
         plan: &Plan,
         stage: &Stage,
+        proxy: &ProxyChoice,
         unpacker: Handle,
         began: Instant,
         verified: Arc<std::sync::Mutex<(usize, Option<f64>)>>,
     ) -> Fetching {
         let progress = self.host.progress_sink();
         let (total, all) = (plan.download_bytes(), plan.downloads.len());
-        Fetching::start(self.host, items(plan, stage), move |event| match event {
+        Fetching::start(self.host, proxy, items(plan, stage), move |event| match event {
             Event::Progress { bytes } => progress(downloading(bytes, total)),
             Event::Failed { error, .. } => unpacker.fail(error),
             Event::Verified { item } => {

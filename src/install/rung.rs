@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::fetch::ProxyChoice;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::apt::Request;
@@ -45,13 +46,23 @@ impl fmt::Display for Rung {
 pub(super) struct Chosen {
     pub(super) rung: Rung,
     pub(super) why: String,
+    /// As apt is configured.
+    pub(super) proxy: ProxyChoice,
 }
 
 impl Chosen {
     fn new(rung: Rung, why: impl Into<String>) -> Self {
-        Self { rung, why: why.into() }
+        Self { rung, why: why.into(), proxy: ProxyChoice::Environment }
+    }
+
+    fn by(mut self, proxy: ProxyChoice) -> Self {
+        self.proxy = proxy;
+        self
     }
 }
+
+/// apt's settings for a proxy, in small letters.
+const PROXIES: [&str; 2] = ["acquire::http::proxy", "acquire::https::proxy"];
 
 /// dpkg's major and minor versions whose handling of hard links, and of `dpkg-deb` by search path, the tests cover.
 const DPKGS: [&str; 4] = ["1.20", "1.21", "1.22", "1.23"];
@@ -85,19 +96,19 @@ pub(super) async fn choose(host: &Host, request: &Request, plan: &Plan, most: Ru
     if let Some(why) = settings.only_apt_can_fetch(host)? {
         return Ok(Chosen::new(Rung::Apt, why));
     }
-    if most == Rung::Originals {
-        return Ok(Chosen::new(Rung::Originals, "install.method asks for it"));
-    }
-    if let Some(why) = settings.needs_whole_archives(host)? {
-        return Ok(Chosen::new(Rung::Originals, why));
-    }
-    if let Some(why) = unknown_versions(host).await? {
-        return Ok(Chosen::new(Rung::Originals, why));
-    }
-    if plan.installs.iter().all(|i| i.old.is_some()) {
-        return Ok(Chosen::new(Rung::Originals, "every package replaces one that is installed"));
-    }
-    Ok(Chosen::new(Rung::Pipeline, ""))
+    let whole = if most == Rung::Originals {
+        Some("install.method asks for it".to_owned())
+    } else if let Some(why) = settings.needs_whole_archives(host)? {
+        Some(why)
+    } else if let Some(why) = unknown_versions(host).await? {
+        Some(why)
+    } else if plan.installs.iter().all(|i| i.old.is_some()) {
+        Some("every package replaces one that is installed".to_owned())
+    } else {
+        None
+    };
+    let rung = if whole.is_some() { Rung::Originals } else { Rung::Pipeline };
+    Ok(Chosen::new(rung, whole.unwrap_or_default()).by(settings.proxy()))
 }
 
 fn is_http(uri: &str) -> bool {
@@ -129,8 +140,7 @@ impl Settings {
 
     /// What only apt's own methods know how to do.
     fn only_apt_can_fetch(&self, host: &Host) -> Result<Option<String>> {
-        const SETTINGS: [&str; 9] = [
-            "::proxy",
+        const SETTINGS: [&str; 8] = [
             "::proxy-auto-detect",
             "::proxyautodetect",
             "::sslcert",
@@ -141,7 +151,11 @@ impl Settings {
             "::verify-peer",
         ];
         for (name, value) in self.named("acquire::http") {
-            if SETTINGS.iter().any(|s| name.contains(s)) && value != "DIRECT" {
+            // A proxy for single hosts, or one that speaks something else than http.
+            let is_proxy =
+                name.contains("::proxy") && !name.contains("::proxy-") && !name.contains("::proxyauto");
+            let special = is_proxy && (!PROXIES.contains(&name.as_str()) || value.starts_with("socks"));
+            if special || SETTINGS.iter().any(|s| name.contains(s)) {
                 return Ok(Some(format!("apt's configuration has {name}, which only apt follows")));
             }
         }
@@ -154,6 +168,22 @@ impl Settings {
             }
         }
         Ok(None)
+    }
+
+    /// The proxy that apt's configuration names, else those of the environment, which apt follows, too.
+    fn proxy(&self) -> ProxyChoice {
+        let named =
+            |wanted: &str| self.0.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+        let [http, https] = PROXIES.map(named);
+        match (http.as_deref(), https.as_deref()) {
+            (None, None) => ProxyChoice::Environment,
+            (Some("DIRECT"), None | Some("DIRECT")) => ProxyChoice::Direct,
+            // apt takes the one for http where there is none for https.
+            _ => {
+                let https = https.or_else(|| http.clone()).filter(|p| p != "DIRECT");
+                ProxyChoice::Given { http: http.filter(|p| p != "DIRECT"), https }
+            }
+        }
     }
 
     /// What reads package archives besides dpkg.
@@ -220,13 +250,22 @@ mod tests {
         let why = |text: &str| Settings::parse(text).only_apt_can_fetch(&host).unwrap();
         assert_eq!(why("Acquire \"\";\nAcquire::http \"\";\nAcquire::http::Timeout \"30\";\n"), None);
         for line in [
-            "Acquire::http::Proxy \"http://proxy:3128\";",
+            "Acquire::http::Proxy::repo.example \"http://proxy:3128\";",
+            "Acquire::http::Proxy \"socks5h://proxy:1080\";",
             "Acquire::https::repo.example::SslCert \"/etc/ssl/client.pem\";",
             "Acquire::http::Proxy-Auto-Detect \"/usr/bin/detect\";",
         ] {
             assert!(why(line).is_some(), "{line}");
         }
         assert_eq!(why("Acquire::http::Proxy \"DIRECT\";"), None);
+        let proxy = |text: &str| Settings::parse(text).proxy();
+        assert_eq!(proxy("Acquire::http::Proxy \"DIRECT\";"), ProxyChoice::Direct);
+        assert_eq!(proxy(""), ProxyChoice::Environment);
+        let both = Some("http://proxy:3128".to_owned());
+        assert_eq!(
+            proxy("Acquire::http::Proxy \"http://proxy:3128\";"),
+            ProxyChoice::Given { http: both.clone(), https: both }
+        );
         host.files.write("/etc/apt/auth.conf.d/x.conf", b"machine h login a password b\n", 0o600).unwrap();
         assert!(why("").unwrap().contains("/etc/apt/auth.conf.d/x.conf"));
     }

@@ -203,7 +203,9 @@ struct Outcome {
     ready: BTreeMap<usize, Ready>,
     all_ready_at: Option<Instant>,
     verified: HashSet<usize>,
-    failed: Option<Arc<Error>>,
+    /// What stand-ins are told, and what the caller gets.
+    failed: Option<String>,
+    error: Option<Error>,
     over: bool,
 }
 
@@ -310,8 +312,8 @@ impl Handle {
     }
 
     /// The first failure, if there was one.
-    pub(super) fn failure(&self) -> Option<Arc<Error>> {
-        self.0.outcome().failed.clone()
+    pub(super) fn take_failure(&self) -> Option<Error> {
+        self.0.outcome().error.take()
     }
 
     /// Waits until every package is verified. Before that nothing is handed to dpkg, so that a download that fails
@@ -355,7 +357,7 @@ impl Shared {
         let mut outcome = self.outcome();
         loop {
             if let Some(error) = &outcome.failed {
-                return Err(error.to_string());
+                return Err(error.clone());
             }
             if outcome.over {
                 return Err("the installation was ended".into());
@@ -369,7 +371,10 @@ impl Shared {
 
     fn fail(&self, error: Error) {
         let mut outcome = self.outcome();
-        outcome.failed.get_or_insert_with(|| Arc::new(error));
+        if outcome.failed.is_none() {
+            outcome.failed = Some(error.to_string());
+            outcome.error = Some(error);
+        }
         drop(outcome);
         self.pool.stop();
         self.changed.notify_all();
