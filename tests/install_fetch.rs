@@ -308,7 +308,7 @@ fn a_busy_host_is_left_alone_while_it_asks_for_that() {
                 if Instant::now() < at && Instant::now() + Duration::from_millis(700) > at {
                     counter.fetch_add(1, Ordering::SeqCst);
                 }
-                Reply::part(r, &shared)
+                Reply::part(r, &shared).slowly(200_000, Duration::from_millis(5))
             }
         }
     });

@@ -34,7 +34,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -241,9 +241,12 @@ pub fn fetch(
         };
         Ok(Usage { network: sum(network_threads), hash: sum(hash_threads), is_stopped })
     })?;
+    // What the threads said last; some of it, after the plan had already shown what they did.
+    told.try_iter().for_each(on);
     for path in shared.plan().unfinished_files() {
         file::remove(&path);
     }
+    on(Event::Progress { bytes: shared.plan().bytes() });
     Ok(shared.stats(began.elapsed(), &usage))
 }
 
@@ -357,16 +360,13 @@ impl Shared {
             if stop.load(Ordering::SeqCst) {
                 return true;
             }
-            let is_over = self.plan().is_over();
-            match told.recv_timeout(if is_over { Duration::ZERO } else { LOOK }) {
-                Ok(event) => on(event),
-                Err(RecvTimeoutError::Timeout) if is_over => break,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+            if self.plan().is_over() {
+                return false;
+            }
+            if let Ok(event) = told.recv_timeout(LOOK) {
+                on(event);
             }
         }
-        on(Event::Progress { bytes: self.plan().bytes() });
-        false
     }
 
     /// Ends all threads.

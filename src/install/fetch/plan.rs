@@ -8,18 +8,19 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use reqwest::Url;
 use sha2::{Digest, Sha256};
 
-use super::answer::{Asked, Body, Fault, Trouble, Version, too_short};
-use super::item::{CRUMB, End, Mode, Place, State, is_due};
+use super::answer::{Asked, Body, Version};
+use super::item::{End, Mode, Place, State, is_due};
 use super::job::{Host, Job, host_of};
-use super::pace::as_f64;
 use super::{Event, HostStats, Item};
-use crate::error::{Code, Error};
-use crate::host::fetch::{ATTEMPTS, FIRST_WAIT, LONGEST_ASKED_WAIT, shown};
+use crate::error::Error;
+
+mod balance;
+mod failures;
 
 /// Sizes of a segment: below, the round trip per request begins to count; above, nothing is saved any more.
 const SMALLEST: u64 = 1 << 20;
@@ -28,27 +29,9 @@ const LARGEST: u64 = 32 << 20;
 const FIRST_SIZE: u64 = 2 << 20;
 /// Towards an item's end segments shrink, but not below this share of a second's worth.
 const SMALLEST_SHARE: f64 = 1.0 / 16.0;
-/// What is split at the end of the list: more bytes than these, and more time than that.
-const SPLIT_BYTES: u64 = 512 << 10;
-const SPLIT_SECONDS: f64 = 0.3;
-/// Silence after which a connection loses the rest of its segment while others receive; doubled each time that it
-/// happens to the same item, because the server may need its time.
-const SILENCE: Duration = Duration::from_secs(2);
-/// The same while an answer has not begun, or nobody else receives anything.
-const LONG_SILENCE: Duration = Duration::from_secs(6);
-/// A connection is slow below this share of its siblings' median rate …
-const SLOW_SHARE: f64 = 0.25;
-/// … if there are so many of them, and it would need so long for its rest.
-const SLOW_SIBLINGS: usize = 3;
-const SLOW_SECONDS: f64 = 3.0;
 /// Hashing waits for so many bytes, and takes so many at a time.
 const HASH_FROM: u64 = 256 << 10;
 const HASH_UP_TO: u64 = 4 << 20;
-/// A host gets its connections back one by one, after so long without trouble.
-const RECOVERY: Duration = Duration::from_secs(2);
-/// How often a file may change on its server before it is fetched in one piece.
-const CHANGES: u32 = 2;
-
 /// The state of all items, hosts and jobs.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -269,12 +252,8 @@ impl Plan {
         if is_first && self.live().any(|j| j.item == index) {
             return None;
         }
-        let has_no_ranges = self.hosts[item.host].ranges == Some(false);
         let size = self.segment_size(index, worker);
         let item = &mut self.items[index];
-        if has_no_ranges && item.next == 0 {
-            item.make_whole();
-        }
         Some(item.give_out(if item.is_whole() { item.size } else { size }))
     }
 
@@ -298,32 +277,6 @@ impl Plan {
         let known: Vec<f64> = self.rates.iter().flatten().copied().collect();
         let count = u32::try_from(known.len()).ok().filter(|n| *n > 0)?;
         Some(known.iter().sum::<f64>() / f64::from(count))
-    }
-
-    /// The latter part of the job that would take longest, where the idle worker's share of it begins.
-    fn split(&mut self, worker: usize, now: Instant) -> Option<(usize, Range<u64>)> {
-        // A job too young to have a rate is soon over, or soon seen to be slow.
-        let seconds = |j: &Job| j.rate(now).map_or(0.0, |rate| as_f64(j.rest()) / rate.max(1.0));
-        let may_be_split = |j: &&Job| {
-            let item = &self.items[j.item];
-            !item.is_whole()
-                && self.hosts[item.host].ranges == Some(true)
-                && j.rest() >= SPLIT_BYTES
-                && seconds(j) > SPLIT_SECONDS
-                && self.has_room(item.host, now)
-                && is_due(item.budget.not_before, now)
-        };
-        let victim = self.live().filter(may_be_split).max_by(|a, b| seconds(a).total_cmp(&seconds(b)))?;
-        let theirs = victim.rate(now)?.max(1.0);
-        let mine = self.rates[worker].or_else(|| self.mean_rate()).unwrap_or(theirs).max(1.0);
-        // Both shall end at the same time; a victim that hardly moves loses hardly less than everything.
-        let given = to_bytes(as_f64(victim.rest()) * mine / (mine + theirs)).clamp(CRUMB, victim.rest());
-        let (ticket, item) = (victim.ticket, victim.item);
-        let victim = self.jobs.iter_mut().flatten().find(|j| j.ticket == ticket)?;
-        let range = victim.end - given..victim.end;
-        victim.end = range.start;
-        self.counts.stolen += 1;
-        Some((item, range))
     }
 
     fn begin(&mut self, worker: usize, index: usize, range: Range<u64>, now: Instant) -> Take {
@@ -444,20 +397,6 @@ impl Plan {
         Heard::Wanted(asked, untouched)
     }
 
-    /// The server has another file by now than when the first bytes of it were fetched.
-    fn changed(&mut self, worker: usize, index: usize, url: &Url, now: Instant) {
-        let error = Error::new(Code::Fetch, format!("{} changed while it was being downloaded", shown(url)))
-            .with_hint("the mirror is being updated; run `apt-get update` and try again");
-        let began = self.jobs[worker].as_ref().map_or(now, |j| j.began);
-        self.items[index].changes += 1;
-        if self.items[index].changes >= CHANGES {
-            self.items[index].make_whole();
-        }
-        if self.count(index, error, began, None, now) {
-            self.start_over(index);
-        }
-    }
-
     fn start_over(&mut self, index: usize) {
         self.lose_jobs(index);
         self.items[index].restart();
@@ -528,132 +467,6 @@ impl Plan {
         begun.chain(gap).min().unwrap_or(item.next).min(item.next)
     }
 
-    /// Takes note that a worker is done with its job, well or not.
-    pub(super) fn ended(&mut self, worker: usize, ticket: u64, outcome: Result<(), Fault>, now: Instant) {
-        let Some(job) = self.jobs[worker].take_if(|j| j.ticket == ticket) else { return };
-        self.effects.work = true;
-        if job.received() >= HASH_FROM {
-            self.rates[worker] = Some(job.overall_rate(now));
-        }
-        let is_live = self.is_live(&job);
-        let item = &mut self.items[job.item];
-        if item.generation == job.generation && item.place.is_opening() {
-            item.place = Place::None;
-        }
-        if !is_live || job.is_taken_away {
-            return;
-        }
-        let rest = job.written..job.end;
-        let fault = match outcome {
-            Ok(()) if rest.is_empty() => return,
-            Ok(()) => {
-                let range = &job.asked.range;
-                too_short(&job.url, job.written - range.start, range.end - range.start)
-            }
-            Err(fault) => fault,
-        };
-        self.items[job.item].give_back(rest);
-        self.failed(&job, fault, now);
-    }
-
-    fn failed(&mut self, job: &Job, fault: Fault, now: Instant) {
-        let index = job.item;
-        let item = &mut self.items[index];
-        match fault {
-            Fault::Retry(error, asked, trouble) => {
-                self.slow_down(job, trouble, asked, now);
-                let resumes = trouble == Trouble::Broken && job.written > job.asked.range.start;
-                if self.count(index, error, job.began, asked, now) {
-                    self.again(index, resumes);
-                }
-            }
-            // Ranges failed: the whole file in one piece is another way, but there is only one such way.
-            Fault::Ranges(error) => {
-                let is_new = !item.is_whole();
-                item.make_whole();
-                if self.count(index, error, job.began, None, now) {
-                    if is_new {
-                        self.items[index].budget.not_before = None;
-                    }
-                    self.start_over(index);
-                }
-            }
-            // An address that a redirect gave may have expired; the original one may lead elsewhere now.
-            Fault::Final(error) if job.url != item.original => {
-                item.at = item.original.clone();
-                item.host = host_of(&item.at, &mut self.hosts, self.per_host);
-                if self.count(index, error, job.began, None, now) {
-                    self.again(index, false);
-                }
-            }
-            Fault::Final(error) | Fault::Local(error) => self.fail(index, error),
-        }
-    }
-
-    /// Another attempt at what is missing: at once where a connection broke that had brought something, because
-    /// another one goes on where it ended.
-    fn again(&mut self, index: usize, resumes: bool) {
-        let item = &mut self.items[index];
-        if item.is_whole() {
-            if item.is_touched {
-                self.start_over(index);
-            } else {
-                item.next = 0;
-                item.gaps.clear();
-            }
-        } else if resumes && item.budget.failures <= 1 {
-            item.budget.not_before = None;
-        }
-    }
-
-    /// Counts a failure and sets when the next attempt may be; fails the item when there is none.
-    fn count(
-        &mut self,
-        index: usize,
-        error: Error,
-        began: Instant,
-        asked: Option<Duration>,
-        now: Instant,
-    ) -> bool {
-        let budget = &mut self.items[index].budget;
-        let is_too_long = asked.is_some_and(|wait| wait > LONGEST_ASKED_WAIT);
-        // Requests that were on their way together tell of the same event.
-        if budget.counted.is_some_and(|at| began < at) && !is_too_long {
-            budget.not_before = budget.not_before.max(asked.map(|wait| now + wait));
-            self.counts.retries += 1;
-            return true;
-        }
-        budget.failures += 1;
-        if budget.failures >= ATTEMPTS || is_too_long {
-            self.fail(index, error);
-            return false;
-        }
-        let wait = asked.unwrap_or_else(|| budget.backoff.next_wait());
-        tracing::info!(error = %error, wait_ms = wait.as_millis(), "trying the download again");
-        (budget.counted, budget.not_before, budget.received_since) = (Some(now), Some(now + wait), 0);
-        self.counts.retries += 1;
-        true
-    }
-
-    fn slow_down(&mut self, job: &Job, trouble: Trouble, asked: Option<Duration>, now: Instant) {
-        let index = self.items[job.item].host;
-        let used = self.jobs.iter().flatten().filter(|j| self.items[j.item].host == index).count() + 1;
-        let host = &mut self.hosts[index];
-        if trouble == Trouble::Busy {
-            let wait = asked.unwrap_or(FIRST_WAIT).min(LONGEST_ASKED_WAIT);
-            host.not_before = host.not_before.max(Some(now + wait));
-        }
-        if host.trouble.is_some_and(|at| job.began < at) {
-            return;
-        }
-        match trouble {
-            Trouble::None => return,
-            Trouble::Broken => host.limit = host.limit.min((used * 3 / 4).max(1)),
-            Trouble::Busy => host.limit = host.limit.min((used / 2).max(1)),
-        }
-        host.trouble = Some(now);
-    }
-
     /// Ends an item without success. Its file goes.
     pub(super) fn fail(&mut self, index: usize, error: Error) {
         self.lose_jobs(index);
@@ -669,75 +482,6 @@ impl Plan {
         self.effects.events.push(Event::Failed { item: index, error });
         self.effects.work = true;
         self.effects.hash = true;
-    }
-
-    /// Looks after connections that hold the rest up, and after hosts that have recovered.
-    pub(super) fn look_after(&mut self, now: Instant) {
-        for worker in 0..self.jobs.len() {
-            if self.is_silent(worker, now) || self.is_slow(worker, now) {
-                self.take_away(worker);
-            }
-        }
-        for host in &mut self.hosts {
-            if host.limit < self.per_host && host.trouble.is_some_and(|at| now >= at + RECOVERY) {
-                host.limit += 1;
-                host.trouble = Some(now);
-            }
-        }
-        // Waits end without anybody's doing.
-        self.effects.work = true;
-    }
-
-    fn take_away(&mut self, worker: usize) {
-        let Some(job) = self.jobs[worker].as_mut() else { return };
-        let rest = job.claimed..job.end;
-        job.end = job.claimed;
-        job.is_taken_away = true;
-        let item = &mut self.items[job.item];
-        item.losses += 1;
-        item.give_back(rest);
-        self.counts.stolen += 1;
-        self.effects.lost.push(worker);
-    }
-
-    /// A job whose rest another connection can fetch.
-    fn movable(&self, worker: usize) -> Option<&Job> {
-        let job = self.jobs[worker].as_ref()?;
-        let item = &self.items[job.item];
-        let is_movable = self.is_live(job)
-            && !job.is_taken_away
-            && !item.is_whole()
-            && !item.place.is_opening()
-            && self.hosts[item.host].ranges == Some(true)
-            && job.rest() > 0;
-        is_movable.then_some(job)
-    }
-
-    fn is_silent(&self, worker: usize, now: Instant) -> bool {
-        let Some(job) = self.movable(worker) else { return false };
-        let others_receive = self.heard.is_some_and(|at| now.saturating_duration_since(at) < SILENCE / 2);
-        let patience = if job.has_begun && others_receive { SILENCE } else { LONG_SILENCE };
-        let doubled = patience * 2_u32.pow(self.items[job.item].losses.min(4));
-        now.saturating_duration_since(job.heard) >= doubled
-    }
-
-    fn is_slow(&self, worker: usize, now: Instant) -> bool {
-        let Some(job) = self.movable(worker) else { return false };
-        let Some(rate) = job.rate(now).filter(|_| now.saturating_duration_since(job.began) >= SILENCE) else {
-            return false;
-        };
-        let host = self.items[job.item].host;
-        let is_sibling = |j: &&Job| j.ticket != job.ticket && self.items[j.item].host == host;
-        // Those that have no job left at the end of the list say by their last one what the host can do.
-        let busy = self.jobs.iter().flatten().filter(is_sibling).filter_map(|j| j.rate(now));
-        let idle = self.jobs.iter().zip(&self.rates).filter(|(j, _)| j.is_none()).filter_map(|(_, r)| *r);
-        let mut rates: Vec<f64> = busy.chain(idle).collect();
-        if rates.len() < SLOW_SIBLINGS {
-            return false;
-        }
-        rates.sort_by(f64::total_cmp);
-        let median = rates[rates.len() / 2];
-        rate < median * SLOW_SHARE && as_f64(job.rest()) > rate * SLOW_SECONDS
     }
 
     /// Something to hash: of the first item that has enough.
@@ -785,29 +529,6 @@ impl Plan {
             self.mismatch(work.item, &digest);
         }
     }
-
-    /// A wrong sum may be the fault of a cache on the way or of its ranges: once, the whole file is fetched anew.
-    fn mismatch(&mut self, index: usize, digest: &str) {
-        let item = &mut self.items[index];
-        if item.mode == Mode::PastCaches {
-            let url = shown(&item.original);
-            let text = format!("sha256 of {url} is {digest}, expected {}; nothing was kept", item.sha256);
-            let error = Error::new(Code::ChecksumMismatch, text)
-                .with_hint("the mirror or a proxy on the way is out of date or damaged; run `apt-get update` and try again");
-            self.fail(index, error);
-            return;
-        }
-        tracing::warn!(
-            url = shown(&item.at),
-            digest,
-            expected = item.sha256,
-            "wrong sum; fetching the file once more"
-        );
-        (item.mode, item.at) = (Mode::PastCaches, item.original.clone());
-        item.host = host_of(&item.at, &mut self.hosts, self.per_host);
-        self.counts.retries += 1;
-        self.start_over(index);
-    }
 }
 
 /// A positive number of bytes.
@@ -818,4 +539,173 @@ impl Plan {
 )]
 fn to_bytes(bytes: f64) -> u64 {
     bytes as u64
+}
+
+/// What the tests of this module and of those below it build on.
+#[cfg(test)]
+mod simulation {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A plan whose clock is moved by hand.
+    pub(super) struct Simulation {
+        pub(super) plan: Plan,
+        pub(super) now: Instant,
+        file: Arc<File>,
+    }
+
+    impl Simulation {
+        /// Items of these sizes, all at one host, and so many workers, all allowed.
+        pub(super) fn new(sizes: &[u64], workers: usize) -> Self {
+            let item = |(index, size): (usize, &u64)| Item {
+                uri: format!("http://host/{index}"),
+                size: *size,
+                sha256: "0".repeat(64),
+                path: "/nowhere".into(),
+            };
+            let items: Vec<_> = sizes.iter().enumerate().map(item).collect();
+            let mut plan = Plan::new(&items, workers, workers);
+            plan.allow(workers);
+            Self { plan, now: Instant::now(), file: Arc::new(tempfile::tempfile().unwrap()) }
+        }
+
+        pub(super) fn pass(&mut self, millis: u64) {
+            self.now += Duration::from_millis(millis);
+        }
+
+        /// The worker's next job, with its file created; `None` if it has to wait.
+        pub(super) fn take(&mut self, worker: usize) -> Option<Order> {
+            let Take::Job(order) = self.plan.take(worker, self.now) else { return None };
+            if order.file.is_none() {
+                assert!(self.plan.opened(worker, order.ticket, &self.file));
+            }
+            Some(order)
+        }
+
+        /// A job whose answer has begun.
+        pub(super) fn begin(&mut self, worker: usize) -> Order {
+            let order = self.take(worker).unwrap();
+            self.answer(worker, &order);
+            order
+        }
+
+        pub(super) fn answer(&mut self, worker: usize, order: &Order) {
+            let (url, version) = (order.url.clone(), Version::default());
+            let heard = self.plan.answered(worker, order.ticket, Body::AsAsked, &url, version, self.now);
+            assert!(matches!(heard, Heard::Wanted(..)));
+        }
+
+        /// So many bytes come; returns how many of them are the job's, `None` if it is nobody's any more.
+        pub(super) fn receive(&mut self, worker: usize, order: &Order, count: u64) -> Option<u64> {
+            let count = usize::try_from(count).unwrap();
+            let (_, count) = self.plan.claim(worker, order.ticket, count, self.now)?;
+            self.plan.wrote(worker, order.ticket, count, self.now);
+            Some(count as u64)
+        }
+
+        /// All the rest comes, and the job ends.
+        pub(super) fn finish(&mut self, worker: usize, order: &Order) {
+            self.receive(worker, order, u64::from(u32::MAX)).unwrap();
+            self.plan.ended(worker, order.ticket, Ok(()), self.now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::simulation::Simulation;
+    use super::*;
+
+    const MB: u64 = 1 << 20;
+
+    #[test]
+    fn workers_go_to_the_earliest_item_that_can_use_them() {
+        let mut s = Simulation::new(&[100 * MB, 100 * MB, 5], 4);
+        let first = s.take(0).unwrap();
+        assert_eq!((first.item, first.asked.range.start), (0, 0));
+        let others = [s.take(1).unwrap().item, s.take(2).unwrap().item];
+        assert_eq!(others, [1, 2], "until its first answer an item has one request");
+        assert!(s.take(3).is_none());
+        s.answer(0, &first);
+        let second = s.take(3).unwrap();
+        assert_eq!((second.item, second.asked.range.start), (0, first.asked.range.end));
+    }
+
+    #[test]
+    fn a_small_file_is_asked_for_whole_and_a_large_one_in_parts() {
+        let mut s = Simulation::new(&[MB, 100 * MB], 2);
+        assert!(!s.take(0).unwrap().asked.ranged);
+        assert!(s.take(1).unwrap().asked.ranged);
+    }
+
+    #[test]
+    fn segments_follow_the_rate_and_shrink_towards_the_end() {
+        let mut s = Simulation::new(&[1000 * MB], 1);
+        let mut sizes = Vec::new();
+        loop {
+            let order = s.take(0);
+            let Some(order) = order else { break };
+            s.answer(0, &order);
+            let size = order.asked.range.end - order.asked.range.start;
+            sizes.push(size);
+            // 16 MiB per second.
+            s.pass(size * 1000 / (16 * MB));
+            s.finish(0, &order);
+        }
+        assert_eq!(sizes.iter().sum::<u64>(), 1000 * MB);
+        assert_eq!(sizes[0], FIRST_SIZE);
+        assert!((15 * MB..=17 * MB).contains(&sizes[3]), "{sizes:?}");
+        let (last, others) = sizes.split_last().unwrap();
+        assert!(*last <= SMALLEST && others.iter().all(|s| (SMALLEST..=LARGEST).contains(s)), "{sizes:?}");
+    }
+
+    #[test]
+    fn only_what_is_contiguous_and_written_is_hashed() {
+        let mut s = Simulation::new(&[100 * MB], 3);
+        let first = s.begin(0);
+        let second = s.begin(1);
+        s.finish(1, &second);
+        assert!(s.plan.next_hash().is_none(), "nothing of the beginning is there");
+        let at = first.asked.range.end - MB;
+        s.receive(0, &first, at).unwrap();
+        let (claimed, count) = s.plan.claim(0, first.ticket, 1 << 20, s.now).unwrap();
+        assert_eq!((claimed, count), (at, 1 << 20));
+        let work = s.plan.next_hash().unwrap();
+        assert_eq!(work.range, 0..at, "claimed bytes may not have been written");
+        assert!(s.plan.next_hash().is_none(), "one thread per item");
+        s.plan.wrote(0, first.ticket, count, s.now);
+        s.plan.hashed(work);
+        let work = s.plan.next_hash().unwrap();
+        assert_eq!(work.range, at..second.asked.range.end);
+        s.plan.fail(0, Error::new(crate::error::Code::Fetch, "x"));
+        s.plan.hashed(work);
+        assert_eq!(s.plan.effects().events.len(), 1, "a sum of what has failed changes nothing");
+    }
+
+    #[test]
+    fn a_whole_answer_to_a_part_voids_the_other_parts() {
+        let mut s = Simulation::new(&[100 * MB], 2);
+        let first = s.begin(0);
+        let second = s.take(1).unwrap();
+        s.receive(0, &first, 1000).unwrap();
+        let (url, version) = (second.url.clone(), Version::default());
+        let heard = s.plan.answered(1, second.ticket, Body::WholeInstead, &url, version, s.now);
+        let Heard::Wanted(asked, None) = heard else { panic!("{heard:?}") };
+        assert_eq!((asked.range, asked.ranged), (0..100 * MB, false));
+        assert_eq!(s.plan.effects().lost, [0, 1], "both look again");
+        assert!(s.receive(0, &first, 1000).is_none());
+        assert!(s.plan.is_wanted(1, second.ticket));
+        s.plan.ended(0, first.ticket, Ok(()), s.now);
+        assert!(s.take(0).is_none(), "one piece, one connection");
+        assert_eq!(s.plan.bytes(), 0);
+    }
+
+    #[test]
+    fn a_host_has_no_more_jobs_than_it_may() {
+        let mut s = Simulation::new(&[100 * MB; 5], 5);
+        s.plan.hosts[0].limit = 2;
+        assert!(s.take(0).is_some() && s.take(1).is_some());
+        assert!(s.take(2).is_none());
+    }
 }
