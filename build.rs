@@ -1,5 +1,5 @@
-//! Embeds the step files, the catalog and the GPU probe, and refuses to build when a step file uses an unknown
-//! value or a release build is not static.
+//! Embeds the step files, the catalog, the GPU probe and the simulated driver, and refuses to build when a step
+//! file uses an unknown value or a release build is not static.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,12 @@ include!("src/plan/value_names.rs");
 
 #[path = "build/probe.rs"]
 mod probe;
+#[path = "build/simulated_driver.rs"]
+mod simulated_driver;
 #[path = "build/size.rs"]
 mod size;
+#[path = "build/stubs.rs"]
+mod stubs;
 
 fn main() {
     println!("cargo:rerun-if-changed=steps");
@@ -33,6 +37,7 @@ fn main() {
     let keys = files_with("asc", Path::new("steps/catalog/keys"));
     write_table(&out.join("catalog_keys.rs"), "KEYS", "The repositories' public keys.", &keys);
     println!("cargo:rustc-env=GPU_PROBE={}", probe::build(&out).display());
+    println!("cargo:rustc-env=SIMULATED_DRIVER={}", simulated_driver::build(&out).display());
 }
 
 /// An environment RUSTFLAGS replaces .cargo/config.toml's flags silently; a dynamic binary would then be shipped.

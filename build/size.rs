@@ -25,7 +25,7 @@ pub(crate) fn link_arguments() {
 
 /// The version of the glibc that programs are linked with, by its header; `None` where it is another C library.
 fn glibc() -> Option<(u32, u32)> {
-    let cc = crate::probe::c_compiler(&env::var("TARGET").ok()?);
+    let cc = crate::stubs::c_compiler();
     let output =
         Command::new(cc).args(["-E", "-dM", "-include", "features.h", "-x", "c", "/dev/null"]).output();
     let macros = String::from_utf8(output.ok()?.stdout).ok()?;

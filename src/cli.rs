@@ -11,7 +11,9 @@ use crate::boot::{self, Inputs, RunOptions};
 use crate::catalog::Choice;
 use crate::config;
 use crate::device_query::checks::Verdict;
-use crate::device_query::{self, Compute};
+use crate::device_query::libraries::Promised;
+use crate::device_query::{self, Compute, ExpectedGpus};
+use crate::engine::change;
 use crate::error::{Code, Error, Result, exit};
 use crate::facts;
 use crate::host::Host;
@@ -393,8 +395,14 @@ fn detect(args: &InputArgs, json: bool) -> Result<u8> {
 fn query_devices(args: &DeviceQueryArgs) -> Result<u8> {
     log::start(args.verbose);
     let host = Host::new(args.root.clone());
+    let choice = change::earlier(&host.files)?;
     let options = device_query::Options {
-        expect_gpus: args.expect_gpus,
+        expect_gpus: args.expect_gpus.map(|number| ExpectedGpus {
+            number,
+            or_more: false,
+            by: "--expect-gpus",
+        }),
+        promised: choice.as_ref().map(Promised::of).unwrap_or_default(),
         compute: args.compute,
         bandwidth: args.bandwidth,
         deadline: args.deadline,

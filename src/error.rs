@@ -143,6 +143,11 @@ codes! {
     ServiceFailed "service-failed" UNHEALTHY "A service that the GPUs need does not start.";
     GpuCount "gpu-count" UNHEALTHY "Fewer GPUs work than the machine should have.";
     LibraryMissing "library-missing" UNHEALTHY "A CUDA library that the plan installed cannot be found.";
+    NvmlFailed "nvml-failed" UNHEALTHY "NVML, the driver's management library, does not answer or has lost a GPU.";
+    CudaFailed "cuda-failed" UNHEALTHY "CUDA does not start, or cannot use a GPU.";
+    ComputeFailed "compute-failed" UNHEALTHY "A GPU does not compute, or computes wrong results.";
+    GpuUnhealthy "gpu-unhealthy" UNHEALTHY "A GPU reports a fault.";
+    LibraryBroken "library-broken" UNHEALTHY "A CUDA library does not load, or is another version than its package or the plan.";
     ProbeNotStarted "probe-not-started" UNHEALTHY "The GPU probe, a program of ours, cannot be executed on this machine.";
     // rehearsal
     RehearsalUnavailable "rehearsal-unavailable" UNSUPPORTED "This machine lacks something that the rehearsal needs.";

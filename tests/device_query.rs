@@ -368,6 +368,171 @@ fn every_fault_has_its_own_verdict_exit_code_and_last_stage() {
     println!("{} faults tried and told apart", seen.len());
 }
 
+/// The stand-in must run wherever the probe does, and its C is to be as clean as the rest.
+#[test]
+fn the_stand_in_compiles_without_a_warning_and_asks_for_no_new_symbol() {
+    let mut command = Command::new("cc");
+    command.args(["-std=gnu11", "-Os", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]);
+    for source in ["cuda.c", "nvml.c", "libraries.c", "settings.c"] {
+        command.arg(format!("{}/src/rehearse/driver/{source}", env!("CARGO_MANIFEST_DIR")));
+    }
+    let out = output(&mut command);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let library = gpu_bootstrap::rehearse::driver::library("libcuda.so.1", "13.0").unwrap();
+    assert!(library.len() < 32_000, "{} bytes", library.len());
+    std::fs::write(file.path(), library).unwrap();
+    let out = output(Command::new("readelf").args(["-W", "--version-info", "--dynamic"]).arg(file.path()));
+    let said = String::from_utf8(out.stdout).unwrap();
+    let versions: std::collections::BTreeSet<&str> =
+        said.split_ascii_whitespace().filter(|word| word.starts_with("GLIBC_")).collect();
+    let first = if cfg!(target_arch = "aarch64") { "GLIBC_2.17" } else { "GLIBC_2.2.5" };
+    assert_eq!(versions, [first].into());
+    assert_eq!(said.matches("(NEEDED)").count(), 1, "{said}");
+    assert!(said.contains("Library soname: [libcuda.so.1]"), "{said}");
+}
+
+const CUDART: &str = "/usr/local/cuda-12.8/targets/x86_64-linux/lib/libcudart.so.12";
+const CUBLAS: &str = "/usr/local/cuda-12.8/targets/x86_64-linux/lib/libcublas.so.12";
+const CUDNN: &str = "/usr/lib/x86_64-linux-gnu/libcudnn.so.9";
+
+/// A machine on which a plan has installed CUDA 12.8 and cuDNN 9.28, by packages.
+fn planned() -> Simulated {
+    let machine = Simulated::with(1, "H100", "").planned("12.8", "9.28.0.15");
+    let machine = machine.library(CUDART, "12.8.90").library(CUBLAS, "12.8.4");
+    std::os::unix::fs::symlink("targets/x86_64-linux/lib", machine.at("/usr/local/cuda-12.8/lib64")).unwrap();
+    machine
+        .package("cuda-cudart-12-8", "12.8.90-1", &[CUDART])
+        .package("libcublas-12-8", "12.8.4.1-1", &[CUBLAS])
+        .package("libcudnn9-cuda-12", "9.28.0.15-1", &[CUDNN])
+        .linked(&["/usr/local/lib", "/usr/local/cuda-12.8/lib64"])
+}
+
+#[test]
+fn libraries_say_their_version_for_people_and_who_owns_them() {
+    let (code, document) = json(&planned(), &[]);
+    assert_eq!(code, 0, "{document:#}");
+    let shown: Vec<_> = document["libraries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| {
+            let text = |key: &str| l[key].as_str().unwrap().to_owned();
+            (
+                text("name"),
+                l["version"]["value"].as_u64().unwrap(),
+                text("version_text"),
+                text("planned_version"),
+            )
+        })
+        .collect();
+    let row =
+        |name: &str, number, text: &str, planned: &str| (name.into(), number, text.into(), planned.into());
+    assert_eq!(
+        shown,
+        [
+            row("cudart", 12080, "12.8", "12.8"),
+            row("cudnn", 92800, "9.28.0", "9.28.0.15"),
+            row("cublas", 120_804, "12.8.4", "12")
+        ]
+    );
+    assert_eq!(document["libraries"][0]["package"]["version"], "12.8.90-1");
+    let cudart = check(&document, "library-cudart");
+    let says =
+        "/usr/local/cuda-12.8/lib64/libcudart.so.12 says 12.8; its package is cuda-cudart-12-8 12.8.90-1";
+    assert_eq!((&cudart["verdict"], &cudart["evidence"]), (&"pass".into(), &says.into()));
+}
+
+/// What is done to the planned machine → (check, words of its evidence, words of its advice).
+type LibraryFault = (fn(Simulated) -> Simulated, (&'static str, &'static str, &'static str));
+
+const LIBRARY_FAULTS: &[LibraryFault] = &[
+    // Another copy in front of it.
+    (
+        |m| m.library("/usr/local/lib/libcudnn.so.9", "9.5.0.50").linked(&["/usr/local/lib"]),
+        (
+            "library-cudnn",
+            "/usr/local/lib/libcudnn.so.9 says 9.5.0 and belongs to no package; it hides /lib/x86_64-linux-gnu/libcudnn.so.9 of libcudnn9-cuda-12 9.28.0.15-1",
+            "Remove this copy",
+        ),
+    ),
+    // Half an upgrade: the new package's file did not arrive.
+    (
+        |m| m.package("libcudnn9-cuda-12", "9.29.0.3-1", &[CUDNN]),
+        (
+            "library-cudnn",
+            "says 9.28.0, and its package is libcudnn9-cuda-12 9.29.0.3-1",
+            "--reinstall libcudnn9-cuda-12",
+        ),
+    ),
+    // Another package than the planned one.
+    (
+        |m| m.library(CUDART, "12.6.77").package("cuda-cudart-12-8", "12.6.77-1", &[CUDART]),
+        (
+            "library-cudart",
+            "says 12.6, and the plan installed 12.8; its package is cuda-cudart-12-8 12.6.77-1",
+            "Run gpu-bootstrap again",
+        ),
+    ),
+    // No package's, and not the planned one.
+    (
+        |m| m.library(CUBLAS, "11.11.3").package("libcublas-12-8", "12.8.4.1-1", &["/gone"]),
+        (
+            "library-cublas",
+            "says 11.11.3, and the plan installed 12; it belongs to no package",
+            "Remove this copy",
+        ),
+    ),
+    // Gone.
+    (
+        |m| {
+            std::fs::remove_file(m.at(CUDART)).unwrap();
+            m
+        },
+        (
+            "library-cudart",
+            "libcudart.so.12 is not found, and the plan installed it in version 12.8",
+            "Run gpu-bootstrap again",
+        ),
+    ),
+    (
+        |m| {
+            std::fs::remove_file(m.at(CUDNN)).unwrap();
+            m.planned("12.8", "auto")
+        },
+        (
+            "library-cudnn",
+            "libcudnn.so.9, libcudnn.so.8 is not found, and the plan installed it",
+            "Run gpu-bootstrap again",
+        ),
+    ),
+];
+
+#[test]
+fn every_fault_of_a_library_is_told_with_both_versions_and_what_to_do() {
+    for (damage, (name, words, advice)) in LIBRARY_FAULTS {
+        let (code, document) = json(&damage(planned()), &[]);
+        let found = check(&document, name);
+        assert_eq!((code, &found["verdict"]), (5, &"fail".into()), "{words}: {found}");
+        assert!(found["evidence"].as_str().unwrap().contains(words), "{words}: {found}");
+        assert!(found["advice"].as_str().unwrap().contains(advice), "{words}: {found}");
+        let failures = document["checks"].as_array().unwrap().iter().filter(|c| c["verdict"] == "fail");
+        assert_eq!(failures.count(), 1, "{words}: {document:#}");
+    }
+}
+
+/// Without a record of a plan, a copy of one's own is nobody's fault, and nothing has to be there.
+#[test]
+fn without_a_plan_a_library_of_ones_own_is_fine() {
+    let machine = planned().library("/usr/local/lib/libnccl.so.2", "2.26.2").linked(&["/usr/local/lib"]);
+    std::fs::remove_file(machine.at("/var/lib/gpu-bootstrap/choice.json")).unwrap();
+    std::fs::remove_file(machine.at(CUDNN)).unwrap();
+    let (code, document) = json(&machine, &[]);
+    assert_eq!(code, 0, "{document:#}");
+    let nccl = check(&document, "library-nccl");
+    assert!(nccl["evidence"].as_str().unwrap().ends_with("says 2.26.2; it belongs to no package"), "{nccl}");
+}
+
 #[test]
 fn a_pair_that_fails_or_hangs_keeps_what_the_others_gave() {
     let measured = |document: &Value| {

@@ -334,6 +334,7 @@ fn changed(value: &Value) -> Value {
 fn is_exempt(place: &str) -> bool {
     ["format", "expected_gpus", "compute_mode"].contains(&place)
         || (place.starts_with("compute[") && (place.ends_with("_ms") || place.ends_with(".elements")))
+        || (place.starts_with("libraries[") && place.ends_with(".planned_version"))
 }
 
 #[test]

@@ -1,19 +1,29 @@
-//! `device-query`: GPUs that work, as far as `/proc` and the installed libraries tell.
+//! `device-query`: GPUs that work. `/proc` and the linker's cache are looked at first; then the driver is asked, and
+//! computes ([`crate::device_query`]).
 //!
-//! Nothing can be applied here. So that a plan can show the verdict without failing, `check` says `Needed` with
-//! the reason, and `apply` returns that reason as the error, with its own code and the exit code for an
-//! unhealthy GPU.
+//! Little can be applied here: a reboot is asked for where it loads the right module, and a fabric that is being set
+//! up is waited for. So that a plan can show the verdict without failing, `check` says `Needed` with the reason, and
+//! `apply` returns that reason as the error, with its own code and the exit code for an unhealthy GPU.
 
-use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Check, Converge, driver};
+use super::driver::{self, Remedy};
+use super::{Applied, Check, Converge};
+use crate::device_query::checks::{self, Verdict};
+use crate::device_query::libraries::Promised;
+use crate::device_query::{Compute, Examination, ExpectedGpus, NotRun, Options, examine};
 use crate::error::{Code, Error, Result};
 use crate::facts::gpu::driver::{DrivenGpu, information};
 use crate::host::Host;
+use crate::host::exec::Call;
 
 const GPUS: &str = "/proc/driver/nvidia/gpus";
+const FABRIC_MANAGER: &str = "nvidia-fabricmanager.service";
+/// How long GPUs may take to join the NVSwitch fabric once its manager runs; seconds as a rule, more after a cold start.
+const FABRIC_LIMIT: Duration = Duration::from_secs(120);
+const FABRIC_POLL: Duration = Duration::from_secs(2);
 
 /// A GPU that works.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,41 +33,70 @@ pub struct DeviceQuery {
     pub gpus: u32,
     /// Sonames that the dynamic linker must know.
     pub libraries: Vec<String>,
-    /// Whether a driver was asked for.
+    /// Whether a driver was asked for; without one, only the libraries are looked for.
     #[serde(default)]
     pub driver: bool,
+    /// Versions of the toolkits that are installed, the default one first.
+    #[serde(default)]
+    pub toolkits: Vec<String>,
+    /// Version of cuDNN that is installed; `auto` where the repository chose it, `none` (or nothing) without one.
+    #[serde(default)]
+    pub cudnn: String,
+    /// Directories of the toolkits' libraries, where they have their own.
+    #[serde(default)]
+    pub library_dirs: Vec<String>,
+}
+
+/// What the machine says.
+enum Answer {
+    /// The GPUs work; the evidence.
+    Works(String),
+    /// It could not be told, and what to do.
+    Unknown(String),
+    /// The next boot mends it; why.
+    Reboot(String),
+    /// They do not work.
+    Broken(Error),
+    /// Not yet: they are joining the NVSwitch fabric, whose manager runs.
+    Joining(Error),
 }
 
 impl DeviceQuery {
-    /// Evidence, or what is wrong. Libraries first: they are what an image without a GPU can be judged by.
-    fn verdict(&self, host: &Host) -> Result<Result<String, Error>> {
-        let mut evidence = Vec::new();
-        if let Err(e) = self.libraries(host)? {
-            return Ok(Err(e));
+    async fn ask(&self, host: &Host) -> Result<Answer> {
+        if let Err(error) = self.libraries(host)? {
+            return Ok(Answer::Broken(error));
         }
-        if !self.libraries.is_empty() {
-            evidence.push(format!("{} found by the linker", self.libraries.join(", ")));
+        if !self.driver {
+            return Ok(Answer::Works(format!("{} found by the linker", self.libraries.join(", "))));
         }
-        if self.driver {
-            let Some(module) = driver::module_version(host)? else {
-                return Ok(Err(driver::not_loaded(host, None)?));
-            };
-            if let Some(libraries) = driver::library_version(host)?
-                && libraries != module
-            {
-                return Ok(Err(Error::new(
-                    Code::DriverMismatch,
-                    format!("kernel module {module} is loaded, and libraries {libraries} are installed"),
-                )
-                .with_hint("reboot, so that the module of the installed version is loaded")));
-            }
-            evidence.push(format!("driver {module} loaded"));
-            match self.count(host)? {
-                Ok(counted) => evidence.push(counted),
-                Err(e) => return Ok(Err(e)),
-            }
+        let Some(module) = driver::module_version(host)? else {
+            return Ok(Answer::Broken(driver::not_loaded(host, None)?));
+        };
+        if let Some(libraries) = driver::library_version(host)?
+            && libraries != module
+        {
+            return mismatch(host, &module, Some(&libraries)).await;
         }
-        Ok(Ok(evidence.join("; ")))
+        if let Err(error) = self.count(host)? {
+            return Ok(Answer::Broken(error));
+        }
+        // Boxed: an examination's state is large, and a run would carry it through every step.
+        let examination = Box::pin(examine(host, self.options())).await?;
+        judge(host, &module, &examination).await
+    }
+
+    fn options(&self) -> Options {
+        let expected = ExpectedGpus { number: self.gpus, or_more: true, by: "the plan" };
+        Options {
+            expect_gpus: (self.gpus > 0).then_some(expected),
+            compute: Compute::Auto,
+            promised: Promised {
+                toolkits: self.toolkits.clone(),
+                cudnn: (!matches!(self.cudnn.as_str(), "" | "none")).then(|| self.cudnn.clone()),
+                library_dirs: self.library_dirs.clone(),
+            },
+            ..Options::default()
+        }
     }
 
     fn libraries(&self, host: &Host) -> Result<Result<(), Error>> {
@@ -84,23 +123,118 @@ impl DeviceQuery {
         Ok(Ok(()))
     }
 
-    fn count(&self, host: &Host) -> Result<Result<String, Error>> {
-        let mut models: HashMap<String, u32> = HashMap::new();
-        for gpu in working(host)? {
-            *models.entry(gpu.model.unwrap_or_else(|| "GPU of unknown model".into())).or_default() += 1;
-        }
-        let found: u32 = models.values().sum();
+    fn count(&self, host: &Host) -> Result<Result<(), Error>> {
+        let found = working(host)?.len();
         let wanted = self.gpus.max(1);
-        if found < wanted {
+        if found < wanted as usize {
             return Ok(Err(Error::new(
                 Code::GpuCount,
                 format!("the driver shows {found} of {wanted} GPUs in {GPUS}"),
             )
             .with_hint("dmesg | grep -i -e nvrm -e xid names the lost GPU; stop and start the instance to move it to other hardware")));
         }
-        let mut shown: Vec<String> = models.iter().map(|(model, n)| format!("{n} × {model}")).collect();
-        shown.sort();
-        Ok(Ok(shown.join(", ")))
+        Ok(Ok(()))
+    }
+}
+
+/// What follows from an examination: what a reboot mends, what is broken, what is not known, or the evidence.
+async fn judge(host: &Host, module: &str, e: &Examination) -> Result<Answer> {
+    let failed: Vec<&checks::Check> = e.checks.iter().filter(|c| c.verdict == Verdict::Fail).collect();
+    let is_skew = failed.iter().any(|c| c.check == "driver-version");
+    if is_skew {
+        let libraries = libraries_version(host, e)?;
+        return Ok(match mismatch(host, module, libraries.as_deref()).await? {
+            Answer::Broken(error) => Answer::Broken(because(error, &failed)),
+            other => other,
+        });
+    }
+    let asking = e.asks_for_reboot();
+    if !asking.is_empty() {
+        let gpus: Vec<_> = asking.iter().map(ToString::to_string).collect();
+        return Ok(Answer::Reboot(format!(
+            "the driver asks for a reboot to recover GPU {}",
+            gpus.join(", ")
+        )));
+    }
+    if let Some((first, others)) = failed.split_first() {
+        let error = Error::new(code(e, &first.check), format!("{}: {}", first.check, first.evidence))
+            .with_hint(hint(&first.advice));
+        let error = because(error, others);
+        let joining = e.waits_for_fabric() && fabric_manager_runs(host).await?;
+        return Ok(if joining { Answer::Joining(error) } else { Answer::Broken(error) });
+    }
+    let unknown = |c: &&checks::Check| {
+        c.verdict == Verdict::CouldNotTell && ["nvml", "cuda", "driver-version"].contains(&c.check.as_str())
+    };
+    Ok(match e.checks.iter().find(unknown) {
+        Some(check) => Answer::Unknown(format!("{}: {}. {}", check.check, check.evidence, check.advice)),
+        None => Answer::Works(e.summary()),
+    })
+}
+
+/// Version of the library that does not go with the module. NVML says its own; libcuda's file may have it in its name.
+fn libraries_version(host: &Host, e: &Examination) -> Result<Option<String>> {
+    match &e.nvml_init.driver_version {
+        Some(version) if e.cuda_init.error.is_none() => Ok(Some(version.clone())),
+        _ => driver::library_version(host),
+    }
+}
+
+/// The loaded module and the libraries do not go together.
+async fn mismatch(host: &Host, module: &str, libraries: Option<&str>) -> Result<Answer> {
+    Ok(match driver::remedy(host, module, libraries).await? {
+        Remedy::Reboot(why) => Answer::Reboot(why),
+        Remedy::None(error) => Answer::Broken(error),
+    })
+}
+
+/// A check's advice, which is a sentence, as a hint.
+fn hint(advice: &str) -> String {
+    let mut letters = advice.trim_end_matches('.').chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}
+
+/// The failed checks as the error's causes, in their order.
+fn because(error: Error, checks: &[&checks::Check]) -> Error {
+    let chain = checks.iter().rev().fold(None, |inner: Option<Error>, check| {
+        let cause = Error::new(error.code(), format!("{}: {}", check.check, check.evidence));
+        Some(match inner {
+            Some(inner) => cause.because(inner),
+            None => cause,
+        })
+    });
+    match chain {
+        Some(chain) => error.because(chain),
+        None => error,
+    }
+}
+
+/// The stable code of a failed check.
+fn code(e: &Examination, check: &str) -> Code {
+    let missing = |l: &&crate::device_query::libraries::Installed| {
+        l.check == check && matches!(l.run, Err(NotRun::Missing(_)))
+    };
+    match check {
+        "driver" => Code::DriverNotLoaded,
+        "nvml" => Code::NvmlFailed,
+        "cuda" => Code::CudaFailed,
+        "gpu-count" => Code::GpuCount,
+        name if name.starts_with("device-") => Code::CudaFailed,
+        name if e.smoke.iter().any(|test| name == format!("compute-{}", test.index)) => Code::ComputeFailed,
+        name if name.starts_with("library-") && e.libraries.iter().any(|l| missing(&l)) => {
+            Code::LibraryMissing
+        }
+        name if name.starts_with("library-") => Code::LibraryBroken,
+        _ => Code::GpuUnhealthy,
+    }
+}
+
+/// Whether the fabric manager is at work. A machine without systemd has none.
+async fn fabric_manager_runs(host: &Host) -> Result<bool> {
+    match host.exec.output(&Call::new("systemctl").args(["is-active", "--quiet", FABRIC_MANAGER])).await {
+        Ok(output) => Ok(output.ok()),
+        Err(e) if e.code() == Code::Exec => Ok(false),
+        Err(e) => Err(e),
     }
 }
 
@@ -117,15 +251,26 @@ fn working(host: &Host) -> Result<Vec<DrivenGpu>> {
 
 impl Converge for DeviceQuery {
     async fn check(&self, host: &Host) -> Result<Check> {
-        Ok(match self.verdict(host)? {
-            Ok(evidence) => Check::satisfied(evidence),
-            Err(error) => Check::needed(error.message()),
+        Ok(match self.ask(host).await? {
+            Answer::Works(evidence) => Check::satisfied(evidence),
+            Answer::Unknown(why) => Check::unknown(why),
+            Answer::Reboot(why) => Check::needed(why),
+            Answer::Broken(error) | Answer::Joining(error) => Check::needed(error.message()),
         })
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        self.verdict(host)??;
-        Ok(Applied::Done)
+        let began = Instant::now();
+        loop {
+            match self.ask(host).await? {
+                Answer::Works(_) => return Ok(Applied::Done),
+                Answer::Reboot(why) => return Ok(Applied::RebootNeeded { why }),
+                Answer::Broken(error) => return Err(error),
+                Answer::Unknown(why) => return Err(Error::new(Code::CheckUnknown, why)),
+                Answer::Joining(error) if began.elapsed() >= FABRIC_LIMIT => return Err(error),
+                Answer::Joining(_) => tokio::time::sleep(FABRIC_POLL).await,
+            }
+        }
     }
 
     fn describe(&self) -> String {
@@ -144,10 +289,17 @@ mod tests {
     use crate::host::ld_cache::tests::cache;
 
     #[tokio::test]
-    async fn each_fault_has_its_code_and_health_has_evidence() {
+    async fn what_files_alone_tell_is_told_before_the_driver_is_asked() {
         let (_dir, host) = machine();
         let write = |path: &str, bytes: &[u8]| host.files.write(path, bytes, 0o644).unwrap();
-        let action = DeviceQuery { gpus: 2, libraries: vec!["libcuda.so.1".into()], driver: true };
+        let action = DeviceQuery {
+            gpus: 2,
+            libraries: vec!["libcuda.so.1".into()],
+            driver: true,
+            toolkits: Vec::new(),
+            cudnn: "none".into(),
+            library_dirs: Vec::new(),
+        };
         let code = async || action.apply(&host).await.unwrap_err().code();
 
         assert_eq!(code().await, Code::LibraryMissing);
@@ -170,11 +322,5 @@ mod tests {
         write(&format!("{GPUS}/0000:00:1e.0/information"), b"Model: \t\t NVIDIA A10G\n");
         write(&format!("{GPUS}/0000:00:1f.0/information"), b"Model: \t\t NVIDIA A10G\nGPU Excluded:\t Yes\n");
         assert_eq!(code().await, Code::GpuCount);
-        write(&format!("{GPUS}/0000:00:1f.0/information"), b"Model: \t\t NVIDIA A10G\nGPU Excluded:\t No\n");
-        action.apply(&host).await.unwrap();
-        assert_eq!(
-            action.check(&host).await.unwrap(),
-            Check::satisfied("libcuda.so.1 found by the linker; driver 570.195.03 loaded; 2 × NVIDIA A10G")
-        );
     }
 }

@@ -8,6 +8,7 @@ use crate::facts::gpu::driver;
 use crate::facts::os::secure_boot;
 use crate::host::Host;
 use crate::host::dpkg::compare_versions;
+use crate::host::exec::Call;
 
 const VERSION: &str = "/proc/driver/nvidia/version";
 /// Longer chains than Debian's four are loops.
@@ -50,6 +51,56 @@ fn version_in_name(path: &Path) -> Option<String> {
 pub(super) fn kernel(host: &Host) -> Result<String> {
     let text = host.files.read_text("/proc/sys/kernel/osrelease")?;
     Ok(text.map_or_else(|| "(unknown)".to_owned(), |t| t.trim().to_owned()))
+}
+
+/// What is to be done about a loaded module that does not go with the libraries.
+#[derive(Debug)]
+pub(super) enum Remedy {
+    /// The next boot loads the right one; why.
+    Reboot(String),
+    /// A reboot would change nothing.
+    None(Error),
+}
+
+/// Asks the machine what a reboot would change: it helps only if the module on disk is another than the loaded one and
+/// goes with the libraries. `libraries` is their version, where it can be told.
+pub(super) async fn remedy(host: &Host, loaded: &str, libraries: Option<&str>) -> Result<Remedy> {
+    let on_disk = module_on_disk(host).await?;
+    let goes_with_them = |disk: &str| libraries.is_none_or(|libraries| disk == libraries);
+    if let Some(disk) = on_disk.as_deref().filter(|disk| *disk != loaded && goes_with_them(disk)) {
+        return Ok(Remedy::Reboot(format!(
+            "module {loaded} is loaded and in use; {disk} takes over with the next boot"
+        )));
+    }
+    let disk =
+        on_disk.map_or_else(|| "there is none on disk".to_owned(), |version| format!("on disk is {version}"));
+    let (installed, hint) = match libraries {
+        Some(libraries) if libraries != loaded => (
+            format!("libraries {libraries} are installed"),
+            "the module for these libraries was not built or installed: `dkms status`, or install linux-modules-nvidia for this kernel",
+        ),
+        _ => (
+            "the driver's libraries refuse it".to_owned(),
+            "a reboot would change nothing: look for a second copy of libcuda or libnvidia-ml (cuda-compat, /usr/local), and reinstall the driver's packages, all of one version",
+        ),
+    };
+    let text = format!("kernel module {loaded} is loaded, {installed}, and {disk}");
+    Ok(Remedy::None(Error::new(Code::DriverMismatch, text).with_hint(hint)))
+}
+
+/// Version of the module file that the next boot of this kernel loads; `None` when there is none.
+async fn module_on_disk(host: &Host) -> Result<Option<String>> {
+    // Debian's module has another file name; the name that it is loaded by is an "install" line of modprobe's.
+    for name in ["nvidia", "nvidia-current"] {
+        match host.exec.output(&Call::new("modinfo").args(["-F", "version", name])).await {
+            Ok(output) if output.ok() => return Ok(Some(output.text().trim().to_owned())),
+            Ok(_) => {}
+            // Without modinfo nobody knows of a module on disk.
+            Err(e) if e.code() == Code::Exec => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
 }
 
 /// Why no module is loaded, as an error. `words` is what modprobe said, if it was asked.

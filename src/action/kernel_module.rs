@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Check, Converge, driver};
-use crate::error::{Code, Error, Result};
+use super::driver::{self, Remedy};
+use super::{Applied, Check, Converge};
+use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
 
@@ -66,7 +67,10 @@ impl Converge for KernelModule {
                 && let Some(libraries) = driver::library_version(host)?
                 && loaded != libraries
             {
-                return mismatch(host, &loaded, &libraries).await;
+                return match driver::remedy(host, &loaded, Some(&libraries)).await? {
+                    Remedy::Reboot(why) => Ok(Applied::RebootNeeded { why }),
+                    Remedy::None(error) => Err(error),
+                };
             }
             if let Some(next) = driver::next_kernel(host)? {
                 return Ok(Applied::RebootNeeded {
@@ -116,31 +120,6 @@ fn loaded(host: &Host, module: &str) -> Result<Option<bool>> {
     }
     // A kernel without loadable modules has no /proc/modules; /sys/module still names what is built in.
     Ok(host.files.exists("/sys/module")?.then_some(false))
-}
-
-/// The loaded module is another version than the libraries. A reboot helps only if the module on disk is theirs.
-async fn mismatch(host: &Host, loaded: &str, libraries: &str) -> Result<Applied> {
-    let mut on_disk = String::new();
-    // Debian's module has another file name; the name that it is loaded by is an "install" line of modprobe's.
-    for name in ["nvidia", "nvidia-current"] {
-        let output = host.exec.output(&Call::new("modinfo").args(["-F", "version", name])).await?;
-        if output.ok() {
-            output.text().trim().clone_into(&mut on_disk);
-            break;
-        }
-    }
-    if on_disk == libraries {
-        return Ok(Applied::RebootNeeded {
-            why: format!("module {loaded} is loaded and in use; {libraries} takes over with the next boot"),
-        });
-    }
-    let on_disk =
-        if on_disk.is_empty() { "there is none on disk".into() } else { format!("on disk is {on_disk}") };
-    Err(Error::new(
-        Code::DriverMismatch,
-        format!("kernel module {loaded} is loaded, libraries {libraries} are installed, and {on_disk}"),
-    )
-    .with_hint("the module for these libraries was not built or installed: `dkms status`, or install linux-modules-nvidia for this kernel"))
 }
 
 #[cfg(test)]

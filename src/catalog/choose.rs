@@ -52,6 +52,19 @@ pub struct Stack {
     pub reasons: Vec<String>,
 }
 
+impl Stack {
+    /// Version of cuDNN: `auto` where repository or package files decide, `None` where there is none.
+    pub fn cudnn_version(&self) -> Option<&str> {
+        let files = (!self.cudnn_debs.is_empty()).then_some("auto");
+        self.cudnn.as_ref().map(|c| c.version.as_str()).or(files)
+    }
+
+    /// Directories of the toolkits' libraries, the default toolkit's first; none where they lie in `/usr`.
+    pub fn library_dirs(&self) -> Vec<String> {
+        self.toolkits.iter().filter_map(|t| t.home.as_ref()).map(|home| format!("{home}/lib64")).collect()
+    }
+}
+
 /// Where packages come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -6,7 +6,8 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use super::tables::{
-    CudnnFile, Distros, Drivers, Gpus, Instances, KeyRow, RepositoriesFile, RepositoryRow, Toolkits,
+    CudnnFile, Distros, Drivers, Gpus, Instances, KeyRow, RepositoriesFile, RepositoryRow, ToolkitRow,
+    Toolkits,
 };
 use super::version::Version;
 use crate::error::{Code, Error, Result};
@@ -206,6 +207,13 @@ impl Catalog {
     /// What a GPU calls itself to CUDA (`7.5`), for the products that the catalog lists.
     pub fn compute_capability(&self, device: u16) -> Option<&Version> {
         self.gpus.gpu.iter().find(|g| g.id.0 == device).map(|g| &g.compute_capability)
+    }
+
+    /// The newest toolkit that came with this driver version or an older one: what the driver supports.
+    pub fn newest_toolkit_of(&self, driver: &str) -> Option<String> {
+        let driver = Version::parse(driver)?;
+        let came_with = |row: &&ToolkitRow| row.releases.values().any(|needed| *needed <= driver);
+        self.toolkits.toolkit.iter().filter(came_with).map(|row| &row.version).max().map(ToString::to_string)
     }
 
     /// The name of an NVSwitch, for people.

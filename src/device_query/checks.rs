@@ -6,8 +6,10 @@ use serde::Serialize;
 use super::explain::{self, Kind, Known};
 use super::kernel_log::Gravity;
 use super::launch::Ended;
+use super::libraries::{Installed, agree};
 use super::record::{Failure, NvmlGpu};
 use super::{Compute, Examination, NotRun, Run, SmokeTest};
+use crate::catalog::version::Version;
 
 /// What a check came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -135,6 +137,7 @@ pub(super) fn not_run_words(not_run: &NotRun) -> String {
         NotRun::Missing(sonames) => format!("{sonames} is not installed"),
         NotRun::Unsafe(why) => format!("the library was not loaded: {why}"),
         NotRun::NotStarted(why) => why.clone(),
+        NotRun::NoNodes(nodes) => format!("there is no {nodes}, and only root can make it"),
         NotRun::NotAsked => "not asked for".into(),
     }
 }
@@ -155,6 +158,11 @@ fn not_run(check: &str, not_run: &NotRun) -> Check {
         NotRun::NotStarted(_) => {
             Check::unknown(check, words, "Allow root to execute files in /run or /var/lib.")
         }
+        NotRun::NoNodes(_) => Check::unknown(
+            check,
+            words,
+            "Ask as root (sudo); nvidia-persistenced or nvidia-modprobe make the device nodes at every boot.",
+        ),
         NotRun::NoDriver | NotRun::NotAsked => Check::unknown(check, words, "Ask for it (--compute always)."),
     }
 }
@@ -311,7 +319,8 @@ fn count(e: &Examination) -> Check {
     if e.cuda_init.devices.is_some() && !with_mig {
         counts.push(("CUDA", e.devices.iter().filter(|d| d.error.is_none()).count()));
     }
-    let wanted = e.options.expect_gpus.map(|n| ("--expect-gpus", n));
+    let or_more = e.options.expect_gpus.is_some_and(|expected| expected.or_more);
+    let wanted = e.options.expect_gpus.map(|expected| (expected.by, expected.number));
     let wanted = wanted.or_else(|| e.instance_type.as_ref().map(|t| (t.name.as_str(), t.gpus)));
     let mut evidence: Vec<String> = counts.iter().map(|(who, n)| format!("{who} {n}")).collect();
     if with_mig {
@@ -322,7 +331,7 @@ fn count(e: &Examination) -> Check {
     }
     let evidence = evidence.join(", ");
     let wanted = wanted.map_or(pci, |(_, n)| n as usize);
-    if counts.iter().all(|(_, n)| *n == wanted) && wanted > 0 {
+    if counts.iter().all(|(_, n)| *n == wanted || or_more && *n > wanted) && wanted > 0 {
         Check::pass(NAME, evidence)
     } else if counts.iter().any(|(_, n)| *n < wanted) || wanted == 0 {
         Check::fail(
@@ -696,39 +705,103 @@ fn multiprocessors(test: &SmokeTest) -> Option<Check> {
     })
 }
 
-fn library(installed: &super::Installed) -> Check {
-    let name = format!("library-{}", installed.name);
-    if let Err(NotRun::NoDriver) = installed.run {
-        return Check::unknown(
-            &name,
-            "no NVIDIA kernel module is loaded; no library was loaded",
-            "Load the driver first.",
-        );
+fn library(installed: &Installed) -> Check {
+    let name = &installed.check;
+    match &installed.run {
+        Err(NotRun::NoDriver) => {
+            return Check::unknown(
+                name,
+                "no NVIDIA kernel module is loaded; no library was loaded",
+                "Load the driver first.",
+            );
+        }
+        Err(NotRun::Missing(soname)) => {
+            let version = installed.wanted_words().map(|w| format!(" in version {w}")).unwrap_or_default();
+            return Check::fail(
+                name,
+                format!("{soname} is not found, and the plan installed it{version}"),
+                "Run gpu-bootstrap again, which installs its package anew; if it stays, run ldconfig and see where the package's files are.",
+            );
+        }
+        _ => {}
     }
     if let Some(failure) = installed.version.as_ref().and_then(|v| v.error.as_ref()) {
         return Check::fail(
-            &name,
+            name,
             call(failure),
             "Reinstall the package that ships the library: a part of it, or a library that it needs, is missing.",
         );
     }
-    if let Some(mut broken) = broken_process(&name, &installed.run) {
+    if let Some(mut broken) = broken_process(name, &installed.run) {
         if matches!(&installed.run, Ok(l) if matches!(l.ended, Ended::Signal(_))) {
             broken.advice = "Reinstall the package that ships the library: it is there in part.".into();
         }
         return broken;
     }
-    match &installed.version {
-        Some(said) => {
-            Check::pass(&name, format!("{} says {}", said.library, said.version.unwrap_or_default()))
-        }
-        None => Check::unknown(
-            &name,
+    match (&installed.version, installed.says()) {
+        (Some(said), Some(version)) => library_version(installed, &said.library, &version),
+        _ => Check::unknown(
+            name,
             "it did not say its version",
             "Reinstall the package that ships the library.",
         ),
     }
 }
+
+/// What the library says against its package and the plan.
+fn library_version(installed: &Installed, path: &str, says: &str) -> Check {
+    let name = &installed.check;
+    let said = Version::parse(says);
+    let differs = |other: &Version| said.as_ref().is_some_and(|said| !agree(said, other));
+    let owned = match &installed.owner {
+        Some(owner) => format!("its package is {} {}", owner.name, owner.version),
+        None => "it belongs to no package".to_owned(),
+    };
+    if let Some(owner) = &installed.owner
+        && owner.version_of(installed.name).is_some_and(|version| differs(&version))
+    {
+        return Check::fail(
+            name,
+            format!("{path} says {says}, and {owned}"),
+            format!(
+                "Reinstall it (apt-get install --reinstall {}): an upgrade was interrupted, or somebody replaced the file.",
+                owner.name
+            ),
+        );
+    }
+    if let Some((other, owner)) = &installed.shadowed
+        && owner.version_of(installed.name).is_some_and(|version| differs(&version))
+    {
+        return Check::fail(
+            name,
+            format!(
+                "{path} says {says} and belongs to no package; it hides {} of {} {}",
+                other.display(),
+                owner.name,
+                owner.version
+            ),
+            HIDES,
+        );
+    }
+    if let Some(wanted) = installed.wanted_words()
+        && installed.wanted.iter().all(differs)
+    {
+        let advice = match installed.owner {
+            Some(_) => {
+                "Run gpu-bootstrap again, so that the planned version is installed; if it stays, see who holds the package."
+            }
+            None => HIDES,
+        };
+        return Check::fail(
+            name,
+            format!("{path} says {says}, and the plan installed {wanted}; {owned}"),
+            advice,
+        );
+    }
+    Check::pass(name, format!("{path} says {says}; {owned}"))
+}
+
+const HIDES: &str = "Remove this copy, or its directory from /etc/ld.so.conf.d, and run ldconfig.";
 
 /// Whether computing was wanted at all; the JSON document says so.
 pub(super) fn compute_word(compute: Compute) -> &'static str {

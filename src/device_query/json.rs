@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::attributes::ATTRIBUTES;
 use super::checks::compute_word;
 use super::copies::PeerCopies;
+use super::libraries::Installed;
 use super::record::{CudaDevice, NvmlGpu};
 use super::{Examination, Run, Runtime, SmokeTest};
 
@@ -50,14 +51,12 @@ fn field(value: impl Into<Value>, unit: Option<&str>, source: impl Into<String>)
 pub(super) fn document(e: &Examination) -> Value {
     let driver = e.facts.driver.as_ref();
     let compute: Vec<_> = e.smoke.iter().map(|test| smoke(e, test)).collect();
-    let libraries: Vec<_> =
-        e.libraries.iter().filter_map(|l| l.version.as_ref().map(|v| (l.name, v))).collect();
     json!({
         "format": FORMAT,
         "program": concat!("gpu-bootstrap ", env!("CARGO_PKG_VERSION")),
         "result": if e.passes() { "PASS" } else { "FAIL" },
         "instance_type": field(e.instance_type.as_ref().map(|t| t.name.clone()), None, "/sys/class/dmi/id/product_name"),
-        "expected_gpus": e.options.expect_gpus,
+        "expected_gpus": e.options.expect_gpus.map(|e| e.number),
         "driver": {
             "module_version": field(driver.map(|d| d.value.version.clone()), None, "/proc/driver/nvidia/version"),
             "open_module": field(driver.map(|d| d.value.open), Some("boolean"), "/proc/driver/nvidia/version"),
@@ -80,10 +79,7 @@ pub(super) fn document(e: &Examination) -> Value {
         "nvml": e.gpus.iter().map(gpu).collect::<Vec<_>>(),
         "compute_mode": compute_word(e.options.compute),
         "compute": compute,
-        "libraries": libraries
-            .iter()
-            .map(|(name, v)| json!({ "name": name, "path": v.library, "version": field(v.version, Some("the library's own number"), v.library.clone()), "error": v.error }))
-            .collect::<Vec<_>>(),
+        "libraries": e.libraries.iter().filter_map(library).collect::<Vec<_>>(),
         "xids": e.log.as_ref().map_or(Value::Null, |log| json!(log.xids)),
         "sxids": e.log.as_ref().map_or(Value::Null, |log| json!(log.sxids)),
         "processes": processes(e),
@@ -160,6 +156,20 @@ fn smoke(e: &Examination, test: &SmokeTest) -> Value {
         "pcie_replays_after": field(link.and_then(|l| l.replays), Some("count"), "nvmlDeviceGetPcieReplayCounter"),
         "error": test.stages.iter().find_map(|(_, s)| s.error.as_ref()),
     })
+}
+
+/// `None` where the library said nothing at all: the checks tell why.
+fn library(l: &Installed) -> Option<Value> {
+    let said = l.version.as_ref()?;
+    Some(json!({
+        "name": l.name,
+        "path": said.library,
+        "version": field(said.version, Some("the library's own number"), said.library.clone()),
+        "version_text": l.says(),
+        "package": l.owner.as_ref().map(|o| json!({ "name": o.name, "version": o.version })),
+        "planned_version": l.wanted_words(),
+        "error": said.error,
+    }))
 }
 
 /// How each process of the probe went.

@@ -30,16 +30,11 @@ pub(super) enum Found {
     Nowhere,
 }
 
-/// The first of `sonames` that is there.
-pub(super) fn find(host: &Host, sonames: &[&str]) -> Result<Found> {
-    let cache = host.linker_cache()?;
+/// The first of `sonames` that is there. Where the linker lists none, `dirs` and the well-known places are looked at.
+pub(super) fn find(host: &Host, sonames: &[&str], dirs: &[String]) -> Result<Found> {
     for soname in sonames {
-        let listed = cache.iter().filter(|l| l.soname == *soname).map(|l| l.path.clone());
-        for path in listed.chain(PLACES.iter().map(|dir| Path::new(dir).join(soname))) {
-            let Some(file) = real_file(host, &path)? else { continue };
-            if !is_native(host, &file)? {
-                continue;
-            }
+        if let Some(path) = candidates(host, soname, dirs)?.into_iter().next() {
+            let file = real_file(host, &path)?.unwrap_or_else(|| path.clone());
             return Ok(match who_may_replace(host, &file)? {
                 None => Found::At(path),
                 Some(why) => Found::Unsafe(why),
@@ -49,8 +44,24 @@ pub(super) fn find(host: &Host, sonames: &[&str]) -> Result<Found> {
     Ok(Found::Nowhere)
 }
 
+/// Every place of a soname where there is a library for this machine, what the linker would take first.
+pub(super) fn candidates(host: &Host, soname: &str, dirs: &[String]) -> Result<Vec<PathBuf>> {
+    let listed = host.linker_cache()?.into_iter().filter(|l| l.soname == soname).map(|l| l.path);
+    let dirs = dirs.iter().map(String::as_str).chain(PLACES);
+    let mut there: Vec<PathBuf> = Vec::new();
+    for path in listed.chain(dirs.map(|dir| Path::new(dir).join(soname))) {
+        if !there.contains(&path)
+            && let Some(file) = real_file(host, &path)?
+            && is_native(host, &file)?
+        {
+            there.push(path);
+        }
+    }
+    Ok(there)
+}
+
 /// Where the links lead; `None` where nothing is.
-fn real_file(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
+pub(super) fn real_file(host: &Host, path: &Path) -> Result<Option<PathBuf>> {
     let mut at = path.to_path_buf();
     for _ in 0..MAX_LINKS {
         match host.files.read_link(&at)? {

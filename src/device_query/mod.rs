@@ -1,6 +1,6 @@
 //! Proves the GPUs by the CUDA driver API and NVML, from a static binary: the probe (`src/probe/`) runs once for
-//! each risk, its records become an [`Examination`], and [`checks`] judges it. Called by the command
-//! `device-query`; `/proc` and sysfs are read first, and without a loaded module no library is touched.
+//! each risk, its records become an [`Examination`], and [`checks`] judges it. Called by the command `device-query`
+//! and by the last step of a run; `/proc` and sysfs are read first, and without a loaded module no library is touched.
 
 mod architecture;
 pub mod checks;
@@ -11,9 +11,11 @@ mod image;
 mod json;
 mod kernel_log;
 pub mod launch;
+pub mod libraries;
 mod library;
 pub mod numa;
 pub mod record;
+mod summary;
 mod text;
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -27,9 +29,10 @@ use self::checks::{Check, Verdict};
 use self::copies::{HostCopies, PeerCopies};
 use self::kernel_log::Reports;
 use self::launch::Launch;
+use self::libraries::{Installed, Promised};
 use self::library::Found;
 use self::numa::Node;
-use self::record::{CudaDevice, Init, LibraryVersion, Load, NvmlGpu, Peers, Smoke, of_stage};
+use self::record::{CudaDevice, Init, Load, NvmlGpu, Peers, Smoke, of_stage};
 use crate::catalog::Catalog;
 use crate::catalog::data::InstanceType;
 use crate::error::Result;
@@ -48,11 +51,24 @@ pub enum Compute {
     Never,
 }
 
+/// How many GPUs there must be.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpectedGpus {
+    /// So many.
+    pub number: u32,
+    /// Or more.
+    pub or_more: bool,
+    /// Who says so, for people.
+    pub by: &'static str,
+}
+
 /// What to examine.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How many GPUs there must be; `None` asks the instance type and the PCI bus.
-    pub expect_gpus: Option<u32>,
+    pub expect_gpus: Option<ExpectedGpus>,
+    /// What a plan installed.
+    pub promised: Promised,
     /// When to run kernels.
     pub compute: Compute,
     /// Measure copies, too.
@@ -70,13 +86,6 @@ const LIBRARY_LIMIT: Duration = Duration::from_secs(60);
 
 const NVML: &[&str] = &["libnvidia-ml.so.1"];
 const CUDA: &[&str] = &["libcuda.so.1"];
-/// The other libraries that are asked for their version: stage and sonames, newest first.
-const LIBRARIES: &[(&str, &[&str])] = &[
-    ("cudart", &["libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0"]),
-    ("cudnn", &["libcudnn.so.9", "libcudnn.so.8"]),
-    ("cublas", &["libcublas.so.13", "libcublas.so.12", "libcublas.so.11"]),
-    ("nccl", &["libnccl.so.2"]),
-];
 /// Any user that owns nothing.
 const NOBODY: u32 = 65534;
 
@@ -91,6 +100,8 @@ pub enum NotRun {
     Unsafe(String),
     /// The probe cannot be started.
     NotStarted(String),
+    /// Device nodes are missing, which only root can make; which ones.
+    NoNodes(String),
     /// Not asked for.
     NotAsked,
 }
@@ -109,17 +120,6 @@ pub struct SmokeTest {
     pub busy: Option<u64>,
     /// The records, by stage.
     pub stages: Vec<(&'static str, Smoke)>,
-}
-
-/// A library that is installed.
-#[derive(Clone, Debug)]
-pub struct Installed {
-    /// `cudnn`, …
-    pub name: &'static str,
-    /// The process.
-    pub run: Run,
-    /// What it said.
-    pub version: Option<LibraryVersion>,
 }
 
 /// The CUDA runtime's version and where it was learnt.
@@ -186,8 +186,13 @@ pub struct Examination {
 /// Examines the machine. An error only where the machine cannot be read at all; a broken driver is a result.
 pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
     let facts = gpu::gather(host, Witnesses::WhenInDoubt).await?;
-    let probe =
-        Probe { host, user: unprivileged(host)?, loaded: facts.driver.is_some(), deadline: options.deadline };
+    let probe = Probe {
+        host,
+        user: unprivileged(host)?,
+        loaded: facts.driver.is_some(),
+        missing_nodes: missing_nodes(host)?,
+        deadline: options.deadline,
+    };
     let (nvml, cuda) = tokio::join!(probe.driver_library("nvml", NVML), probe.driver_library("cuda", CUDA));
     let (nvml, cuda) = (nvml?, cuda?);
     let mut examination = Examination {
@@ -214,7 +219,10 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
         cuda,
     };
     examination.nodes = copies::nodes(&probe, &examination)?;
-    let (smoke, libraries) = tokio::join!(smoke_tests(&probe, &examination), installed(&probe));
+    let (smoke, libraries) = tokio::join!(
+        smoke_tests(&probe, &examination),
+        libraries::ask(&probe, &examination.options.promised)
+    );
     examination.smoke = smoke?;
     examination.libraries = libraries?;
     if examination.options.bandwidth {
@@ -230,6 +238,27 @@ impl Examination {
     /// Whether CUDA shows a device and nothing is broken. What could not be told is no failure.
     pub fn passes(&self) -> bool {
         !self.devices.is_empty() && self.checks.iter().all(|c| c.verdict != Verdict::Fail)
+    }
+
+    /// What works, in one sentence: `driver 580.95.05 loaded; 8 × NVIDIA H100 80GB HBM3; CUDA 13.0; computed on 8 of 8`.
+    pub fn summary(&self) -> String {
+        summary::summary(self)
+    }
+
+    /// The GPUs for which the driver asks for a reboot.
+    pub fn asks_for_reboot(&self) -> Vec<u32> {
+        const REBOOT: u64 = 2;
+        let asks = self.gpus.iter().filter(|g| g.number("recovery_action") == Some(REBOOT));
+        asks.map(|g| g.index).collect()
+    }
+
+    /// Whether GPUs wait for the NVSwitch fabric: the fabric manager has not finished, or does not run.
+    pub fn waits_for_fabric(&self) -> bool {
+        const NOT_READY: [i32; 2] = [802, 919];
+        const UNFINISHED: [u32; 2] = [1, 2];
+        let code = self.cuda_init.error.as_ref().and_then(|e| e.code);
+        code.is_some_and(|code| NOT_READY.contains(&code))
+            || self.gpus.iter().any(|g| g.fabric.is_some_and(|f| UNFINISHED.contains(&f.state)))
     }
 
     /// deviceQuery's text.
@@ -278,6 +307,7 @@ struct Probe<'a> {
     host: &'a Host,
     user: Option<u32>,
     loaded: bool,
+    missing_nodes: Option<String>,
     deadline: Option<Duration>,
 }
 
@@ -286,6 +316,9 @@ impl Probe<'_> {
         if !self.loaded {
             return Ok(Err(NotRun::NoDriver));
         }
+        if let Some(nodes) = &self.missing_nodes {
+            return Ok(Err(NotRun::NoNodes(nodes.clone())));
+        }
         match self.find(sonames)? {
             Ok(path) => Ok(self.run(vec![stage.into(), path], QUERY_LIMIT).await),
             Err(not_run) => Ok(Err(not_run)),
@@ -293,7 +326,7 @@ impl Probe<'_> {
     }
 
     fn find(&self, sonames: &[&str]) -> Result<std::result::Result<String, NotRun>> {
-        Ok(match library::find(self.host, sonames)? {
+        Ok(match library::find(self.host, sonames, &[])? {
             Found::At(path) => Ok(path.display().to_string()),
             Found::Unsafe(why) => Err(NotRun::Unsafe(why)),
             Found::Nowhere => Err(NotRun::Missing(sonames.join(", "))),
@@ -336,6 +369,21 @@ fn unprivileged(host: &Host) -> Result<Option<u32>> {
         }
     }
     Ok(Some(NOBODY))
+}
+
+/// The driver's libraries make the device nodes that are missing, which takes root. Without them and without root they
+/// answer as if there were no GPU.
+fn missing_nodes(host: &Host) -> Result<Option<String>> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let mut missing = Vec::new();
+    for node in ["/dev/nvidiactl", "/dev/nvidia-uvm"] {
+        if !host.files.exists(node)? {
+            missing.push(node);
+        }
+    }
+    Ok((!missing.is_empty()).then(|| missing.join(", ")))
 }
 
 fn all<T: serde::de::DeserializeOwned>(run: &Run, stage: &str) -> Vec<T> {
@@ -382,28 +430,6 @@ async fn smoke_test(
 fn processes(examination: &Examination, device: &CudaDevice) -> Option<u64> {
     let gpu = examination.gpus.iter().find(|g| g.uuid.is_some() && g.uuid == device.uuid)?;
     gpu.number("compute_processes")
-}
-
-async fn installed(probe: &Probe<'_>) -> Result<Vec<Installed>> {
-    let mut found = Vec::new();
-    for (name, sonames) in LIBRARIES {
-        match probe.find(sonames)? {
-            Ok(path) => found.push((*name, Ok(path))),
-            Err(NotRun::Missing(_)) => {}
-            Err(not_run) => found.push((*name, Err(not_run))),
-        }
-    }
-    Ok(join_all(found.into_iter().map(|(name, path)| async move {
-        let run = match path {
-            // They load libcuda themselves, or link to it.
-            Ok(_) if !probe.loaded => Err(NotRun::NoDriver),
-            Ok(path) => probe.run(vec![name.to_owned(), path], LIBRARY_LIMIT).await,
-            Err(not_run) => Err(not_run),
-        };
-        let version = all(&run, name).into_iter().next();
-        Installed { name, run, version }
-    }))
-    .await)
 }
 
 /// By the library itself, else by the toolkit's own note.

@@ -49,7 +49,7 @@ pub(super) fn text(examination: &Examination) -> String {
 }
 
 /// `12.8` from 12080.
-fn version(number: Option<u32>) -> String {
+pub(super) fn version(number: Option<u32>) -> String {
     number.map_or_else(|| "n/a".to_owned(), |v| format!("{}.{}", v / 1000, v % 100 / 10))
 }
 

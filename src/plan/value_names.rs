@@ -27,11 +27,13 @@ pub const VALUE_NAMES: &[&str] = &[
     "cuda.version",              // text: versions of the toolkits, joined by ", "
     "cuda.packages",             // list
     "cuda.home",                 // text: directory of the default toolkit
-    "cuda.library-dirs",         // list: directories for the dynamic linker
+    "cuda.library-dirs",         // list: directories for the dynamic linker, empty where the toolkit lies in /usr
     "cuda.profile",              // text: the script for /etc/profile.d
     "cudnn.packages",            // list
     "cudnn.debs",                // list of { url, sha256 }
     // The check at the end
     "expect.gpus",               // number: 0 when unknown
     "expect.libraries",          // list: sonames that ldconfig must list
+    "expect.toolkits",           // list: versions of the toolkits, the default one first
+    "expect.cudnn",              // text: cuDNN's version, "auto" where the repository chooses, "none"
 ];

@@ -108,14 +108,14 @@ pub fn compute(facts: &Facts, stack: &Stack) -> Values {
     v.set("fabric-manager.packages", fabric);
     let versions: Vec<_> = stack.toolkits.iter().map(|t| t.version.clone()).collect();
     v.set("cuda.version", versions.join(", "));
+    v.set("expect.toolkits", versions);
+    v.set("expect.cudnn", stack.cudnn_version().unwrap_or("none"));
     v.set("cuda.packages", toolkits);
     if let Some(home) = stack.toolkits.first().and_then(|t| t.home.clone()) {
         v.set("cuda.profile", profile_script());
         v.set("cuda.home", home);
-        let dirs: Vec<_> =
-            stack.toolkits.iter().filter_map(|t| t.home.as_ref()).map(|h| format!("{h}/lib64")).collect();
-        v.set("cuda.library-dirs", dirs);
     }
+    v.set("cuda.library-dirs", stack.library_dirs());
     v.set("cudnn.packages", cudnn);
     let debs = stack.cudnn_debs.iter().map(|d| {
         let pairs = [("url", &d.url), ("sha256", &d.sha256)];

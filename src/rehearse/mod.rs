@@ -10,7 +10,8 @@
 //! The agent inside is started as anybody would start it, with `--catalog` naming the repository's key and address.
 
 mod deb;
-mod elf;
+pub mod driver;
+mod fault;
 mod filesystem;
 mod http;
 mod init;
@@ -32,6 +33,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::Catalog;
 use crate::error::{Code, Error, Result};
 
 /// Flags of `rehearse`.
@@ -52,6 +54,11 @@ pub struct Options {
     /// Print the plan and the result as one JSON document; everything else goes to standard error.
     #[arg(long)]
     json: bool,
+
+    /// Make the simulated driver faulty, for example bitflip=0 or fail=cuInit=802 (docs/device-query.md has all); may
+    /// be given several times.
+    #[arg(long = "fault", value_name = "SETTING", value_parser = fault::parse)]
+    faults: Vec<String>,
 
     /// Run this command inside instead of the agent, to look around.
     #[arg(last = true, value_name = "COMMAND")]
@@ -75,6 +82,8 @@ struct Job {
     instance_type: String,
     /// The configuration, as user-data without its first line.
     config: String,
+    /// Settings of the simulated driver that make it faulty.
+    faults: Vec<String>,
     /// A directory of the host; absolute.
     keep: Option<PathBuf>,
     json: bool,
@@ -83,6 +92,8 @@ struct Job {
 
 /// Rehearses: returns the exit code of the run inside. Call it from the main thread, outside any event loop.
 pub fn run(options: &Options) -> Result<u8> {
+    let instance_type = Catalog::embedded()?.instance_type(&options.instance_type);
+    fault::check(&options.faults, &options.instance_type, instance_type.as_ref())?;
     prerequisites::check()?;
     if !nix::unistd::geteuid().is_root() {
         return prerequisites::ask_sudo();

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::deb::{Content, Package};
-use super::elf;
+use super::driver;
+use crate::catalog::Catalog;
+use crate::error::Result;
 use crate::facts::os::Arch;
 
 /// Where the simulated module packages put their modules, below `/lib/modules/<kernel>`; DKMS's own place.
@@ -25,6 +27,8 @@ pub(super) struct Setting<'a> {
     pub(super) debian: bool,
     /// Branch of the driver, where one is wanted.
     pub(super) driver_branch: &'a str,
+    /// Version of the default toolkit, where one is wanted: the distribution's package does not name it.
+    pub(super) toolkit: &'a str,
 }
 
 /// A package as the plan asks for it: `name` or `name=version`, where the version may end in a star.
@@ -53,16 +57,16 @@ fn concrete(pattern: &str) -> String {
 }
 
 /// Every package that installing `wanted` takes.
-pub(super) fn make(wanted: &[String], setting: Setting) -> Vec<Package> {
+pub(super) fn make(wanted: &[String], setting: Setting) -> Result<Vec<Package>> {
     let wanted: Vec<Wanted> = wanted.iter().map(|w| Wanted::parse(w)).collect();
     let driver = Driver::of(&wanted, setting);
     let mut all = BTreeMap::new();
     for w in &wanted {
-        for package in role(w.name).packages(w, &driver, setting) {
+        for package in role(w.name).packages(w, &driver, setting)? {
             all.entry(package.name.clone()).or_insert(package);
         }
     }
-    all.into_values().collect()
+    Ok(all.into_values().collect())
 }
 
 /// What a package is for, told by its name.
@@ -148,24 +152,24 @@ fn upstream(version: &str) -> &str {
 }
 
 impl Role {
-    fn packages(self, wanted: &Wanted, driver: &Driver, setting: Setting) -> Vec<Package> {
-        match self {
-            Self::Toolkit => toolkit(wanted, setting),
-            Self::Cudnn => cudnn(wanted, setting),
+    fn packages(self, wanted: &Wanted, driver: &Driver, setting: Setting) -> Result<Vec<Package>> {
+        Ok(match self {
+            Self::Toolkit => toolkit(wanted, setting)?,
+            Self::Cudnn => cudnn(wanted, setting)?,
             Self::FabricManager => vec![fabric_manager(wanted, driver, setting)],
             Self::Driver => {
                 let version = wanted.version.clone().unwrap_or_else(|| driver.package_version());
                 let mut package = base(wanted.name, &version, "NVIDIA driver", setting);
                 package.depends = vec![driver.library.clone(), driver.module.clone()];
-                vec![package, library(driver, setting), module(driver, setting)]
+                vec![package, library(driver, setting)?, module(driver, setting)]
             }
-            Self::DriverLibrary => vec![library(driver, setting)],
+            Self::DriverLibrary => vec![library(driver, setting)?],
             Self::KernelModule => vec![module(driver, setting)],
             Self::Other => {
                 let version = wanted.version.clone().unwrap_or_else(|| "1.0-1".into());
                 vec![base(wanted.name, &version, "package", setting)]
             }
-        }
+        })
     }
 }
 
@@ -196,23 +200,26 @@ fn library_dir(arch: Arch) -> &'static str {
     }
 }
 
-/// A library file and the links that its packages carry.
-fn add_library(package: &mut Package, dir: &str, soname: &str, full: &str, arch: Arch) {
+/// A library file and the links that its packages carry. `says` is the version that the library gives when it is
+/// asked.
+fn add_library(package: &mut Package, dir: &str, soname: &str, full: &str, says: &str) -> Result<()> {
     let file = soname.split(".so").next().unwrap_or(soname);
     let name = format!("{file}.so.{full}");
-    package.linker_cache |= dir == library_dir(arch);
-    package.files.insert(format!("{dir}/{name}"), Content::File(elf::shared_library(soname, arch)));
+    package.linker_cache |= dir.starts_with("/usr/lib/");
+    package.files.insert(format!("{dir}/{name}"), Content::File(driver::library(soname, says)?));
     if name != soname {
         package.files.insert(format!("{dir}/{soname}"), Content::Link(name));
     }
+    Ok(())
 }
 
-fn library(driver: &Driver, setting: Setting) -> Package {
+fn library(driver: &Driver, setting: Setting) -> Result<Package> {
     let mut package = base(&driver.library, &driver.package_version(), "NVIDIA driver libraries", setting);
-    for soname in ["libcuda.so.1", "libnvidia-ml.so.1"] {
-        add_library(&mut package, library_dir(setting.arch), soname, &driver.version, setting.arch);
+    let cuda = Catalog::embedded()?.newest_toolkit_of(&driver.version).unwrap_or_else(|| "11.0".into());
+    for (soname, says) in [("libcuda.so.1", &cuda), ("libnvidia-ml.so.1", &driver.version)] {
+        add_library(&mut package, library_dir(setting.arch), soname, &driver.version, says)?;
     }
-    package
+    Ok(package)
 }
 
 /// "Builds" its modules for the running kernel when it is configured, as DKMS would.
@@ -248,48 +255,75 @@ fn fabric_manager(wanted: &Wanted, driver: &Driver, setting: Setting) -> Package
 
 /// `cuda-toolkit-12-8` with its compiler, runtime and alternatives as packages of their own; or the distribution's
 /// toolkit, whose files lie in `/usr`.
-fn toolkit(wanted: &Wanted, setting: Setting) -> Vec<Package> {
+fn toolkit(wanted: &Wanted, setting: Setting) -> Result<Vec<Package>> {
     let numbers = wanted.name.strip_prefix("cuda-toolkit-").unwrap_or_default();
     let Some((major, minor)) = numbers.split_once('-').filter(|_| wanted.name.starts_with("cuda-toolkit-"))
     else {
-        let version = wanted.version.clone().unwrap_or_else(|| "11.8.0-1".into());
+        let version = wanted.version.clone().unwrap_or_else(|| format!("{}.0-1", setting.toolkit));
         let mut package = base(wanted.name, &version, "CUDA toolkit", setting);
         package.files.insert("/usr/bin/nvcc".into(), compiler(upstream(&version)));
-        add_library(&mut package, library_dir(setting.arch), "libcudart.so.11.0", "11.8.89", setting.arch);
-        return vec![package];
+        let (major, minor) = setting.toolkit.split_once('.').unwrap_or(("11", "8"));
+        for library in libraries(major, minor) {
+            library.add(&mut package, library_dir(setting.arch))?;
+        }
+        return Ok(vec![package]);
     };
     let version = wanted.version.clone().unwrap_or_else(|| format!("{major}.{minor}.0-1"));
     let home = format!("/usr/local/cuda-{major}.{minor}");
-    let part = |name: &str| format!("cuda-{name}-{numbers}");
-
-    let mut whole = base(wanted.name, &version, "CUDA toolkit", setting);
-    whole.depends = ["nvcc", "cudart"].iter().map(|name| part(name)).collect();
-    whole.depends.push(format!("{}-config-common", wanted.name));
-
-    let mut nvcc = base(&part("nvcc"), &version, "CUDA compiler", setting);
-    nvcc.files.insert(format!("{home}/bin/nvcc"), compiler(&format!("{major}.{minor}")));
-
-    let mut cudart = base(&part("cudart"), &version, "CUDA runtime", setting);
     let target = match setting.arch {
         Arch::Amd64 => "targets/x86_64-linux/lib",
         Arch::Arm64 => "targets/sbsa-linux/lib",
     };
-    // Up to 11 the soname holds the minor version (11.x: always 11.0), from 12 on the major one only.
-    let soname = match major.parse().unwrap_or(0) {
-        12.. => format!("libcudart.so.{major}"),
-        11 => "libcudart.so.11.0".to_owned(),
-        _ => format!("libcudart.so.{major}.{minor}"),
-    };
-    let full = format!("{major}.{minor}.90");
-    add_library(&mut cudart, &format!("{home}/{target}"), &soname, &full, setting.arch);
-    cudart.files.insert(format!("{home}/lib64"), Content::Link(target.into()));
+    let part = |name: &str| format!("cuda-{name}-{numbers}");
 
+    let mut nvcc = base(&part("nvcc"), &version, "CUDA compiler", setting);
+    nvcc.files.insert(format!("{home}/bin/nvcc"), compiler(&format!("{major}.{minor}")));
+    nvcc.files.insert(format!("{home}/lib64"), Content::Link(target.into()));
+    let mut parts = vec![nvcc];
+    for (library, name) in
+        libraries(major, minor).iter().zip([part("cudart"), format!("libcublas-{numbers}")])
+    {
+        let mut package = base(&name, &format!("{}-1", library.version), "CUDA library", setting);
+        library.add(&mut package, &format!("{home}/{target}"))?;
+        parts.push(package);
+    }
     let mut config = base(&format!("{}-config-common", wanted.name), &version, "CUDA alternatives", setting);
     let priority = format!("{major}{minor}");
     let install = format!("update-alternatives --install /usr/local/cuda cuda {home} {priority}");
     config.scripts.insert("postinst", install);
     config.scripts.insert("prerm", format!("update-alternatives --remove cuda {home}"));
-    vec![whole, nvcc, cudart, config]
+    parts.push(config);
+
+    let mut whole = base(wanted.name, &version, "CUDA toolkit", setting);
+    whole.depends = parts.iter().map(|p| p.name.clone()).collect();
+    parts.push(whole);
+    Ok(parts)
+}
+
+/// A library of a toolkit.
+struct Library {
+    soname: String,
+    version: String,
+}
+
+impl Library {
+    fn add(&self, package: &mut Package, dir: &str) -> Result<()> {
+        add_library(package, dir, &self.soname, &self.version, &self.version)
+    }
+}
+
+/// The runtime and cuBLAS of a toolkit.
+fn libraries(major: &str, minor: &str) -> [Library; 2] {
+    // Up to 11 the runtime's soname holds the minor version (11.x: always 11.0), from 12 on the major one only.
+    let (cudart, cublas) = match major.parse().unwrap_or(0) {
+        12.. => (format!("libcudart.so.{major}"), format!("{major}.{minor}.5")),
+        11 => ("libcudart.so.11.0".to_owned(), "11.11.3".to_owned()),
+        _ => (format!("libcudart.so.{major}.{minor}"), format!("{major}.{minor}.0")),
+    };
+    [
+        Library { soname: cudart, version: format!("{major}.{minor}.90") },
+        Library { soname: format!("libcublas.so.{major}"), version: cublas },
+    ]
 }
 
 fn compiler(version: &str) -> Content {
@@ -300,34 +334,35 @@ fn compiler(version: &str) -> Content {
 
 /// cuDNN's major version follows the word in the package's name: `libcudnn9-cuda-12`, `cudnn9-cuda-12`, `libcudnn8`.
 /// Only the library package owns the library; `cudnn9-…` is a metapackage above it.
-fn cudnn(wanted: &Wanted, setting: Setting) -> Vec<Package> {
+fn cudnn(wanted: &Wanted, setting: Setting) -> Result<Vec<Package>> {
     let tail = wanted.name.split_once("cudnn").map_or("", |(_, tail)| tail);
     let digits: String = tail.chars().take_while(char::is_ascii_digit).collect();
     let major = if digits.is_empty() { "8".to_owned() } else { digits };
     let version = wanted.version.clone().unwrap_or_else(|| format!("{major}.{CUDNN_RELEASE}-1"));
     let mut asked = base(wanted.name, &version, "cuDNN", setting);
     if wanted.name.contains("-dev") || wanted.name.contains("-headers") {
-        return vec![asked];
+        return Ok(vec![asked]);
     }
     let add_files = |package: &mut Package| {
         let soname = format!("libcudnn.so.{major}");
-        add_library(package, library_dir(setting.arch), &soname, upstream(&version), setting.arch);
+        add_library(package, library_dir(setting.arch), &soname, upstream(&version), upstream(&version))
     };
     if !wanted.name.starts_with("cudnn") {
-        add_files(&mut asked);
-        return vec![asked];
+        add_files(&mut asked)?;
+        return Ok(vec![asked]);
     }
     let mut library = base(&format!("lib{}", wanted.name), &version, "cuDNN", setting);
-    add_files(&mut library);
+    add_files(&mut library)?;
     asked.depends = vec![library.name.clone()];
-    vec![asked, library]
+    Ok(vec![asked, library])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const DEBIAN: Setting = Setting { arch: Arch::Amd64, debian: true, driver_branch: "580" };
+    const DEBIAN: Setting =
+        Setting { arch: Arch::Amd64, debian: true, driver_branch: "580", toolkit: "11.8" };
     const UBUNTU: Setting = Setting { debian: false, ..DEBIAN };
 
     fn names(packages: &[Package]) -> Vec<&str> {
@@ -335,7 +370,7 @@ mod tests {
     }
 
     fn made(wanted: &[&str], setting: Setting) -> Vec<Package> {
-        make(&wanted.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>(), setting)
+        make(&wanted.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>(), setting).unwrap()
     }
 
     fn named<'a>(all: &'a [Package], name: &str) -> &'a Package {

@@ -25,6 +25,8 @@ pub(super) struct Wanted {
     pub(super) distribution: Vec<String>,
     /// Branch of the driver that all driver packages belong to.
     pub(super) driver_branch: Option<String>,
+    /// Version of the default toolkit.
+    pub(super) toolkit: Option<String>,
     /// Components of the distribution's archive.
     pub(super) components: Vec<String>,
 }
@@ -58,7 +60,8 @@ async fn wanted() -> Result<Wanted> {
     let Choice::Install(stack) = &prepared.choice else { return Ok(Wanted::default()) };
     let plan = plan::build(&prepared.facts, &prepared.config, stack)?;
     let wanted = of(plan.steps.iter().flat_map(|s| &s.actions))?;
-    Ok(Wanted { driver_branch: stack.driver.as_ref().map(|d| d.branch.clone()), ..wanted })
+    let toolkit = stack.toolkits.first().map(|t| t.version.clone());
+    Ok(Wanted { driver_branch: stack.driver.as_ref().map(|d| d.branch.clone()), toolkit, ..wanted })
 }
 
 fn of<'a>(actions: impl Iterator<Item = &'a Action>) -> Result<Wanted> {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::driver;
 use super::packages::{FABRIC_MANAGER_VERSION, MODULES_DIR};
 use super::pci::Gpu;
 use crate::error::{Error, Result, exit};
@@ -14,6 +15,10 @@ use crate::error::{Error, Result, exit};
 pub(super) const MACHINE_FILE: &str = "/run/gpu-bootstrap-rehearsal/machine.json";
 const UNITS_DIR: &str = "/run/gpu-bootstrap-rehearsal/units";
 const DRIVER_DIR: &str = "/proc/driver/nvidia";
+/// The unit of fabric manager.
+pub(super) const FABRIC_MANAGER: &str = "nvidia-fabricmanager.service";
+/// The state of a unit that runs.
+pub(super) const ACTIVE: &str = "active";
 const UNIT_DIRS: &[&str] = &["/etc/systemd/system", "/lib/systemd/system", "/usr/lib/systemd/system"];
 
 /// The GPUs before this id (Volta and older) have no open modules; those from [`FIRST_BLACKWELL`] on have only them.
@@ -137,10 +142,11 @@ fn show_driver(gpus: &[Gpu], module: &Module) -> Result<()> {
     put(&format!("{DRIVER_DIR}/version"), &text)?;
     for (minor, gpu) in gpus.iter().enumerate() {
         let text = format!(
-            "Model: \t\t {}\nIRQ:   \t\t {}\nGPU UUID: \t GPU-00000000-0000-0000-0000-{minor:012}\n\
+            "Model: \t\t {}\nIRQ:   \t\t {}\nGPU UUID: \t {}\n\
              Bus Type: \t PCIe\nBus Location: \t {}\nDevice Minor: \t {minor}\n",
             gpu.name,
             100 + minor,
+            driver::uuid(minor),
             gpu.address
         );
         put(&format!("{DRIVER_DIR}/gpus/{}/information", gpu.address), &text)?;
@@ -168,13 +174,13 @@ pub(super) fn systemctl(args: &[String]) -> Result<u8> {
     let mut status = exit::CONVERGED;
     for unit in &units {
         let code = match command.as_str() {
-            "is-active" => unit.say("active", "active", "inactive", has("--quiet")),
+            "is-active" => unit.say(ACTIVE, ACTIVE, "inactive", has("--quiet")),
             "is-enabled" => unit.say("enabled", "enabled", "disabled", has("--quiet")),
             "is-failed" => EXIT_INACTIVE,
             "enable" if has("--now") => unit.set("enabled").and_then(|()| unit.start())?,
             "enable" => unit.set("enabled").map(|()| exit::CONVERGED)?,
             "start" | "restart" | "reload-or-restart" | "try-restart" => unit.start()?,
-            "stop" => unit.clear("active"),
+            "stop" => unit.clear(ACTIVE),
             "disable" => unit.clear("enabled"),
             "show" => unit.show(&options),
             "cat" | "status" if unit.file().is_none() => EXIT_NO_UNIT,
@@ -190,12 +196,14 @@ const EXIT_INACTIVE: u8 = 3;
 const EXIT_NO_UNIT: u8 = 4;
 const EXIT_NOT_FOUND: u8 = 5;
 
-struct Unit {
+/// A simulated systemd unit.
+pub(super) struct Unit {
     name: String,
 }
 
 impl Unit {
-    fn named(name: &str) -> Self {
+    /// By its name, `.service` by default.
+    pub(super) fn named(name: &str) -> Self {
         let suffix = if name.contains('.') { "" } else { ".service" };
         Self { name: format!("{name}{suffix}") }
     }
@@ -204,7 +212,8 @@ impl Unit {
         UNIT_DIRS.iter().map(|dir| format!("{dir}/{}", self.name)).find(|f| Path::new(f).exists())
     }
 
-    fn state_file(&self, state: &str) -> String {
+    /// A file that is there while the unit is in the state.
+    pub(super) fn state_file(&self, state: &str) -> String {
         format!("{UNITS_DIR}/{}.{state}", self.name)
     }
 
@@ -243,13 +252,13 @@ impl Unit {
             eprintln!("systemctl (simulated): Job for {} failed: {why}", self.name);
             return Ok(exit::FAILED);
         }
-        self.set("active")?;
+        self.set(ACTIVE)?;
         Ok(exit::CONVERGED)
     }
 
     /// Fabric manager works with exactly its own version of the driver.
     fn why_it_would_fail(&self) -> Option<String> {
-        if self.name != "nvidia-fabricmanager.service" {
+        if self.name != FABRIC_MANAGER {
             return None;
         }
         let own = fs::read_to_string(FABRIC_MANAGER_VERSION).unwrap_or_default();
@@ -264,10 +273,10 @@ impl Unit {
 
     /// `show --property=A,B [--value]`, or `-p A`; all known properties without one.
     fn show(&self, options: &[&String]) -> u8 {
-        let active = self.is("active");
+        let active = self.is(ACTIVE);
         let known = [
             ("LoadState", if self.file().is_some() { "loaded" } else { "not-found" }),
-            ("ActiveState", if active { "active" } else { "inactive" }),
+            ("ActiveState", if active { ACTIVE } else { "inactive" }),
             ("SubState", if active { "running" } else { "dead" }),
             ("UnitFileState", if self.is("enabled") { "enabled" } else { "disabled" }),
             ("Result", "success"),

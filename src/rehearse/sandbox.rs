@@ -25,12 +25,12 @@ use super::network::{self, METADATA, REPOSITORY};
 use super::openpgp::Signer;
 use super::packages::{self, Setting};
 use super::plan::Wanted;
-use super::programs::{MACHINE_FILE, Machine};
+use super::programs::{ACTIVE, FABRIC_MANAGER, MACHINE_FILE, Machine, Unit};
 use super::repository::{self, Site};
 use super::spawner::{self, Spawner};
 use super::supervisor::wait_for_signals;
 use super::verdict::{self, Verdict};
-use super::{Job, failed, http, init, pci};
+use super::{Job, driver, failed, http, init, pci};
 use crate::catalog::Catalog;
 use crate::catalog::data::InstanceType;
 use crate::error::{Code, Error, Result, exit};
@@ -94,7 +94,7 @@ impl Sandbox {
         let copy = Copy::mount(&job.dir)?;
         let signer = Signer::generate("gpu-bootstrap rehearsal (simulated)", seconds(Timestamp::now()))?;
         write_machine(job, instance_type.as_ref(), &copy)?;
-        let moved = fill_copy(&copy, &signer, &os)?;
+        let moved = fill_copy(&copy, &signer, &os, &driver_settings(job, instance_type.as_ref()))?;
         let site = Arc::new(Site::default());
         serve(job, &os, site.clone())?;
         let spawner = Spawner::start()?;
@@ -153,12 +153,13 @@ impl Sandbox {
             arch: self.os.arch.value,
             debian: self.os.id.value == "debian",
             driver_branch: wanted.driver_branch.as_deref().unwrap_or_default(),
+            toolkit: wanted.toolkit.as_deref().unwrap_or("11.8"),
         };
         let nvidia = wanted.nvidia.as_ref();
         let names = nvidia.map(|(_, _, names)| names.as_slice()).unwrap_or_default();
         // apt keeps no index of an empty component, and no real component is empty.
         let distribution = [wanted.distribution.as_slice(), &[FILLER.to_owned()]].concat();
-        let made = packages::make(&[names, &distribution].concat(), setting);
+        let made = packages::make(&[names, &distribution].concat(), setting)?;
         let is_distribution = |p: &super::deb::Package| {
             nvidia.is_none() || distribution.iter().any(|w| w.split('=').next() == Some(&p.name))
         };
@@ -336,9 +337,16 @@ fn write_machine(job: &Job, instance_type: Option<&InstanceType>, copy: &Copy) -
     Ok(())
 }
 
+/// What the simulated driver is to be. Behind NVSwitches it waits for fabric manager, as the real one does.
+fn driver_settings(job: &Job, instance_type: Option<&InstanceType>) -> String {
+    let switched = instance_type.is_some_and(|t| t.nvswitches > 0);
+    let needs = switched.then(|| Unit::named(FABRIC_MANAGER).state_file(ACTIVE));
+    driver::settings(&pci::gpus(instance_type), needs.as_deref(), &job.faults)
+}
+
 /// Puts the agent, the simulated programs, the catalog and the package sources into the copy. Returns the names of
 /// the package sources that were taken out of it: there is no network to reach them by.
-fn fill_copy(copy: &Copy, signer: &Signer, os: &Os) -> Result<Vec<String>> {
+fn fill_copy(copy: &Copy, signer: &Signer, os: &Os, driver: &str) -> Result<Vec<String>> {
     let files = Files::new(copy.root()); // links are followed as if chrooted: none leads out of the copy
     let agent = fs::read("/proc/self/exe").map_err(|e| Error::io("read", "/proc/self/exe", e))?;
     files.write(AGENT, &agent, 0o755)?;
@@ -362,6 +370,7 @@ fn fill_copy(copy: &Copy, signer: &Signer, os: &Os) -> Result<Vec<String>> {
         (KEYRING, signer.public_key()),
         (DISTRIBUTION, source),
         (APT_CONFIG, direct),
+        (driver::SETTINGS, driver.to_owned()),
         ("/etc/hosts", hosts),
         ("/etc/resolv.conf", "# simulated: there is no name service in a rehearsal\n".to_owned()),
     ];
@@ -450,7 +459,11 @@ fn simulated(
             signer.fingerprint()
         ),
         "modprobe, modinfo, systemctl, and the driver that they load; no network leads out".to_owned(),
+        "libcuda, NVML, CUDA runtime, cuBLAS and cuDNN, which compute on the processor".to_owned(),
     ];
+    if !job.faults.is_empty() {
+        lines.push(format!("faults of the driver: {}", job.faults.join(", ")));
+    }
     if !moved.is_empty() {
         lines.push(format!("apt without this machine's sources: {}", moved.join(", ")));
     }

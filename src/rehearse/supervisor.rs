@@ -34,6 +34,7 @@ pub(super) fn run(options: &Options) -> Result<u8> {
         dir: dir.path().into(),
         instance_type: options.instance_type.clone(),
         config,
+        faults: options.faults.clone(),
         keep: options.keep.as_deref().map(absolute).transpose()?,
         json: options.json,
         command: options.command.clone(),

@@ -105,11 +105,25 @@ echo "query with bandwidth: $(((after - before) / 1000000)) ms" | tee -a timing.
 query bandwidth-text "$binary" device-query --text --bandwidth
 cat bandwidth-text.err
 "$python" - "$root" >libraries.txt <<'PYTHON'
-import json, os, sys
+import json, os, subprocess, sys
+
+root = sys.argv[1]
+
+def dpkg(*words):
+    """What dpkg's own program says; empty where it knows nothing, or is not there."""
+    try:
+        query = ["dpkg-query", "--admindir=" + root + "/var/lib/dpkg", *words]
+        return subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
 for library in json.load(open("bandwidth.json"))["libraries"]:
-    path = sys.argv[1] + library["path"]
+    path = root + library["path"]
     if os.path.exists(path):
-        print(library["path"], os.path.realpath(path), sep="\t")
+        file = os.path.realpath(path)
+        owner = dpkg("-S", file[len(root):]).split(": ")[0].split(",")[0]
+        version = dpkg("-W", "-f", "${Version}", owner) if owner else ""
+        print(library["path"], file, owner.split(":")[0], version, sep="\t")
 PYTHON
 
 echo "== the caller's environment"

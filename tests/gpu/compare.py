@@ -18,6 +18,7 @@ EXEMPT = [
     (r"format$", "our document's own version"),
     (r"expected_gpus$", "an argument of ours"),
     (r"compute_mode$", "an argument of ours"),
+    (r"libraries\[\d+\]\.planned_version$", "what our plan recorded; our own check holds it against `version`"),
     (r"processes\b", "our own account of our processes"),
     (r"checks\b", "our judgement; `result` is compared with the exit code"),
     (r"compute\[\d+\]\.elements$", "how much our own kernel computes"),
@@ -244,6 +245,17 @@ def version_number(path):
     return parts[0] * 10000 + parts[1] * 100 + parts[2]
 
 
+def version_text(name, number):
+    """The same number as people write it."""
+    if number is None:
+        return None
+    if name == "cudart":
+        return "%d.%d" % (number // 1000, number % 1000 // 10)
+    if name == "cudnn" and number < 10000:
+        return "%d.%d.%d" % (number // 1000, number % 1000 // 100, number % 100)
+    return "%d.%d.%d" % (number // 10000, number % 10000 // 100, number % 100)
+
+
 class Results:
     """The directory that check.sh filled."""
 
@@ -418,7 +430,8 @@ def compare_machine(table, document, results, truth, smi_root):
     table.same("driver.cuda_version", "truth: cudaDriverGetVersion", truth["driver_version"])
     cuda = re.match(r"(\d+)\.(\d+)", smi_text(smi_root, "cuda_version") or "")
     table.same("driver.cuda_version", "nvidia-smi", cuda and int(cuda.group(1)) * 1000 + int(cuda.group(2)) * 10)
-    real = dict(line.split("\t") for line in results.lines("libraries.txt") if "\t" in line)
+    known = {line.split("\t")[0]: line.split("\t")[1:] for line in results.lines("libraries.txt") if "\t" in line}
+    real = {path: words[0] for path, words in known.items()}
     runtime = [version_number(real.get(lib["path"], "")) for lib in document["libraries"] if lib["name"] == "cudart"]
     note = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"(\d+)\.(\d+)', results.text("toolkit.json"))
     note = int(note.group(1)) * 1000 + int(note.group(2)) * 10 if note else None
@@ -429,7 +442,15 @@ def compare_machine(table, document, results, truth, smi_root):
         table.same(at + "error", "a library that answers", None)
         table.same(at + "name", "its file's name", re.sub(r"^lib|\.so.*$", "", os.path.basename(path or "")))
         table.row(at + "path", "is there", library["path"], path, bool(path))
-        table.same(at + "version", "its file's name", version_number(path or ""))
+        number = version_number(path or "")
+        table.same(at + "version", "its file's name", number)
+        table.same(at + "version_text", "its file's name", version_text(library["name"], number))
+        owner, version = known.get(library["path"], ["", "", ""])[1:3]
+        if owner:
+            table.same(at + "package.name", "dpkg-query -S", owner)
+            table.same(at + "package.version", "dpkg-query -W", version)
+        else:
+            table.same(at + "package", "dpkg-query -S", None)
     if not document["libraries"]:
         installed = [line for line in results.lines("installed.txt") if line]
         table.row("libraries", "the linker's list", [], installed, not installed)
@@ -461,7 +482,7 @@ def compare_log(table, document, results):
 
 
 # What must not depend on who asks and when.
-STABLE = re.compile(r"(result|driver|pci|devices|peer_access|libraries)\b")
+STABLE = re.compile(r"(result|driver|pci|devices|peer_access)\b|libraries\b(?!.*\.planned_version)")
 
 
 def compare_runs(table, results, runs):

@@ -1,14 +1,14 @@
-//! A root with a simulated NVIDIA driver: the C library of this machine, stand-ins for libcuda and libnvidia-ml
-//! built by `cc`, and the files of `/proc` and `/sys` that a loaded module makes. What runs in it is the real agent
-//! with its real probe.
+//! A root with a simulated NVIDIA driver: the C library of this machine, the stand-in for NVIDIA's libraries that
+//! rehearsals use, and the files of `/proc` and `/sys` that a loaded module makes. What runs in it is the real
+//! agent with its real probe.
 #![allow(dead_code, reason = "shared between test files, not each of which uses all of it")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+
+use gpu_bootstrap::rehearse::driver::{self, SETTINGS};
 
 /// Where this machine's C library lies, and where the root's will.
 pub(crate) const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
@@ -17,6 +17,8 @@ pub(crate) const C_LIBRARY: [&str; 6] =
     ["libc.so.6", "libdl.so.2", "libpthread.so.0", "libm.so.6", "librt.so.1", "libgcc_s.so.1"];
 /// The dynamic linker, in both.
 pub(crate) const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+/// The simulated driver's version.
+pub(crate) const DRIVER: &str = "580.95.05";
 
 /// The root; it vanishes with this.
 pub(crate) struct Simulated {
@@ -47,15 +49,18 @@ impl Simulated {
     /// A machine with `gpus` GPUs whose driver has `settings` (lines of `KEY=VALUE`).
     pub(crate) fn with(gpus: u32, model: &str, settings: &str) -> Self {
         let simulated = Self::bare();
-        for (source, soname) in
-            [("cuda.c", "libcuda.so.1"), ("nvml.c", "libnvidia-ml.so.1"), ("cudnn.c", "libcudnn.so.9")]
-        {
-            fs::copy(built(source), simulated.at(LIBRARIES).join(soname)).unwrap();
-        }
-        simulated
-            .file("/etc/simulated-driver", format!("gpus={gpus}x{model}\n{settings}\n"))
-            .loaded("580.95.05")
-            .gpus(gpus)
+        let libraries =
+            [("libcuda.so.1", "12.8"), ("libnvidia-ml.so.1", DRIVER), ("libcudnn.so.9", "9.28.0.15")];
+        let simulated = libraries.iter().fold(simulated, |simulated, (soname, version)| {
+            simulated.library(&format!("{LIBRARIES}/{soname}"), version)
+        });
+        simulated.file(SETTINGS, format!("gpus={gpus}x{model}\n{settings}\n")).loaded(DRIVER).gpus(gpus)
+    }
+
+    /// A stand-in at `path` that says it is `version`.
+    pub(crate) fn library(self, path: &str, version: &str) -> Self {
+        let soname = Path::new(path).file_name().unwrap().to_str().unwrap();
+        self.file(path, driver::library(soname, version).unwrap())
     }
 
     /// The module's own file.
@@ -83,6 +88,53 @@ impl Simulated {
         self
     }
 
+    /// What an earlier run recorded as its choice.
+    pub(crate) fn planned(self, toolkit: &str, cudnn: &str) -> Self {
+        let home = format!("/usr/local/cuda-{toolkit}");
+        let choice = serde_json::json!({
+            "gpu_architectures": ["Hopper"],
+            "source": { "distro": { "components": [] } },
+            "driver": null,
+            "toolkits": [{ "version": toolkit, "packages": [], "home": home }],
+            "cudnn": { "version": cudnn, "packages": [] },
+            "cudnn_debs": [],
+            "fabric_manager": null,
+            "expect_gpus": null,
+            "reasons": [],
+        });
+        self.file("/var/lib/gpu-bootstrap/choice.json", choice.to_string())
+    }
+
+    /// A package that owns `files`.
+    pub(crate) fn package(self, name: &str, version: &str, files: &[&str]) -> Self {
+        let status = self.at("/var/lib/dpkg/status");
+        let known = fs::read_to_string(status).unwrap_or_default();
+        let stanza = format!(
+            "Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\n\n"
+        );
+        self.file("/var/lib/dpkg/status", known + &stanza)
+            .file(&format!("/var/lib/dpkg/info/{name}.list"), files.join("\n") + "\n")
+    }
+
+    /// A program that is a shell script.
+    pub(crate) fn program(self, path: &str, script: &str) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let simulated = self.file("/usr/bin/sh", fs::read("/bin/dash").unwrap());
+        let simulated = simulated.file(path, format!("#!/usr/bin/sh\n{script}\n"));
+        for program in ["/usr/bin/sh", path] {
+            fs::set_permissions(simulated.at(program), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        simulated
+    }
+
+    /// The linker's cache over these directories, by the real ldconfig.
+    pub(crate) fn linked(self, directories: &[&str]) -> Self {
+        let linked = self.file("/etc/ld.so.conf", directories.join("\n") + "\n");
+        let out = Command::new("/sbin/ldconfig").arg("-r").arg(linked.at("/")).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        linked
+    }
+
     /// Writes a file.
     pub(crate) fn file(self, path: &str, content: impl AsRef<[u8]>) -> Self {
         let to = self.at(path);
@@ -103,28 +155,4 @@ impl Simulated {
         command.args(["device-query", "--root"]).arg(self.root.path()).args(args);
         command
     }
-}
-
-/// A stand-in, compiled once for each test binary.
-fn built(source: &'static str) -> PathBuf {
-    static BUILT: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
-    // Another test's panic while it held the lock says nothing about the set.
-    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/simulated_driver");
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let to = target.join(format!("simulated-{source}.so"));
-    if !built.contains(source) {
-        // Under another name first: another test binary may be copying it.
-        let mine = target.join(format!("simulated-{source}.{}", std::process::id()));
-        let status = Command::new("cc")
-            .args(["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-function", "-Werror"])
-            .args(["-O2", "-fPIC", "-shared", "-o"])
-            .arg(&mine)
-            .arg(sources.join(source))
-            .status();
-        assert!(status.unwrap().success(), "cc {source}");
-        fs::rename(mine, &to).unwrap();
-        built.insert(source);
-    }
-    to
 }

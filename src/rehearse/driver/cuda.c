@@ -1,32 +1,40 @@
 /* Stands in for libcuda.so.1: gpus=8xH100, driver=12080, hang|crash|abort|grandchild=FUNCTION, fail=FUNCTION=CODE,
- * bitflip=DEVICE, no_peer=FROM-TO, slow_link=DEVICE, hang_pair|fail_pair|wrong_pair=FROM-TO, only_cpu=CPU (memory
- * for copies is given to a process on this CPU alone). Kernels are emulated on the CPU; the device's memory is the host's. */
+ * bitflip=DEVICE, idle_multiprocessor=DEVICE, no_peer=FROM-TO, cuda_gpus=, compute_mode=, pci=ADDRESSES, label=,
+ * needs=FILE (802 without it, as without a fabric manager), slow_link=DEVICE, hang_pair|fail_pair|wrong_pair=FROM-TO,
+ * only_cpu=CPU (memory for copies is given to a process on this CPU alone). Kernels are emulated on the CPU; the
+ * device's memory is the host's. */
+#define _GNU_SOURCE
 #include "settings.h"
 
-struct model { const char *key, *name; int major, minor, multiprocessors; size_t memory; int clock, memory_clock, bus, l2, copies, shared, threads; };
-static const struct model models[] = {
-    {"H100", "NVIDIA H100 80GB HBM3", 9, 0, 132, 85520809984UL, 1980000, 2619000, 5120, 52428800, 3, 233472, 2048},
-    {"A10G", "NVIDIA A10G", 8, 6, 80, 23696375808UL, 1710000, 6251000, 384, 6291456, 2, 102400, 1536},
-    {"T4", "Tesla T4", 7, 5, 40, 15655829504UL, 1590000, 5001000, 256, 4194304, 3, 65536, 1024},
-    {"B200", "NVIDIA B200", 10, 0, 148, 191514673152UL, 1965000, 3996000, 7680, 132644864, 4, 233472, 2048},
-};
-static const struct model *model(void) {
-    const char *gpus = setting("gpus"), *key = gpus ? strchr(gpus, 'x') + 1 : "T4";
-    for (unsigned i = 0; i < sizeof models / sizeof *models; i++)
-        if (!strncmp(key, models[i].key, strlen(models[i].key))) return &models[i];
-    abort();
-}
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 static int gpus(void) { return number("cuda_gpus", number("gpus", 1)); }
 static int current;
 
-int cuInit(unsigned flags) { FAULTS; (void)flags; return gpus() ? 0 : 100; }
-int cuDriverGetVersion(int *version) { FAULTS; *version = number("driver", 12080); return 0; }
+static int is_ready(void) {
+    const char *needed = setting("needs");
+    char path[256];
+    if (!needed) return 1;
+    snprintf(path, sizeof path, "%.*s", (int)strcspn(needed, "\n"), needed);
+    return access(path, F_OK) == 0;
+}
+int cuInit(unsigned flags) { FAULTS; (void)flags; return !gpus() ? 100 : is_ready() ? 0 : 802; }
+int cuDriverGetVersion(int *number_of) {
+    FAULTS;
+    struct version v = version("cuda");
+    *number_of = number("driver", v.part[0] * 1000 + v.part[1] * 10);
+    return 0;
+}
 int cuDeviceGetCount(int *count) { FAULTS; *count = gpus(); return 0; }
 int cuDeviceGet(int *device, int index) { FAULTS; if (index < 0 || index >= gpus()) return 101; *device = index; return 0; }
-int cuDeviceGetName(char *name, int size, int d) { FAULTS; (void)d; snprintf(name, size, "%s", model()->name); return 0; }
-int cuDeviceGetUuid_v2(unsigned char *uuid, int d) { FAULTS; for (int i = 0; i < 16; i++) uuid[i] = 0x10 * d + i; return 0; }
+int cuDeviceGetName(char *name, int size, int d) { FAULTS; (void)d; print_name(name, size); return 0; }
+int cuDeviceGetUuid_v2(unsigned char *uuid, int d) { FAULTS; for (int i = 0; i < 16; i++) uuid[i] = uuid_byte(d, i); return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int d) { FAULTS; (void)d; *bytes = model()->memory; return 0; }
-int cuDeviceGetPCIBusId(char *address, int size, int d) { FAULTS; snprintf(address, size, "0000:%02X:00.0", 0x10 + d); return 0; }
+int cuDeviceGetPCIBusId(char *address, int size, int d) { FAULTS; snprintf(address, size, "0000:%02X:%02X.0", bus(d), slot(d)); return 0; }
 int cuDeviceCanAccessPeer(int *can, int from, int to) {
     FAULTS;
     char pair[16];
@@ -48,14 +56,15 @@ int cuDeviceGetAttribute(int *v, int attribute, int d) {
     case 13: *v = m->clock; break;
     case 14: case 30: *v = 512; break;
     case 16: *v = m->multiprocessors; break;
-    case 17: case 18: case 34: case 50: case 133: *v = 0; break;
+    case 17: case 18: case 50: case 133: *v = 0; break;
     case 20: *v = number("compute_mode", 0); break;
     case 21: case 22: *v = 131072; break;
     case 23: *v = 65536; break;
     case 24: case 25: case 26: *v = 16384; break;
     case 27: case 28: case 42: *v = 32768; break;
     case 29: case 43: *v = 2048; break;
-    case 33: *v = 0x10 + d; break;
+    case 33: *v = bus(d); break;
+    case 34: *v = slot(d); break;
     case 36: *v = m->memory_clock; break;
     case 37: *v = m->bus; break;
     case 38: *v = m->l2; break;
@@ -95,9 +104,12 @@ int cuModuleGetFunction(void **f, void *module, const char *name) {
 }
 int cuMemAlloc_v2(uint64_t *p, size_t n) { FAULTS; *p = (uint64_t)(uintptr_t)malloc(n); return *p ? 0 : 2; }
 static int on_wanted_cpu(void) {
-    cpu_set_t set;
-    long wanted = number("only_cpu", -1);
-    return wanted < 0 || (!sched_getaffinity(0, sizeof set, &set) && CPU_COUNT(&set) == 1 && CPU_ISSET(wanted, &set));
+    unsigned long set[16] = {0}; /* the kernel's own mask: 1024 CPUs */
+    long wanted = number("only_cpu", -1), count = 0;
+    if (wanted < 0) return 1;
+    if (syscall(SYS_sched_getaffinity, 0, sizeof set, set) < 0) return 0;
+    for (unsigned cpu = 0; cpu < 8 * sizeof set; cpu++) count += set[cpu / 64] >> cpu % 64 & 1;
+    return count == 1 && set[wanted / 64] >> wanted % 64 & 1;
 }
 int cuMemHostAlloc(void **p, size_t n, unsigned flags) { FAULTS; (void)flags; if (!on_wanted_cpu()) return 2; *p = malloc(n); return *p ? 0 : 2; }
 int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t n) { FAULTS; memcpy((void *)(uintptr_t)to, from, n); return 0; }

@@ -3,17 +3,21 @@
  * fabric_waits, recovery, mig, mig_pending, replays, prohibited, retired_double, retired_full. */
 #include "settings.h"
 
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
 static int gpus(void) { return number("nvml_gpus", number("gpus", 1)); }
 static int index_of(void *gpu) { return (int)(intptr_t)gpu - 1; }
 static int is(const char *key, void *gpu) { return number(key, -1) == index_of(gpu); }
-static int switched(void) { const char *g = setting("gpus"); return g && (strstr(g, "xH100") || strstr(g, "xB200")); }
+/* Hopper and later register with the fabric manager. */
+static int switched(void) { return links() == 18; }
 
 int nvmlInit_v2(void) { FAULTS; return 0; }
 const char *nvmlErrorString(int code) { return code == 9 ? "Driver Not Loaded" : code == 15 ? "GPU is lost" : "a simulated failure"; }
 int nvmlSystemGetDriverVersion(char *v, unsigned n) {
     FAULTS;
-    const char *is = setting("version");
-    snprintf(v, n, "%.*s", is ? (int)strcspn(is, "\n") : 9, is ? is : "580.95.05");
+    snprintf(v, n, "%s", version_text("version"));
     return 0;
 }
 int nvmlDeviceGetCount_v2(unsigned *n) { FAULTS; *n = gpus(); return 0; }
@@ -25,29 +29,21 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **gpu) {
 /* The way in which a process asks that loads the link meanwhile. */
 static int under_load;
 int nvmlDeviceGetHandleByPciBusId_v2(const char *address, void **gpu) {
-    unsigned bus;
     FAULTS;
-    if (sscanf(address, "%*x:%x:", &bus) != 1 || bus < 0x10 || bus >= 0x10 + (unsigned)gpus()) return 6;
+    int index = gpu_at(address);
+    if (index < 0 || index >= gpus()) return 6;
     under_load = 1;
-    *gpu = (void *)(intptr_t)(bus - 0x10 + 1);
+    *gpu = (void *)(intptr_t)(index + 1);
     return 0;
 }
-int nvmlDeviceGetName(void *g, char *name, unsigned n) {
-    static const char *const names[] = {"H100", "NVIDIA H100 80GB HBM3", "A10G", "NVIDIA A10G", "B200", "NVIDIA B200"};
-    const char *gpus = setting("gpus"), *key = gpus ? strchr(gpus, 'x') + 1 : "T4", *found = "Tesla T4";
-    FAULTS;
-    (void)g;
-    for (unsigned i = 0; i < sizeof names / sizeof *names; i += 2) if (!strncmp(key, names[i], strlen(names[i]))) found = names[i + 1];
-    snprintf(name, n, "%s", found);
-    return 0;
-}
+int nvmlDeviceGetName(void *g, char *name, unsigned n) { FAULTS; (void)g; print_name(name, n); return 0; }
 int nvmlDeviceGetUUID(void *g, char *uuid, unsigned n) {
     FAULTS;
     int at = snprintf(uuid, n, "GPU-");
-    for (int i = 0; i < 16; i++) at += snprintf(uuid + at, n - at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", (0x10 * index_of(g) + i) & 0xff);
+    for (int i = 0; i < 16; i++) at += snprintf(uuid + at, n - at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid_byte(index_of(g), i));
     return 0;
 }
-int nvmlDeviceGetPciInfo_v3(void *g, char *info) { FAULTS; memset(info, 0, 68); snprintf(info + 36, 32, "00000000:%02X:00.0", 0x10 + index_of(g)); return 0; }
+int nvmlDeviceGetPciInfo_v3(void *g, char *info) { FAULTS; memset(info, 0, 68); snprintf(info + 36, 32, "00000000:%02X:%02X.0", bus(index_of(g)), slot(index_of(g))); return 0; }
 #define NUMBER(function, value) int function(void *g, unsigned *x) { FAULTS; (void)g; *x = (value); return 0; }
 NUMBER(nvmlDeviceGetPersistenceMode, !is("persistence_off", g))
 NUMBER(nvmlDeviceGetComputeMode, is("prohibited", g) ? 2 : number("compute_mode", 0))
@@ -76,7 +72,7 @@ int nvmlDeviceGetRetiredPages(void *g, int cause, unsigned *count, uint64_t *pag
     *count = cause == 1 ? (is("retired_double", g) ? 2 : 0) : (is("retired_full", g) ? 64 : 0);
     return !is("retired_double", g) && !is("retired_full", g) ? 3 : *count ? 7 : 0;
 }
-int nvmlDeviceGetNvLinkState(void *g, unsigned link, unsigned *state) { FAULTS; if (!switched() || link >= (is("nvlink_few", g) ? 16u : 18u)) return 3; *state = !(is("nvlink_down", g) && link == 4) && !is("nvlink_off", g); return 0; }
+int nvmlDeviceGetNvLinkState(void *g, unsigned link, unsigned *state) { FAULTS; if (link >= (unsigned)links() - (is("nvlink_few", g) ? 2 : 0)) return 3; *state = !(is("nvlink_down", g) && link == 4) && !is("nvlink_off", g); return 0; }
 int nvmlDeviceGetGpuFabricInfoV(void *g, uint32_t *info) {
     FAULTS;
     if (info[0] != (36 | 2 << 24)) return 25; /* the caller's structure has another version */
