@@ -122,7 +122,13 @@ fn set() -> Vec<Deb> {
         .compressed("gzip")
         .file(&format!("/usr/share/{}file", "a-long-name/".repeat(14)), noise(150_000, 5))
         .file("/usr/share/tool/umlaut-äöü", noise(70_000, 6))
-        .script("postinst", "sha256sum /usr/lib/liba.so.1 >/var/lib/tool-saw");
+        // Executed at once: nobody may have it open for writing any more.
+        .file("/usr/share/zz/ztool", format!("#!/bin/sh\necho ran\nexit 0\n{}", "#\n".repeat(60_000)))
+        .mode("/usr/share/zz/ztool", 0o755)
+        .script(
+            "postinst",
+            "sha256sum /usr/lib/liba.so.1 >/var/lib/tool-saw; /usr/share/zz/ztool >>/var/lib/tool-saw",
+        );
     let without_sums = Deb::new("plain", "3").file("/usr/share/plain/data", noise(100_000, 7));
     let meta = Deb::new("everything", "1").field("Depends", "tool, plain, zipped").sums();
     let zipped =
@@ -196,8 +202,8 @@ fn every_way_ends_in_the_machine_that_plain_apt_makes() {
         assert!(differ.is_empty(), "{rung}: {differ:#?}");
         if rung == Rung::Pipeline {
             let work = report.prepared.unpacked.unwrap();
-            // liba.so.1, data.bin, the long name, the umlaut, zipped; neither set-id nor configuration files.
-            assert_eq!((work.stubs, work.originals, work.linked_files), (4, 1, 5), "{work:?}");
+            // liba.so.1, data.bin, ztool, the long name, the umlaut, zipped; neither set-id nor configuration files.
+            assert_eq!((work.stubs, work.originals, work.linked_files), (4, 1, 6), "{work:?}");
             let (file, why) = &report.prepared.originals[0];
             assert!(file.starts_with("plain_3") && why.contains("no sums"), "{file}: {why}");
         }
@@ -287,7 +293,7 @@ fn files_on_another_mount_are_written_by_dpkg() {
     // The same file system: only trying tells that no link leads there.
     mount(Some(&behind), &opt, none, MsFlags::MS_BIND, none).unwrap();
     let report = m.install(&["everything"], Options::default()).unwrap();
-    assert_eq!((report.install, report.prepared.unpacked.unwrap().linked_files), (Rung::Pipeline, 4));
+    assert_eq!((report.install, report.prepared.unpacked.unwrap().linked_files), (Rung::Pipeline, 5));
     assert_eq!(fs::read(behind.join("a/data.bin")).unwrap(), noise(200_000, 4));
     nix::mount::umount(&opt).unwrap();
 }

@@ -505,18 +505,19 @@ impl Shared {
         let piece = Arc::new(Chunk::new(out, Some(reserved), self.pool.clone()));
         decoded?;
         self.unpacked.fetch_add(block.unpacked, Ordering::Relaxed);
-        let mut job = lock(&slot.job);
-        let Some(job) = job.as_mut() else { return Ok(()) };
+        let mut guard = lock(&slot.job);
+        let Some(job) = guard.as_mut() else { return Ok(()) };
         job.early.insert(number, piece);
         while let Some(piece) = job.early.remove(&job.next) {
             job.next += 1;
             self.feed(package, job, &piece)?;
         }
-        if job.next == job.blocks {
-            job.splitter.finish()?;
-            self.one_less(package, Some(job))?;
+        if job.next < job.blocks {
+            return Ok(());
         }
-        Ok(())
+        job.splitter.finish()?;
+        drop(guard);
+        self.one_less(package)
     }
 
     fn stream(&self, package: usize, member: archive::Member) -> Result<(), Trouble> {
@@ -546,10 +547,11 @@ impl Shared {
                 return Ok(());
             }
         }
-        let mut job = lock(&slot.job);
-        let Some(job) = job.as_mut() else { return Ok(()) };
-        job.splitter.finish()?;
-        self.one_less(package, Some(job))
+        match lock(&slot.job).as_ref() {
+            Some(job) => job.splitter.finish()?,
+            None => return Ok(()),
+        }
+        self.one_less(package)
     }
 
     fn feed(&self, package: usize, job: &mut Job, piece: &Arc<Piece>) -> Result<(), Trouble> {
@@ -570,7 +572,10 @@ impl Shared {
                     start_writeback(&file.file);
                 }
                 self.linked.fetch_add(length, Ordering::Relaxed);
-                self.one_less(package, None)
+                // Closed before the package is ready: the kernel executes no file that is open for writing, and a
+                // maintainer script may want to at once.
+                drop(file);
+                self.one_less(package)
             }
             Err(e) => Err(Trouble::writing(self.stage.outside(), e)),
         };
@@ -581,18 +586,15 @@ impl Shared {
     }
 
     /// One piece of work on the package less; the last one makes it ready.
-    fn one_less(&self, package: usize, job: Option<&mut Job>) -> Result<(), Trouble> {
+    fn one_less(&self, package: usize) -> Result<(), Trouble> {
         let slot = &self.packages[package];
         if slot.outstanding.fetch_sub(1, Ordering::AcqRel) != 1 || slot.given_up.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let inside = match job {
-            Some(job) => job.stub.close()?,
-            None => match lock(&slot.job).as_mut() {
-                Some(job) => job.stub.close()?,
-                None => return Ok(()),
-            },
-        };
+        // Taken out: with the job every file of the package is closed.
+        let Some(job) = lock(&slot.job).take() else { return Ok(()) };
+        drop(job.current);
+        let inside = job.stub.close()?;
         if slot.package.disposable {
             // Its pages need not be written to the disk any more.
             fs::remove_file(&slot.package.file).map_err(|e| Trouble::writing(&slot.package.file, e))?;
@@ -696,8 +698,8 @@ impl Stub {
         self.raw(bytes)
     }
 
-    /// Completes the stub; its path inside the root.
-    fn close(&mut self) -> Result<String, Trouble> {
+    /// Completes and closes the stub; its path inside the root.
+    fn close(mut self) -> Result<String, Trouble> {
         if self.data % 2 == 1 {
             self.raw(b"\n")?;
         }
@@ -707,7 +709,7 @@ impl Stub {
             file.write_all(&archive::data_header(self.data))
         });
         done.map_err(|e| Trouble::writing(&self.path, e))?;
-        Ok(self.inside.clone())
+        Ok(self.inside)
     }
 }
 
