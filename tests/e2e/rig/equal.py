@@ -19,6 +19,8 @@ ALLOWED = [
     (r"/var/cache/apt/archives/[^/]+\.deb", ("presence",), "plain apt keeps what it downloaded"),
     (r"/var/cache/ldconfig/aux-cache", ("content",), "inode numbers and change times of libraries"),
     (r"/var/cache/fontconfig/[^/]+\.cache-\d+", ("content",), "the time at which its directory of fonts was made"),
+    (r"/var/cache/fontconfig/[0-9a-f-]{36}-[^/]+\.cache-7", ("presence",), "before Debian 12: named by a random identifier"),
+    (r"/usr/(local/)?share/fonts(/.+)?/\.uuid", ("content",), "before Debian 12: that random identifier"),
     (r"/var/lib/apt/listchanges(-old)?\.db", ("content",), "a Berkeley DB: its identifier is made of time and process"),
 ]
 # Files of the agent's own: its record of what it was installing.
