@@ -11,7 +11,7 @@ MEBIBYTE = 1 << 20
 # (bytes a second, operations a second): what an EBS volume of that type has by default
 DISKS = {"gp3": (125 * MEBIBYTE, 3000)}
 
-Certificate = collections.namedtuple("Certificate", "chain key")
+Certificate = collections.namedtuple("Certificate", "authority chain key")
 
 
 class Counters:
@@ -114,18 +114,26 @@ class SimulatedDisk:
 
 
 def certificate(folder):
-    """A certificate for 127.0.0.1, its own authority, made once."""
-    made = Certificate(os.path.join(folder, "chain.crt"), os.path.join(folder, "key.pem"))
-    if not os.path.exists(made.chain):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                        "-days", "3650", "-subj", "/CN=benchmark", "-addext", "subjectAltName=IP:127.0.0.1",
-                        "-keyout", made.key, "-out", made.chain], check=True, capture_output=True)
+    """A certificate for 127.0.0.1, and the authority that signed it, made once."""
+    made = Certificate(*(os.path.join(folder, name) for name in ("authority.crt", "server.crt", "server.key")))
+    if os.path.exists(made.chain):
+        return made
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    secret, request, names = (os.path.join(folder, name) for name in ("authority.key", "server.csr", "names"))
+    with open(names, "w", encoding="utf-8") as out:
+        out.write("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    for command in (["req", "-x509", *new_key, "-days", "3650", "-subj", "/CN=benchmark authority", "-keyout", secret, "-out",
+                     made.authority],
+                    ["req", *new_key, "-subj", "/CN=benchmark", "-keyout", made.key, "-out", request],
+                    ["x509", "-req", "-in", request, "-CA", made.authority, "-CAkey", secret, "-CAcreateserial", "-days", "3650",
+                     "-extfile", names, "-out", made.chain]):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
     return made
 
 
 def trust(root, made):
-    """Adds the certificate to what `root` trusts."""
+    """Adds the authority to what `root` trusts."""
     target = f"{root}/usr/local/share/ca-certificates/benchmark.crt"
-    subprocess.run(["install", "-D", "--mode=644", made.chain, target], check=True)
+    subprocess.run(["install", "-D", "--mode=644", made.authority, target], check=True)
     subprocess.run(["chroot", root, "update-ca-certificates"], check=True, capture_output=True)

@@ -3,9 +3,6 @@ import statistics
 
 import limits
 
-# The agent's default number of connections, for the link's share of the limit.
-CONNECTIONS = 16
-
 
 def of_rate(records, rate):
     return [record for record in records if record["record"] == "run" and record["rate"] == rate]
@@ -48,6 +45,12 @@ def pair_ratios(runs, variant):
             if variant != "apt" and (variant, number) in walls and ("apt", number) in walls]
 
 
+def connections(runs):
+    """The most that the agent used at once; 16 where it fetched nothing by itself."""
+    reports = [run["report"] for run in runs if run.get("report", {}).get("fetched")]
+    return max((report["fetched"].get("connections", 16) for report in reports), default=16)
+
+
 def last_line(records, rate):
     """ratio=OURS/APT limit-share=… n=PAIRS, medians."""
     runs = of_rate(records, rate)
@@ -56,5 +59,5 @@ def last_line(records, rate):
     limit = next(record for record in records if record["record"] == "limit")
     if not ratios:
         return "ratio=- limit-share=- n=0"
-    share = limits.seconds(limit, rate, CONNECTIONS) / statistics.median(ours)
+    share = limits.seconds(limit, rate, connections(runs)) / statistics.median(ours)
     return f"ratio={statistics.median(ratios):.3f} limit-share={share:.2f} n={len(ratios)}"

@@ -19,6 +19,9 @@ ALLOWED = [
     (r"/var/cache/apt/archives/[^/]+\.deb", ("presence",), "plain apt keeps what it downloaded"),
     (r"/var/cache/ldconfig/aux-cache", ("content",), "inode numbers and change times of libraries"),
     (r"/var/cache/fontconfig/[^/]+\.cache-\d+", ("content",), "the time at which its directory of fonts was made"),
+    (r"/etc/machine-id", ("content",), "made at random by a package's script"),
+    (r"/var/cache/fontconfig/[0-9a-f-]{36}-[^/]+\.cache-7", ("presence",), "before Debian 12: named by a random identifier"),
+    (r"/usr/(local/)?share/fonts(/.+)?/\.uuid", ("content",), "before Debian 12: that random identifier"),
     (r"/var/lib/apt/listchanges(-old)?\.db", ("content",), "a Berkeley DB: its identifier is made of time and process"),
 ]
 # Files of the agent's own: its record of what it was installing.
@@ -31,7 +34,9 @@ ALLOWED_OF_AGENT = [
 # After a run that was killed and done again.
 ALLOWED_AFTER_KILL = [
     (r"/var/log/.*", ("content", "size", "presence"), "two runs instead of one"),
-    (r"/var/lib/dpkg/status-old", ("content", "size"), "the state before the last change, which was another one"),
+    (r"/var/lib/dpkg/(status|statoverride|diversions)-old", ("content", "size", "presence"), "the state before the last change"),
+    (r"/usr/lib/eq/overridden-by-script", ("mode", "owner"), "dpkg reads the list of overrides when it starts: what a "
+     "package's own script adds holds from the next time on"),
     (r"/var/lib/dpkg/triggers/.*", ("presence",), "empty lists that dpkg leaves or not"),
     (r"/var/cache/debconf/.*-old", ("content", "size", "presence"), "the state before the last change"),
     (r"/tmp/apt-dpkg-install-.*", ("presence",), "apt's list of packages, left by the apt that was killed"),

@@ -46,7 +46,9 @@ class Lab:
     # -- what is made once ---------------------------------------------------------------------------------------
 
     def root(self, packages=BASE_PACKAGES):
-        return self.archive.root(f"root-{digest(packages)}", packages)
+        # apt gives this directory to its own user when it downloads; mmdebstrap left it to a user of this machine's.
+        owner = 'chroot "$1" chown _apt:root /var/cache/apt/archives/partial'
+        return self.archive.root(f"root-{digest(packages)}", packages, [f"--customize-hook={owner}"])
 
     def components(self):
         # the last one is where firmware and drivers went in Debian 12

@@ -123,7 +123,9 @@ def ordinary(zstd):
                 entries=[file("usr/share/eq-triggers/one", big(1)), file("usr/share/eq-triggers/two", "2")]),
         Package("eq-debconf", fields={"Depends": "debconf"}, control={"templates": TEMPLATES},
                 entries=[file("usr/lib/eq-debconf/big", big(1))],
-                scripts={"config": ". /usr/share/debconf/confmodule\ndb_input medium eq-debconf/answer || true\n"
+                # asked before anything is unpacked where apt-utils is installed: the script leaves a trace of that
+                scripts={"config": "mkdir -p /var/lib/eq\n[ -e /usr/lib/eq-debconf/big ] || echo early >/var/lib/eq/asked\n"
+                                   ". /usr/share/debconf/confmodule\ndb_input medium eq-debconf/answer || true\n"
                                    "db_input high eq-debconf/again || true\ndb_go || true",
                          "postinst": ". /usr/share/debconf/confmodule\ndb_get eq-debconf/answer\nmkdir -p /var/lib/eq\n"
                                      "echo \"$RET\" >/var/lib/eq/answer\ndb_stop"}),
