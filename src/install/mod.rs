@@ -6,8 +6,9 @@
 //!
 //! 1. **pipeline**: package files are fetched in pieces ([`fetch`]) and, once their SHA-256 is that of apt's signed
 //!    index, unpacked by all cores ([`unpack`]): big files into a stage on the same file system, everything else into
-//!    a stub of the package, in which hard links stand for the big files. apt runs meanwhile, over placeholders of the
-//!    right size, and dpkg gets the stubs from a stand-in for `dpkg-deb` ([`stand_in`]).
+//!    a stub of the package, in which hard links stand for the big files. apt plans meanwhile, over placeholders of the
+//!    right size, and dpkg, which starts when every package is verified, gets the stubs from a stand-in for `dpkg-deb`
+//!    ([`stand_in`]).
 //! 2. **originals**: fetched and verified the same way, installed by plain apt and dpkg.
 //! 3. **apt**: everything by plain apt.
 //!

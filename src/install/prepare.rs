@@ -13,12 +13,12 @@ use super::report::Prepared;
 use super::rung::Rung;
 use super::stage::{Mounts, Stage};
 use super::stand_in::{self, Server};
-use super::unpack::{Handle, Limits, Package, Policy, Unpacker, full_hint};
+use super::unpack::{Handle, Limits, Package, Policy, Unpacker, fill_placeholder, full_hint};
 use super::{Installer, ended_by_itself};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::apt::Request;
-use crate::host::apt::simulate::Plan;
+use crate::host::apt::simulate::{Download, Plan};
 use crate::host::dpkg::{Database, State};
 use crate::host::exec::{Call, Output};
 use crate::host::files::Files;
@@ -157,7 +157,7 @@ impl Installer<'_> {
         let output = self
             .apt()
             .execute(request, plan, |call| {
-                stand_in::call(self.with_archives(call, request, plan)).args(path_option())
+                stand_in::call(self.with_archives(call, request, plan)).args(stand_in::options())
             })
             .await;
         let failure = unpacker.handle().take_failure();
@@ -196,10 +196,17 @@ impl Installer<'_> {
     ) -> Fetching {
         let progress = self.host.progress_sink();
         let (total, all) = (plan.download_bytes(), plan.downloads.len());
+        let place = |(number, d): (usize, &Download)| (stage.spool(number), stage.archive(&d.file));
+        let packages: Vec<_> = plan.downloads.iter().enumerate().map(place).collect();
         Fetching::start(self.host, proxy, items(plan, stage), move |event| match event {
             Event::Progress { bytes } => progress(downloading(bytes, total)),
             Event::Failed { error, .. } => unpacker.fail(error),
             Event::Verified { item } => {
+                // Before it counts as verified: then programs look at the placeholders.
+                if let Err(error) = fill_placeholder(&packages[item].0, &packages[item].1) {
+                    unpacker.fail(error);
+                    return;
+                }
                 unpacker.verified(item);
                 let mut verified = verified.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 verified.0 += 1;
@@ -297,12 +304,8 @@ impl Installer<'_> {
     }
 }
 
-fn path_option() -> [String; 2] {
-    ["-o".to_owned(), format!("DPkg::Path={}", stand_in::search_path())]
-}
-
 fn items(plan: &Plan, stage: &Stage) -> Vec<Item> {
-    let item = |(number, download): (usize, &crate::host::apt::simulate::Download)| Item {
+    let item = |(number, download): (usize, &Download)| Item {
         uri: download.uri.clone(),
         size: download.size,
         sha256: download.sha256.clone().unwrap_or_default(),

@@ -69,8 +69,8 @@ const DPKGS: [&str; 4] = ["1.20", "1.21", "1.22", "1.23"];
 /// apt's, whose archives are taken by size, and which hands its search path on.
 const APTS: [&str; 12] = ["2.2", "2.3", "2.4", "2.5", "2.6", "2.7", "2.8", "2.9", "3.0", "3.1", "3.2", "3.3"];
 
-/// Programs that apt calls with the list of archives before dpkg starts, and that do not need the archives: debconf
-/// asks for them through a program that we stand in for, and the others are told to keep quiet by our environment.
+/// Programs that apt calls with the list of archives before dpkg starts, and that do not need whole ones: debconf reads
+/// control data, which the placeholders have by then, and the others are told to keep quiet by our environment.
 const KNOWN_READERS: [&str; 3] =
     ["/usr/sbin/dpkg-preconfigure --apt", "/usr/bin/apt-listchanges --apt", "/usr/sbin/apt-listbugs apt"];
 

@@ -2,7 +2,9 @@
 //! dpkg's search path. dpkg calls it with the name of an archive; the archive is a placeholder, and the agent, asked
 //! through a socket, says which file to take in its place as soon as that is ready. Then the real program takes over.
 //!
-//! `apt-extracttemplates` has a stand-in, too: debconf asks it for the questions of all packages before dpkg starts.
+//! A second part is to wait: apt calls it before any other program that looks at archives (debconf asks for the
+//! questions of all packages before dpkg starts), and it ends when every package is verified. The placeholders have
+//! their control data by then.
 //!
 //! When the agent is gone, so is the socket's other end: the stand-in fails at once, dpkg stops at a package that it
 //! has not begun, and gives its lock back.
@@ -30,8 +32,10 @@ use crate::error::{Error, Result};
 use crate::host::exec::Call;
 use crate::host::{Host, paths};
 
-/// The programs that are stood in for.
-const PROGRAMS: [&str; 2] = ["dpkg-deb", "apt-extracttemplates"];
+/// What is stood in for.
+const DPKG_DEB: &str = "dpkg-deb";
+/// Waits until every package is verified.
+const WAIT: &str = "wait-for-packages";
 /// The stand-ins' directory, below the stage.
 const DIRECTORY: &str = "bin";
 const SOCKET: &str = "socket";
@@ -53,23 +57,37 @@ const GIVE_UP: u8 = b'!';
 pub fn play_if_called() {
     let name = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&name).file_name().unwrap_or_default().to_owned();
-    if let Some(program) = PROGRAMS.iter().find(|p| name == **p) {
-        let error = play(program);
-        let _ = writeln!(io::stderr(), "{program}: {error}");
-        std::process::exit(FAILED);
+    let part: fn() -> String = match name.to_str() {
+        Some(DPKG_DEB) => play,
+        Some(WAIT) => wait,
+        _ => return,
+    };
+    let error = part();
+    let _ = writeln!(io::stderr(), "{}: {error}", name.display());
+    std::process::exit(FAILED);
+}
+
+/// Returns only on failure.
+fn wait() -> String {
+    let stage = std::env::var_os(VARIABLE).map(PathBuf::from).unwrap_or_default();
+    match ask(&stage, Path::new("")) {
+        Ok(_) => std::process::exit(0),
+        Err(why) => why,
     }
 }
 
 /// Replaces the arguments that name archives of the agent's and becomes the real program; returns only on failure.
-fn play(program: &str) -> String {
+fn play() -> String {
     let stage = std::env::var_os(VARIABLE).map(PathBuf::from);
-    let mut command = match real(program, stage.as_deref()) {
+    let mut command = match real(stage.as_deref()) {
         Some(real) => Command::new(real),
-        None => return format!("{program} is not in {PATH}"),
+        None => return format!("there is no {DPKG_DEB} in {PATH}"),
     };
     for argument in std::env::args_os().skip(1) {
         let archive = stage.as_deref().filter(|_| argument.as_bytes().ends_with(b".deb"));
-        match archive.map(|stage| ask(stage, &argument)) {
+        // apt names archives by links in a directory of its own. What is not there is dpkg's to complain about.
+        let archive = archive.and_then(|stage| Some((stage, fs::canonicalize(&argument).ok()?)));
+        match archive.map(|(stage, file)| ask(stage, &file)) {
             None => command.arg(argument),
             Some(Ok(Some(other))) => command.arg(other),
             Some(Ok(None)) => command.arg(argument),
@@ -80,18 +98,16 @@ fn play(program: &str) -> String {
 }
 
 /// The real program.
-fn real(program: &str, stage: Option<&Path>) -> Option<PathBuf> {
+fn real(stage: Option<&Path>) -> Option<PathBuf> {
     let ours = stage.map(|s| s.join(DIRECTORY));
     let path = std::env::var("PATH").unwrap_or_default();
     let all = path.split(':').chain(PATH.split(':')).map(Path::new);
-    let candidates = all.filter(|d| d.is_absolute() && Some(*d) != ours.as_deref()).map(|d| d.join(program));
+    let candidates = all.filter(|d| d.is_absolute() && Some(*d) != ours.as_deref()).map(|d| d.join(DPKG_DEB));
     candidates.into_iter().find(|p| p.is_file())
 }
 
-/// Asks the agent about an archive. `None`: it is none of the agent's.
-fn ask(stage: &Path, archive: &OsStr) -> std::result::Result<Option<PathBuf>, String> {
-    // apt names archives by links in a directory of its own.
-    let Ok(file) = fs::canonicalize(archive) else { return Ok(None) };
+/// Asks the agent about an archive, or, by an empty path, about all. `None`: take it as it is.
+fn ask(stage: &Path, file: &Path) -> std::result::Result<Option<PathBuf>, String> {
     let gone = |e: io::Error| format!("the agent that prepares {} is gone: {e}", file.display());
     let mut socket = UnixStream::connect(stage.join(SOCKET)).map_err(gone)?;
     socket.write_all(file.as_os_str().as_bytes()).map_err(gone)?;
@@ -163,8 +179,13 @@ fn answer(mut connection: UnixStream, archives: &HashMap<PathBuf, usize>, unpack
         return; // whoever asked is gone
     }
     let path = PathBuf::from(OsStr::from_bytes(&question));
-    let mut reply = match archives.get(&path).map(|package| unpacker.wait_ready(*package)) {
-        None => vec![AS_IT_IS],
+    let about_all = question.is_empty().then(|| unpacker.wait_verified());
+    let about_one = archives.get(&path).map(|package| unpacker.wait_ready(*package));
+    let mut reply = match about_one {
+        None => match about_all {
+            Some(Err(why)) => [&[GIVE_UP], why.as_bytes()].concat(),
+            Some(Ok(())) | None => vec![AS_IT_IS],
+        },
         Some(Ok(Ready::Stub(inside) | Ready::Original(inside, _))) => {
             [&[ANOTHER], inside.as_bytes()].concat()
         }
@@ -178,20 +199,14 @@ fn answer(mut connection: UnixStream, archives: &HashMap<PathBuf, usize>, unpack
 pub(super) async fn install(host: &Host, stage: &Stage, program: &Path) -> Result<bool> {
     let directory = stage.outside().join(DIRECTORY);
     fs::create_dir(&directory).map_err(|e| Error::io("make", &directory, e))?;
-    let first = directory.join(PROGRAMS[0]);
+    let first = directory.join(DPKG_DEB);
     fs::copy(program, &first).map_err(|e| Error::io("copy this program to", &first, e))?;
     fs::set_permissions(&first, Permissions::from_mode(0o700)).map_err(|e| Error::io("chmod", &first, e))?;
-    for other in &PROGRAMS[1..] {
-        // debconf looks whether the program is there at all.
-        if !host.files.exists(format!("/usr/bin/{other}"))? {
-            continue;
-        }
-        let link = directory.join(other);
-        fs::hard_link(&first, &link).map_err(|e| Error::io("link", &link, e))?;
-    }
+    let wait = directory.join(WAIT);
+    fs::hard_link(&first, &wait).map_err(|e| Error::io("link", &wait, e))?;
     // The stand-in starts the real program, which says its version: all that dpkg will need of both.
     // By its path: a search for its name would pass over what cannot be executed.
-    let path = format!("{}/{DIRECTORY}/{}", paths::STAGE_DIR, PROGRAMS[0]);
+    let path = format!("{}/{DIRECTORY}/{DPKG_DEB}", paths::STAGE_DIR);
     let call = call(Call::new(&path).args(["--version"]));
     Ok(host.exec.output(&call).await.is_ok_and(|output| output.ok()))
 }
@@ -201,7 +216,12 @@ pub(super) fn call(call: Call) -> Call {
     call.env("PATH", search_path()).env(VARIABLE, paths::STAGE_DIR)
 }
 
-/// The same for dpkg, whose search path apt sets.
-pub(super) fn search_path() -> String {
+fn search_path() -> String {
     format!("{}/{DIRECTORY}:{PATH}", paths::STAGE_DIR)
+}
+
+/// apt's options: the search path that it sets for dpkg, and the wait before any other program.
+pub(super) fn options() -> [String; 4] {
+    let wait = format!("DPkg::Pre-Invoke::={}/{DIRECTORY}/{WAIT}", paths::STAGE_DIR);
+    ["-o".to_owned(), format!("DPkg::Path={}", search_path()), "-o".to_owned(), wait]
 }

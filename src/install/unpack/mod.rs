@@ -713,6 +713,23 @@ impl Stub {
     }
 }
 
+/// Gives a placeholder of the right size the beginning of the verified package, up to its data: what programs want
+/// that look at archives before dpkg does. A package that cannot be read here stands there whole.
+pub(super) fn fill_placeholder(package: &Path, placeholder: &Path) -> Result<()> {
+    let fill = || -> io::Result<()> {
+        let file = File::open(package)?;
+        let size = file.metadata()?.len();
+        let Ok(archive) = Archive::read(&file, size) else {
+            return fs::copy(package, placeholder).map(drop);
+        };
+        // With the header of the data: readers go from header to header.
+        let mut beginning = vec![0; usize::try_from(archive.data.at).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut beginning, 0)?;
+        File::options().write(true).open(placeholder)?.write_all_at(&beginning, 0)
+    };
+    fill().map_err(|e| Error::io("fill", placeholder, e))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
