@@ -285,6 +285,8 @@ impl Unpacker {
             // A thread that panicked has said so on standard error; its package never became ready.
             let _ = thread.join();
         }
+        // What a thread added in its last moment holds the queue that it is in.
+        self.shared.pool.stop();
     }
 }
 
