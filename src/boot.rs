@@ -238,6 +238,7 @@ async fn run_plan(
     signals: &mut Signals,
 ) -> Result<Outcome> {
     let identity = &prepared.facts.identity;
+    host.install_as((&prepared.config.install).into());
     let begun = plan::build(&prepared.facts, &prepared.config, stack).and_then(|plan| {
         begin(options, host, reports, prepared, stack, &plan).map(|receipt| (plan, receipt))
     });
@@ -401,10 +402,14 @@ fn reports(options: &RunOptions, files: &Files) -> Reports {
 }
 
 fn host(options: &RunOptions, reports: &Reports) -> Host {
-    let (progress, notices) = (reports.clone(), reports.clone());
+    let (progress, notices, installations) = (reports.clone(), reports.clone(), reports.clone());
     Host::new(options.inputs.root.clone())
         .with_progress(move |p| progress.emit(EventKind::Progress(p)))
         .with_notices(move |text| notices.emit(EventKind::Notice { text }))
+        .with_installations(move |report| {
+            installations
+                .emit(EventKind::Installed { sentence: report.sentence(), report: Box::new(report) });
+        })
 }
 
 fn require_root() -> Result<()> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::analyze;
 use crate::boot::{self, Inputs, RunOptions};
 use crate::catalog::Choice;
 use crate::config;
@@ -17,6 +18,8 @@ use crate::engine::change;
 use crate::error::{Code, Error, Result, exit};
 use crate::facts;
 use crate::host::Host;
+use crate::host::files::Files;
+use crate::install::stand_in;
 use crate::plan;
 use crate::rehearse;
 use crate::report::{log, streams};
@@ -47,6 +50,8 @@ enum Command {
     Plan(PlanArgs),
     /// Show how the last run went, or how the current one is going.
     Status(StatusArgs),
+    /// Show where the time of the last installation went, and what would make it faster.
+    Analyze(AnalyzeArgs),
     /// Print every fact about this machine, with its source.
     Detect(DetectArgs),
     /// Enumerate, compute on and judge every GPU; exits 5 where one does not work.
@@ -156,6 +161,17 @@ struct StatusArgs {
 }
 
 #[derive(Args, Debug)]
+struct AnalyzeArgs {
+    /// The machine's root.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
 struct DetectArgs {
     #[command(flatten)]
     inputs: InputArgs,
@@ -229,6 +245,7 @@ enum UserDataCommand {
 
 /// Parses the command line, does what it says, and returns the process's exit code.
 pub fn main() -> u8 {
+    stand_in::play_if_called();
     // A file beyond the limit of whoever started us (RLIMIT_FSIZE) is an error with a sentence then, not a signal that
     // ends us. Programs that we start get an empty mask.
     let _ = SigSet::from(Signal::SIGXFSZ).thread_block(); // fails for no signal that exists
@@ -264,6 +281,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             timeout: args.timeout.map(Duration::from_secs),
             json: args.json,
         }),
+        Command::Analyze(args) => analyze::show(&Files::new(args.root), args.json),
         Command::Detect(args) => detect(&args.inputs, args.json),
         Command::DeviceQuery(args) => query_devices(&args),
         Command::Config(ConfigCommand::Check { file }) => {

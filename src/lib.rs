@@ -4,6 +4,7 @@
 //! [`boot`] is that sentence as a function; start reading there.
 
 pub mod action;
+pub mod analyze;
 pub mod boot;
 pub mod catalog;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod error;
 pub mod facts;
 pub mod host;
 pub mod imds;
+pub mod install;
 pub mod plan;
 pub mod rehearse;
 pub mod report;

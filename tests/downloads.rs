@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use gpu_bootstrap::error::{Code, Error};
 use gpu_bootstrap::host::fetch::Fetch;
 use gpu_bootstrap::host::{Host, paths};
-use scripted_http::{Reply, Server};
+use scripted_http::{Reply, Server, tls};
 use sha2::{Digest, Sha256};
 
 fn sha256(bytes: &[u8]) -> String {
@@ -283,22 +283,6 @@ async fn a_password_does_not_follow_a_redirect_to_another_server() {
     Fetch::new().get(&url, 10).await.unwrap();
     assert!(first.log()[0].header("authorization").is_some());
     assert!(other.log()[0].header("authorization").is_none());
-}
-
-/// A TLS configuration for 127.0.0.1, and the file with the certificate to trust.
-fn tls() -> (Arc<rustls::ServerConfig>, tempfile::NamedTempFile) {
-    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let bundle = tempfile::NamedTempFile::new().unwrap();
-    fs::write(bundle.path(), made.cert.pem()).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    (Arc::new(config), bundle)
 }
 
 #[tokio::test]

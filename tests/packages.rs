@@ -22,6 +22,7 @@ use gpu_bootstrap::catalog::choose;
 use gpu_bootstrap::error::{Code, Error};
 use gpu_bootstrap::host::apt::Request;
 use gpu_bootstrap::host::{Host, paths};
+use gpu_bootstrap::install::Installer;
 use root::Root;
 use sha2::{Digest, Sha256};
 
@@ -109,7 +110,7 @@ impl Machine {
 
     fn refuses(&self, packages: &[&str]) -> Error {
         let before = self.root.read("/var/lib/dpkg/status");
-        let error = block(self.host.apt().install(&request(packages))).unwrap_err();
+        let error = block(Installer::new(&self.host).install(&request(packages))).unwrap_err();
         assert_eq!(self.root.read("/var/lib/dpkg/status"), before, "{error}");
         assert!(!self.root.at(IN_FLIGHT).exists());
         error
@@ -305,7 +306,7 @@ fn nothing_is_asked_and_changed_configuration_stays() {
         Deb::new("tool", version).conffile("/etc/tool.conf", conf).script("postinst", script)
     };
     let m = Machine::new(&[tool("1.0", "setting=1\n")]);
-    block(m.host.apt().install(&request(&["tool"]))).unwrap();
+    block(Installer::new(&m.host).install(&request(&["tool"]))).unwrap();
     assert_eq!(m.root.read("/stdin-was"), "closed\n");
     let env = m.root.read("/env-was");
     assert_eq!(env, "DEBIAN_FRONTEND=noninteractive\nNEEDRESTART_SUSPEND=1\nUCF_FORCE_CONFFOLD=1\n");
@@ -313,7 +314,7 @@ fn nothing_is_asked_and_changed_configuration_stays() {
     m.root.write("/etc/tool.conf", "setting=mine\n");
     m.repo.add(&tool("2.0", "setting=2\n"));
     m.publish();
-    block(m.host.apt().install(&request(&["tool=2.0"]))).unwrap();
+    block(Installer::new(&m.host).install(&request(&["tool=2.0"]))).unwrap();
     assert_eq!(m.version("tool"), "ii 2.0");
     assert_eq!(m.root.read("/etc/tool.conf"), "setting=mine\n");
 }
@@ -339,7 +340,7 @@ fn a_source_without_signatures_is_refused_by_file_and_line() {
          (trusted=yes); nothing was installed"
     );
     // The source is no reason to refuse what does not come from it.
-    block(m.host.apt().install(&request(&["other"]))).unwrap();
+    block(Installer::new(&m.host).install(&request(&["other"]))).unwrap();
 
     // Without the option, the same source is merely unsigned: apt itself refuses, its configuration overruled.
     m.root.write("/etc/apt/sources.list.d/rogue.list", "deb file:///srv/rogue/ ./\n");
@@ -389,7 +390,7 @@ fn removals_downgrades_holds_and_impossible_wishes_are_refused() {
         Deb::new("nvidia-driver-b", "1.0").field("Conflicts", "nvidia-driver-a"),
         Deb::new("lonely", "1.0").field("Depends", "nobody-has-this"),
     ]);
-    block(m.host.apt().install(&request(&["keepme=2.0", "nvidia-driver-a"]))).unwrap();
+    block(Installer::new(&m.host).install(&request(&["keepme=2.0", "nvidia-driver-a"]))).unwrap();
 
     let error = m.refuses(&["greedy"]);
     assert_eq!(error.code(), Code::WouldRemove);
@@ -411,12 +412,12 @@ fn removals_downgrades_holds_and_impossible_wishes_are_refused() {
     m.repo.add(&Deb::new("keepme", "3.0"));
     m.publish();
     let pushy = Request { change_held: true, ..request(&["pushy"]) };
-    let error = block(m.host.apt().install(&pushy)).unwrap_err();
+    let error = block(Installer::new(&m.host).install(&pushy)).unwrap_err();
     assert_eq!(error.code(), Code::AptUnsolvable);
     assert_eq!(m.version("keepme"), "hi 2.0");
 
     // Only NVIDIA's own driver packages make room.
-    block(m.host.apt().install(&request(&["nvidia-driver-b"]))).unwrap();
+    block(Installer::new(&m.host).install(&request(&["nvidia-driver-b"]))).unwrap();
     assert_eq!(m.version("nvidia-driver-b"), "ii 1.0");
     assert!(!m.version("nvidia-driver-a").starts_with("ii"));
 }
@@ -451,7 +452,8 @@ fn locks_are_waited_for_and_their_holder_is_named() {
     let named = format!("is held by dpkg (process {})", dpkg.id());
 
     let error =
-        block(m.host.apt().waiting(Duration::from_millis(500)).install(&request(&["tool"]))).unwrap_err();
+        block(Installer::new(&m.host).waiting(Duration::from_millis(500)).install(&request(&["tool"])))
+            .unwrap_err();
     assert_eq!(error.code(), Code::AptLocked);
     assert!(error.message().contains(&named), "{error}");
 
@@ -459,7 +461,7 @@ fn locks_are_waited_for_and_their_holder_is_named() {
     let sink = seen.clone();
     let host = Host::new(m.root.path().into())
         .with_progress(move |p| sink.lock().unwrap().push(format!("{}: {}", p.what, p.item)));
-    block(host.apt().install(&request(&["tool"]))).unwrap();
+    block(Installer::new(&host).install(&request(&["tool"]))).unwrap();
     assert!(dpkg.try_wait().unwrap().is_some_and(|s| s.success()), "apt did not wait for dpkg");
     let seen = seen.lock().unwrap();
     assert!(seen.iter().any(|what| what.contains(&named)), "{seen:?}");
@@ -536,16 +538,16 @@ fn half_installed_packages_are_repaired_or_named() {
         Deb::new("tool", "1.0"),
         Deb::new("moody", "1.0").script("postinst", "test -e /mood || { echo no mood >&2; exit 1; }"),
     ]);
-    let error = block(m.host.apt().install(&request(&["moody"]))).unwrap_err();
+    let error = block(Installer::new(&m.host).install(&request(&["moody"]))).unwrap_err();
     assert_eq!(error.code(), Code::AptFailed);
     assert!(error.causes()[0].contains("moody"), "{:?}", error.causes());
 
-    let error = block(m.host.apt().install(&request(&["tool"]))).unwrap_err();
+    let error = block(Installer::new(&m.host).install(&request(&["tool"]))).unwrap_err();
     assert_eq!(error.code(), Code::DpkgBroken);
     assert!(error.message().starts_with("moody:all could not be repaired"), "{error}");
 
     m.root.write("/mood", "");
-    block(m.host.apt().install(&request(&["tool"]))).unwrap();
+    block(Installer::new(&m.host).install(&request(&["tool"]))).unwrap();
     assert_eq!((m.version("moody").as_str(), m.version("tool").as_str()), ("ii 1.0", "ii 1.0"));
 }
 

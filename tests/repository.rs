@@ -23,6 +23,7 @@ use gpu_bootstrap::action::apt_source::AptSource;
 use gpu_bootstrap::error::{Code, Error, Result};
 use gpu_bootstrap::host::Host;
 use gpu_bootstrap::host::apt::Request;
+use gpu_bootstrap::install::Installer;
 
 use repository::{Key, Package, Repository};
 use root::Root;
@@ -211,7 +212,7 @@ async fn from_key_to_installed(distro: &str, arch_dir: &str) {
     assert_eq!(web.requests().len(), asked, "and asks the network nothing");
 
     let request = Request { packages: strings(&["cuda-toolkit-12-8"]), ..Request::default() };
-    scene.host().apt().install(&request).await.unwrap();
+    Installer::new(&scene.host()).install(&request).await.unwrap();
     for name in ["cuda-toolkit-12-8", "cuda-nvcc-12-8", "cuda-crt-12-8", "libcublas-12-8"] {
         assert!(scene.remains(&format!("/usr/share/{name}/version")), "{name} is installed");
     }
@@ -374,7 +375,7 @@ async fn a_swapped_package_is_refused() {
     scene.converge().await.unwrap();
     let before = scene.installed();
     let request = Request { packages: strings(&["cuda-toolkit-12-8"]), ..Request::default() };
-    let error = scene.host().apt().install(&request).await.unwrap_err();
+    let error = Installer::new(&scene.host()).install(&request).await.unwrap_err();
     assert_eq!(error.code(), Code::ChecksumMismatch, "{error}: {:?}", error.causes());
     assert_eq!(scene.installed(), before, "nothing was installed");
 }
@@ -401,7 +402,7 @@ async fn a_source_without_signatures_is_refused() {
     assert!(policy.contains("Candidate: 99"), "apt itself would take it: {policy}");
     let before = scene.installed();
     let request = Request { packages: strings(&["cuda-toolkit-12-8"]), ..Request::default() };
-    let error = scene.host().apt().install(&request).await.unwrap_err();
+    let error = Installer::new(&scene.host()).install(&request).await.unwrap_err();
     assert_eq!(error.code(), Code::UntrustedSource, "{error}: {:?}", error.causes());
     assert_eq!(scene.installed(), before, "nothing was installed");
 }

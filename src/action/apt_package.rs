@@ -6,6 +6,7 @@ use super::package_set::{self, Spec, Wanted};
 use super::{Applied, Check, Converge};
 use crate::error::Result;
 use crate::host::Host;
+use crate::install::Installer;
 
 /// Packages, by apt. Satisfied when dpkg has each of them and everything that came with them installed, in the
 /// recorded versions as far as they are held, and every file of theirs has the size recorded at installation.
@@ -53,7 +54,7 @@ impl Converge for AptPackage {
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let wanted = self.wanted();
         let before = package_set::installed_ids(host)?;
-        host.apt().recover().await?;
+        Installer::new(host).recover().await?;
         let found = package_set::examine(host, &wanted)?;
         if found.need_apt() {
             package_set::install(host, &wanted, &found, self.recommends, |_| None).await?;

@@ -12,6 +12,7 @@ use crate::catalog::choose;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::dpkg::{self, Control};
+use crate::install::Installer;
 
 /// Where files get a name that ends in `.deb`, which apt insists on. Kept until everything is on disk: after a
 /// kill the packages are installed again from here.
@@ -105,7 +106,7 @@ impl Converge for Deb {
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let before = package_set::installed_ids(host)?;
-        host.apt().recover().await?;
+        Installer::new(host).recover().await?;
         let known = self.known(host)?;
         let found = package_set::examine(host, &self.wanted(known.as_deref().unwrap_or_default()))?;
         let debs = match known {

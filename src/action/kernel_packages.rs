@@ -11,6 +11,7 @@ use super::package_set::{self, Record, Spec, Wanted};
 use super::{Applied, Check, Converge};
 use crate::error::Result;
 use crate::host::Host;
+use crate::install::Installer;
 
 /// Packages that go with the kernel. None of them is held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +81,7 @@ impl Converge for KernelPackages {
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let before = package_set::installed_ids(host)?;
-        host.apt().recover().await?;
+        Installer::new(host).recover().await?;
         let wanted = self.wanted(&self.choose(host).await?);
         let found = package_set::examine(host, &wanted)?;
         if found.need_apt() {

@@ -15,6 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::apt::{Request, nvidia};
 use crate::host::dpkg::{self, Database, Package, State, Want, compare_versions};
 use crate::host::{Host, paths};
+use crate::install::Installer;
 use crate::text::hex;
 
 /// First line of a record; another one is not ours to interpret.
@@ -534,20 +535,20 @@ pub(super) async fn install(
         return Err(error);
     }
     tracing::warn!("{error}: the recorded versions are no longer to be had; taking what the repository has");
-    host.apt().install(&any).await?;
+    Installer::new(host).install(&any).await?;
     host.apt().mark_automatic(&found.dependencies()).await
 }
 
 /// Installs; when the package lists prove too old, renews them and tries once more.
 pub(super) async fn install_renewed(host: &Host, request: &Request) -> Result<()> {
-    match host.apt().install(request).await {
+    match Installer::new(host).install(request).await {
         Err(e) if matches!(e.code(), Code::AptUnsolvable | Code::IndexOutdated) => {
             tracing::info!("the package lists may be old ({e}): renewing them");
         }
-        other => return other,
+        other => return other.map(drop),
     }
     host.apt().update_for(&[]).await?;
-    host.apt().install(request).await
+    Installer::new(host).install(request).await.map(drop)
 }
 
 /// Fails if apt left something undone: the record must never be made from that.

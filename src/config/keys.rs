@@ -39,6 +39,8 @@ pub enum Kind {
     GpuCount,
     /// A namespace of metrics.
     Namespace,
+    /// An amount of memory.
+    Memory,
 }
 
 impl Kind {
@@ -59,6 +61,7 @@ impl Kind {
             Self::Debs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }".into(),
             Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
             Self::GpuCount => "\"auto\" or a number from 1".into(),
+            Self::Memory => "\"auto\" or an amount from 64M such as \"512M\" or \"2G\"".into(),
             Self::Namespace => "1 to 255 characters, not beginning with \":\" or \"AWS/\"".into(),
         }
     }
@@ -68,6 +71,8 @@ impl Kind {
 const FLAVOURS: &[&str] = &["auto", "open", "proprietary"];
 /// Values of `driver.modules`.
 const MODULES: &[&str] = &["auto", "prebuilt", "dkms"];
+/// Values of `install.method`.
+const METHODS: &[&str] = &["auto", "originals", "apt"];
 /// Values of `policy.on-no-gpu`.
 const ON_NO_GPU: &[&str] = &["fail", "skip", "install"];
 /// Values of `policy.reboot`.
@@ -130,6 +135,35 @@ pub const KEYS: &[Key] = &[
         example: "false",
         meaning: "Whether PATH and `LD_LIBRARY_PATH` of login shells, the dynamic linker's directories and \
                   the `/usr/local/cuda` link are set up.",
+    },
+    Key {
+        path: "install.method",
+        kind: Kind::Choice(METHODS),
+        example: "\"apt\"",
+        meaning: "How packages are installed. `auto` takes the fastest way that the machine allows: many connections and \
+                  all cores, with apt deciding and dpkg installing. `originals` only fetches the packages that way; `apt` \
+                  leaves everything to apt. The end state is the same.",
+    },
+    Key {
+        path: "install.memory",
+        kind: Kind::Memory,
+        example: "\"512M\"",
+        meaning: "How much memory unpacked data may take on its way to the disk. `auto` is a quarter of the machine's memory; \
+                  as much as the cores need at once is used, some 32 MB each.",
+    },
+    Key {
+        path: "install.unsafe-io",
+        kind: Kind::Switch,
+        example: "false",
+        meaning: "Whether dpkg may leave it to the end of an installation to bring files to the disk \
+                  (`--force-unsafe-io`), where it replaces nothing that is installed. A power cut before the end makes the next \
+                  run install the packages again.",
+    },
+    Key {
+        path: "install.documentation",
+        kind: Kind::Switch,
+        example: "false",
+        meaning: "Whether manuals and documentation are unpacked. Copyright files always are.",
     },
     Key {
         path: "policy.on-no-gpu",

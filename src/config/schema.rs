@@ -16,6 +16,8 @@ pub struct Config {
     pub cudnn: CudnnConfig,
     /// Search paths of login shells and of the dynamic linker.
     pub profile: ProfileConfig,
+    /// How packages are installed.
+    pub install: InstallConfig,
     /// What to do in cases of doubt.
     pub policy: PolicyConfig,
     /// Who is told.
@@ -112,6 +114,33 @@ pub struct DebConfig {
 pub struct ProfileConfig {
     /// Whether PATH, `LD_LIBRARY_PATH`, the linker's directories and `/usr/local/cuda` are set up.
     pub path: bool,
+}
+
+/// `[install]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct InstallConfig {
+    /// The fastest way that may be taken.
+    pub method: Method,
+    /// `auto`, or how much memory unpacking may take (`512M`, `2G`).
+    pub memory: String,
+    /// Whether dpkg may leave it to the end of an installation to bring new files to the disk.
+    pub unsafe_io: bool,
+    /// Whether manuals and documentation are unpacked.
+    pub documentation: bool,
+}
+
+/// The fastest way to install that may be taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// The fastest that the machine allows.
+    #[default]
+    Auto,
+    /// Packages are fetched by us and installed by plain apt and dpkg.
+    Originals,
+    /// Everything by plain apt.
+    Apt,
 }
 
 /// `[policy]`
@@ -218,6 +247,19 @@ impl Default for CudnnConfig {
 impl Default for ProfileConfig {
     fn default() -> Self {
         Self { path: true }
+    }
+}
+
+impl Default for InstallConfig {
+    fn default() -> Self {
+        Self { method: Method::Auto, memory: "auto".into(), unsafe_io: true, documentation: true }
+    }
+}
+
+impl InstallConfig {
+    /// Bytes of `memory`; `None` for `auto`.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        super::validate::memory_bytes(&self.memory)
     }
 }
 

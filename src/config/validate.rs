@@ -160,6 +160,7 @@ impl Walk<'_> {
             Kind::Branch => self.string(key, value, branch),
             Kind::CudnnVersion => self.string(key, value, cudnn_version),
             Kind::Namespace => self.string(key, value, namespace),
+            Kind::Memory => self.string(key, value, memory),
             Kind::Switch => self.switch(key, value, false),
             Kind::SwitchOrAuto => self.switch(key, value, true),
             Kind::GpuCount => self.gpu_count(key, value),
@@ -420,6 +421,25 @@ fn namespace(written: &str) -> Result<(), String> {
     Err(format!("\"{}\" is no namespace; it takes {}", written.escape_debug(), Kind::Namespace.takes()))
 }
 
+fn memory(written: &str) -> Result<(), String> {
+    const LEAST: u64 = 64 << 20;
+    if written == "auto" || memory_bytes(written).is_some_and(|bytes| bytes >= LEAST) {
+        return Ok(());
+    }
+    Err(format!("\"{}\" is no amount of memory; it takes {}", written.escape_debug(), Kind::Memory.takes()))
+}
+
+/// Bytes of `512M` or `2G` (powers of 1024); `None` for anything else.
+pub(super) fn memory_bytes(written: &str) -> Option<u64> {
+    let (digits, factor) = match written.split_at_checked(written.len().checked_sub(1)?)? {
+        (digits, "M") => (digits, 1 << 20),
+        (digits, "G") => (digits, 1 << 30),
+        _ => return None,
+    };
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
+    digits.parse::<u64>().ok().filter(|_| plain)?.checked_mul(factor)
+}
+
 /// What is wrong with `written` as a SHA-256, with the mend.
 pub fn sha256(written: &str) -> Result<(), String> {
     let length = written.chars().count();
@@ -474,6 +494,17 @@ mod tests {
             (code, text.as_str()),
             (Code::ConfigSyntax, "text needs quotes; write flavour = \"open\"")
         );
+    }
+
+    #[test]
+    fn amounts_of_memory_have_a_unit() {
+        assert_eq!(memory_bytes("512M"), Some(512 << 20));
+        assert_eq!(memory_bytes("2G"), Some(2 << 30));
+        for wrong in ["", "M", "512", "+5M", "1.5G", "5T", "99999999999999999G", "5é"] {
+            assert_eq!(memory_bytes(wrong), None, "{wrong}");
+        }
+        assert!(memory("auto").is_ok() && memory("64M").is_ok());
+        assert!(memory("63M").unwrap_err().contains("63M"));
     }
 
     #[test]

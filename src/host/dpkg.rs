@@ -12,6 +12,7 @@ use crate::error::{Code, Error, Result};
 
 use super::Host;
 use super::exec::Call;
+use super::files::Files;
 
 const STATUS: &str = "/var/lib/dpkg/status";
 /// Changes that dpkg has not merged into the status file yet; they stay behind when it is killed.
@@ -98,22 +99,23 @@ impl Host {
         {
             return Ok(database.clone());
         }
-        let database = Arc::new(Database::read(self)?);
+        let database = Arc::new(Database::read(&self.files)?);
         *cache = stamp.map(|s| (s, database.clone()));
         Ok(database)
     }
 }
 
 impl Database {
-    fn read(host: &Host) -> Result<Self> {
-        let status = host.files.read(STATUS)?.ok_or_else(|| {
+    /// Reads it anew.
+    pub fn read(files: &Files) -> Result<Self> {
+        let status = files.read(STATUS)?.ok_or_else(|| {
             Error::new(Code::DpkgBroken, format!("{STATUS} does not exist"))
                 .with_hint("this is no Debian or Ubuntu system, or dpkg keeps a copy in /var/backups")
         })?;
         let mut database = Self::default();
         database.add(&status);
-        for name in host.files.list(UPDATES)?.iter().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) {
-            if let Some(update) = host.files.read(format!("{UPDATES}/{name}"))? {
+        for name in files.list(UPDATES)?.iter().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) {
+            if let Some(update) = files.read(format!("{UPDATES}/{name}"))? {
                 database.add(&update);
             }
         }

@@ -1,5 +1,6 @@
 //! Downloads: bytes into memory (bounded) or into the cache (hashed while streaming). Used by the actions, and
-//! for its HTTP client by the CloudWatch report.
+//! for its HTTP client by the CloudWatch report. What it knows of servers (what is final, what is worth another
+//! attempt, which redirects are followed, what may be shown of a URL) also serves `install::fetch`.
 //!
 //! What goes wrong on the way is retried within a budget; what a server means is not. Nothing that does not
 //! have the expected SHA-256 ever gets a name in the cache.
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use reqwest::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
-use reqwest::{Response, Url};
+use reqwest::{Response, StatusCode, Url};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -29,18 +30,18 @@ use crate::error::{Code, Error, Result};
 use crate::report::event::{Progress, Unit};
 
 /// Far servers behind slow proxies still answer in this time.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT: Duration = Duration::from_secs(10);
 /// Silence after which a connection counts as dead.
-const READ: Duration = Duration::from_secs(30);
+pub(crate) const READ: Duration = Duration::from_secs(30);
 /// Attempts at one download.
-const ATTEMPTS: u32 = 5;
+pub(crate) const ATTEMPTS: u32 = 5;
 /// Waits between attempts.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(250);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The longest `Retry-After` that is waited for; a server that asks for more is as good as down.
-const LONGEST_ASKED_WAIT: Duration = Duration::from_secs(60);
+pub(crate) const LONGEST_ASKED_WAIT: Duration = Duration::from_secs(60);
 /// Redirects followed; mirrors and object stores need one or two.
-const MAX_REDIRECTS: u32 = 5;
+pub(crate) const MAX_REDIRECTS: u32 = 5;
 /// Chunks on their way from the network to the writer; bounds memory when the disk is slower.
 const QUEUE: usize = 32;
 /// How a `.deb` begins: it is an `ar` archive.
@@ -69,7 +70,7 @@ enum Expect {
 type Written = (NamedTempFile, String);
 
 /// Why an attempt failed.
-enum Failed {
+pub(crate) enum Failed {
     /// Another attempt may do better, after the time that the server asks for.
     Maybe(Error, Option<Duration>),
     /// No other attempt would do better.
@@ -86,6 +87,11 @@ impl Fetch {
     /// A client that trusts the certificates in `bundle` (PEM) instead of those that `AWS_CA_BUNDLE` names.
     pub fn trusting(bundle: PathBuf) -> Self {
         Self { extra_roots: Some(bundle), ..Self::default() }
+    }
+
+    /// The file with certificates that are trusted besides webpki's and the system's.
+    pub fn extra_roots(&self) -> Option<PathBuf> {
+        self.extra_roots.clone()
     }
 
     /// The client itself: rustls, hickory, the system's proxies; no redirect is followed.
@@ -277,7 +283,7 @@ pub fn redact_url(url: &str) -> String {
     }
 }
 
-fn shown(url: &Url) -> String {
+pub(crate) fn shown(url: &Url) -> String {
     let mut bare = url.clone();
     bare.set_query(None);
     bare.set_fragment(None);
@@ -287,7 +293,8 @@ fn shown(url: &Url) -> String {
     bare.to_string()
 }
 
-fn parse(url: &str) -> Result<Url> {
+/// The URL, if it is one that can be fetched.
+pub(crate) fn parse(url: &str) -> Result<Url> {
     let parsed = Url::parse(url)
         .map_err(|e| Error::new(Code::Fetch, format!("{} is not a URL", redact_url(url))).because(e))?;
     if matches!(parsed.scheme(), "http" | "https") {
@@ -297,7 +304,7 @@ fn parse(url: &str) -> Result<Url> {
 }
 
 /// Where a redirect leads, if the answer is one.
-fn redirect_target(from: &Url, response: &Response) -> Result<Option<Url>> {
+pub(crate) fn redirect_target(from: &Url, response: &Response) -> Result<Option<Url>> {
     if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
@@ -325,31 +332,35 @@ fn check_redirect(from: &Url, to: &Url) -> Result<()> {
 
 /// The answer if it is a success, otherwise what its status means.
 fn accept(url: &Url, response: Response) -> Result<Response, Failed> {
+    if response.status() == StatusCode::OK { Ok(response) } else { Err(refused(url, &response)) }
+}
+
+/// What an answer that is no success means.
+pub(crate) fn refused(url: &Url, response: &Response) -> Failed {
     let status = response.status();
     let failed = |code| Error::new(code, format!("{} answered {status}", shown(url)));
     match status.as_u16() {
-        200 => Ok(response),
-        401 | 403 => Err(Failed::Surely(failed(Code::FetchDenied).with_hint(
+        401 | 403 => Failed::Surely(failed(Code::FetchDenied).with_hint(
             "the server wants a login, or a signed URL has expired; put the file where this machine may read it",
-        ))),
-        407 => Err(Failed::Surely(failed(Code::FetchDenied).with_hint(
+        )),
+        407 => Failed::Surely(failed(Code::FetchDenied).with_hint(
             "the proxy wants a login: put it into https_proxy (http://user:password@proxy:port)",
-        ))),
-        404 | 410 => Err(Failed::Surely(Error::new(
+        )),
+        404 | 410 => Failed::Surely(Error::new(
             Code::Fetch,
             format!("{} does not exist ({status})", shown(url)),
-        ))),
+        )),
         408 | 425 | 429 | 500..=599 => {
             let asked = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok());
             let asked = asked.and_then(|v| retry_after(v, jiff::Timestamp::now()));
-            Err(Failed::Maybe(failed(Code::Fetch), asked))
+            Failed::Maybe(failed(Code::Fetch), asked)
         }
-        _ => Err(Failed::Surely(failed(Code::Fetch))),
+        _ => Failed::Surely(failed(Code::Fetch)),
     }
 }
 
 /// A connection that failed or broke. reqwest's own text is kept as cause, without the URL, which may hold secrets.
-fn broken(url: &Url, e: reqwest::Error) -> Failed {
+pub(crate) fn broken(url: &Url, e: reqwest::Error) -> Failed {
     let e = e.without_url();
     let error = Error::new(Code::Fetch, format!("cannot download {}", shown(url)));
     if is_certificate_problem(&e) {
@@ -553,7 +564,7 @@ impl<'a> Meter<'a> {
 
 /// A builder with our TLS and the given roots. HTTP/1.1, because parallel downloads over one HTTP/2 connection
 /// would share one connection's throughput.
-fn builder(roots: RootCertStore) -> Result<reqwest::ClientBuilder> {
+pub(crate) fn builder(roots: RootCertStore) -> Result<reqwest::ClientBuilder> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -574,7 +585,7 @@ pub(crate) fn client_without_roots() -> Result<reqwest::ClientBuilder> {
 
 /// webpki's roots, the system's where there are any, and those of `extra`. A bare instance may lack
 /// ca-certificates; a company's own authority is in the system's store or in the extra file.
-fn roots(extra: Option<&Path>) -> Result<RootCertStore> {
+pub(crate) fn roots(extra: Option<&Path>) -> Result<RootCertStore> {
     let mut store = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let native = rustls_native_certs::load_native_certs();
     store.add_parsable_certificates(native.certs);

@@ -13,9 +13,10 @@ pub mod retry;
 
 use std::any::Any;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use crate::install::report::Report as Installation;
 use crate::report::event::Progress;
 
 /// Everything the agent may touch.
@@ -28,10 +29,12 @@ pub struct Host {
     pub fetch: fetch::Fetch,
     /// Time, boot id.
     pub clock: clock::Clock,
+    install: OnceLock<crate::install::Options>,
     dpkg: dpkg::Cache,
     look: look::Look,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
     notices: Arc<dyn Fn(String) + Send + Sync>,
+    installations: Arc<dyn Fn(Installation) + Send + Sync>,
 }
 
 impl Host {
@@ -42,10 +45,12 @@ impl Host {
             files: files::Files::new(root),
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
+            install: OnceLock::new(),
             dpkg: dpkg::Cache::default(),
             look: look::Look::default(),
             progress: Arc::new(|_| {}),
             notices: Arc::new(|_| {}),
+            installations: Arc::new(|_| {}),
         }
     }
 
@@ -61,6 +66,28 @@ impl Host {
     pub fn with_notices(mut self, sink: impl Fn(String) + Send + Sync + 'static) -> Self {
         self.notices = Arc::new(sink);
         self
+    }
+
+    /// Sends what each installation took to `sink`.
+    #[must_use]
+    pub fn with_installations(mut self, sink: impl Fn(Installation) + Send + Sync + 'static) -> Self {
+        self.installations = Arc::new(sink);
+        self
+    }
+
+    /// Says what an installation took. Never blocks, never fails.
+    pub fn installed(&self, report: Installation) {
+        (self.installations)(report);
+    }
+
+    /// Lets packages be installed as the configuration says, from now on. Told once: later words change nothing.
+    pub fn install_as(&self, options: crate::install::Options) {
+        let _ = self.install.set(options);
+    }
+
+    /// How packages are installed.
+    pub fn install_options(&self) -> crate::install::Options {
+        self.install.get().copied().unwrap_or_default()
     }
 
     /// Says something that a person should know and that is no failure. Never blocks, never fails.
@@ -81,6 +108,11 @@ impl Host {
     /// Says how far a piece of long work has come. Never blocks, never fails.
     pub fn progress(&self, progress: Progress) {
         (self.progress)(progress);
+    }
+
+    /// The same for threads that outlive a borrow of the host.
+    pub fn progress_sink(&self) -> Arc<dyn Fn(Progress) + Send + Sync> {
+        self.progress.clone()
     }
 }
 
@@ -104,6 +136,10 @@ pub mod paths {
     pub const PACKAGE_FILES_DIR: &str = "/var/lib/gpu-bootstrap/packages";
     /// apt index files fetched and verified apart from the machine's own lists.
     pub const LISTS_DIR: &str = "/var/lib/gpu-bootstrap/lists";
+    /// Where packages are fetched and unpacked while they are installed; gone afterwards.
+    pub const STAGE_DIR: &str = "/var/lib/gpu-bootstrap/stage";
+    /// The result of the last run that installed something, for `analyze`.
+    pub const LAST_INSTALLATION: &str = "/var/lib/gpu-bootstrap/last-installation.json";
     /// Files of others that stood in the way, kept.
     pub const SET_ASIDE_DIR: &str = "/var/lib/gpu-bootstrap/set-aside";
     /// Live status, rewritten at each event.

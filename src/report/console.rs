@@ -67,6 +67,7 @@ impl Listener for Console {
                 let title = self.title(step);
                 self.line(&format!("{word:<8} {title}: {what}"));
             }
+            EventKind::Installed { sentence, .. } => self.line(sentence),
             EventKind::Notice { text } => self.line(&format!("notice   {text}")),
             EventKind::Progress(progress) => {
                 if let Some(bars) = &mut self.bars {

@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::install::report::Report;
+
 /// One thing that happened.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
@@ -54,6 +56,13 @@ pub enum EventKind {
     Notice {
         /// The sentence.
         text: String,
+    },
+    /// Packages were installed.
+    Installed {
+        /// For people.
+        sentence: String,
+        /// How, and what it took.
+        report: Box<Report>,
     },
     /// A step ended well.
     StepFinished {

@@ -8,6 +8,7 @@ use super::Listener;
 use super::event::{Event, EventKind, Progress};
 use crate::host::files::Files;
 use crate::host::paths;
+use crate::install::report::Report;
 
 /// The content of both files. Readers must accept unknown fields and unknown states.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -71,6 +72,8 @@ pub struct StepStatus {
     pub evidence: Vec<String>,
     /// How long it took.
     pub seconds: Option<f64>,
+    /// How its packages were installed, and what that took.
+    pub installs: Vec<Report>,
 }
 
 /// A failure.
@@ -160,6 +163,11 @@ impl StatusFile {
             EventKind::ActionChecked { .. } | EventKind::Unknown => {}
             EventKind::Progress(progress) => self.status.progress = Some(progress.clone()),
             EventKind::Notice { text } => self.status.notices.push(text.clone()),
+            EventKind::Installed { report, .. } => {
+                if let Some(s) = self.status.steps.iter_mut().find(|s| s.state == "running") {
+                    s.installs.push((**report).clone());
+                }
+            }
             EventKind::StepFinished { step, changed, evidence, seconds } => {
                 self.status.progress = None;
                 if let Some(s) = self.step(step) {
@@ -228,6 +236,9 @@ impl Listener for StatusFile {
         if matches!(event.kind, EventKind::RunFinished { .. }) {
             self.write(paths::RESULT);
             self.write(paths::LAST_RESULT);
+            if self.status.steps.iter().any(|s| !s.installs.is_empty()) {
+                self.write(paths::LAST_INSTALLATION);
+            }
         }
     }
 }

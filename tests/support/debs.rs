@@ -1,4 +1,5 @@
 //! Packages and a signed flat repository, made by `dpkg-deb` and `gpg`, inside a disposable root.
+#![allow(dead_code, reason = "shared between test files, not each of which uses all of it")]
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,6 +19,9 @@ pub(crate) struct Deb {
     files: Vec<(String, Vec<u8>)>,
     conffiles: Vec<String>,
     scripts: Vec<(String, String)>,
+    modes: Vec<(String, u32)>,
+    compression: &'static str,
+    sums: bool,
 }
 
 impl Deb {
@@ -30,7 +34,28 @@ impl Deb {
             files: Vec::new(),
             conffiles: Vec::new(),
             scripts: Vec::new(),
+            modes: Vec::new(),
+            compression: "none",
+            sums: false,
         }
+    }
+
+    /// Compressed as dpkg-deb calls it (`none`, `gzip`, `xz`, `zstd`).
+    pub(crate) fn compressed(mut self, compression: &'static str) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// With md5sums of its files, as every real package has them.
+    pub(crate) fn sums(mut self) -> Self {
+        self.sums = true;
+        self
+    }
+
+    /// A file's permission bits.
+    pub(crate) fn mode(mut self, path: &str, mode: u32) -> Self {
+        self.modes.push((path.into(), mode));
+        self
     }
 
     pub(crate) fn arch(mut self, arch: &str) -> Self {
@@ -71,8 +96,17 @@ impl Deb {
             fs::create_dir_all(to.parent().unwrap()).unwrap();
             fs::write(to, content).unwrap();
         }
+        for (path, mode) in &self.modes {
+            let to = root.join(path.trim_start_matches('/'));
+            fs::set_permissions(to, fs::Permissions::from_mode(*mode)).unwrap();
+        }
         let control = root.join("DEBIAN");
         fs::create_dir_all(&control).unwrap();
+        if self.sums {
+            let names = self.files.iter().map(|(path, _)| path.trim_start_matches('/'));
+            let sums = run(Command::new("md5sum").current_dir(root).args(names));
+            fs::write(control.join("md5sums"), sums).unwrap();
+        }
         let Self { name, version, arch, fields, .. } = self;
         fs::write(
             control.join("control"),
@@ -91,7 +125,12 @@ impl Deb {
         }
         fs::create_dir_all(dir).unwrap();
         let deb = dir.join(format!("{name}_{version}_{arch}.deb"));
-        run(Command::new("dpkg-deb").args(["--root-owner-group", "-Znone", "--build"]).arg(root).arg(&deb));
+        // Times are part of what is compared.
+        run(Command::new("dpkg-deb")
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            .args(["--root-owner-group", &format!("-Z{}", self.compression), "--build"])
+            .arg(root)
+            .arg(&deb));
         deb
     }
 }

@@ -31,6 +31,12 @@ impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
+
+    /// First and last byte of the `Range` header.
+    pub fn range(&self) -> Option<(usize, usize)> {
+        let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.parse().unwrap(), last.parse().unwrap()))
+    }
 }
 
 /// What the server does about a request.
@@ -50,6 +56,10 @@ pub enum Reply {
     Hang(Duration),
     /// A long body, one byte at a time.
     Drip(Duration),
+    /// An answer of which only so many bytes come; after that time the connection ends.
+    Partly { status: u16, headers: Vec<(String, String)>, body: Vec<u8>, sent: usize, then: Duration },
+    /// An orderly answer, one piece of the body at a time.
+    Slow { status: u16, headers: Vec<(String, String)>, body: Vec<u8>, piece: usize, every: Duration },
 }
 
 impl Reply {
@@ -61,6 +71,36 @@ impl Reply {
     /// Any status with a body.
     pub fn status(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self::Send { status, headers: Vec::new(), body: body.into() }
+    }
+
+    /// The part of `body` that the request's `Range` header names (206), or all of it (200).
+    pub fn part(request: &Request, body: &[u8]) -> Self {
+        let Some((first, last)) = request.range() else { return Self::ok(body) };
+        if first >= body.len() {
+            return Self::status(416, "").with("Content-Range", &format!("bytes */{}", body.len()));
+        }
+        let last = last.min(body.len() - 1);
+        Self::status(206, &body[first..=last])
+            .with("Content-Range", &format!("bytes {first}-{last}/{}", body.len()))
+    }
+
+    /// The same answer, cut off after `sent` bytes of the body; the connection ends after that time.
+    pub fn cut(self, sent: usize, then: Duration) -> Self {
+        match self {
+            Self::Send { status, headers, body } => {
+                let sent = sent.min(body.len());
+                Self::Partly { status, headers, body, sent, then }
+            }
+            other => other,
+        }
+    }
+
+    /// The same answer, `piece` bytes of the body at a time.
+    pub fn slowly(self, piece: usize, every: Duration) -> Self {
+        match self {
+            Self::Send { status, headers, body } => Self::Slow { status, headers, body, piece, every },
+            other => other,
+        }
     }
 
     /// Adds a header to an orderly answer.
@@ -216,12 +256,22 @@ fn read_request(wire: &mut impl BufRead, connection: usize) -> std::io::Result<O
 fn answer(reply: Reply, wire: &mut impl Write, raw: &TcpStream) -> std::io::Result<bool> {
     match reply {
         Reply::Send { status, headers, body } => {
-            let mut head = format!("HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n", body.len());
-            for (name, value) in headers {
-                head.push_str(&[&name, ": ", &value, "\r\n"].concat());
-            }
-            wire.write_all(&[head.as_bytes(), b"\r\n", &body].concat())?;
+            wire.write_all(&[head(status, &headers, body.len()).as_bytes(), &body].concat())?;
             wire.flush()?;
+            return Ok(true);
+        }
+        Reply::Partly { status, headers, body, sent, then } => {
+            wire.write_all(&[head(status, &headers, body.len()).as_bytes(), &body[..sent]].concat())?;
+            wire.flush()?;
+            std::thread::sleep(then);
+        }
+        Reply::Slow { status, headers, body, piece, every } => {
+            wire.write_all(head(status, &headers, body.len()).as_bytes())?;
+            for piece in body.chunks(piece) {
+                wire.write_all(piece)?;
+                wire.flush()?;
+                std::thread::sleep(every);
+            }
             return Ok(true);
         }
         Reply::Cut { body, missing } => {
@@ -249,4 +299,28 @@ fn answer(reply: Reply, wire: &mut impl Write, raw: &TcpStream) -> std::io::Resu
         }
     }
     Ok(false)
+}
+
+fn head(status: u16, headers: &[(String, String)], length: usize) -> String {
+    let mut head = format!("HTTP/1.1 {status} Status\r\nContent-Length: {length}\r\n");
+    for (name, value) in headers {
+        head.push_str(&[name, ": ", value, "\r\n"].concat());
+    }
+    head + "\r\n"
+}
+
+/// A TLS configuration for 127.0.0.1, and the file with the certificate to trust.
+pub fn tls() -> (Arc<rustls::ServerConfig>, tempfile::NamedTempFile) {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let bundle = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(bundle.path(), made.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    (Arc::new(config), bundle)
 }

@@ -4,8 +4,10 @@
 //! itself: the same way on every version, for all four, and with the holder's name shown.
 
 use std::fmt;
+use std::fs::File;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
@@ -74,6 +76,35 @@ pub(super) async fn wait(host: &Host, deadline: Instant) -> Result<()> {
     Ok(())
 }
 
+/// dpkg's frontend lock, held by us: nobody installs anything meanwhile.
+#[derive(Debug)]
+pub(crate) struct Frontend(#[expect(dead_code, reason = "closing the file gives the lock back")] File);
+
+/// Waits for dpkg's frontend lock until `deadline` and takes it; then no dpkg is at work, not even one that outlived
+/// the apt that started it. Where dpkg has no directory there is nothing to lock.
+pub(crate) async fn frontend(host: &Host, deadline: Instant) -> Result<Option<Frontend>> {
+    let [path, dpkg, ..] = LOCKS;
+    if !host.files.exists("/var/lib/dpkg")? {
+        return Ok(None);
+    }
+    let started = Instant::now();
+    loop {
+        let file = host.files.open_rw(path)?;
+        let in_the_way = match fcntl(&file, FcntlArg::F_SETLK(&whole_file())) {
+            Ok(_) => holder(host, dpkg)?.map(|pid| (dpkg, pid)),
+            Err(Errno::EAGAIN | Errno::EACCES) => Some((path, holder(host, path)?.unwrap_or_default())),
+            Err(e) => return Err(Error::io("lock", path, e.into())),
+        };
+        let Some((path, pid)) = in_the_way else { return Ok(Some(Frontend(file))) };
+        if Instant::now() >= deadline {
+            let held = Held { path, pid, name: process_name(pid) };
+            return Err(gave_up(&held.to_string(), started.elapsed()));
+        }
+        drop(file);
+        tokio::time::sleep(POLL).await;
+    }
+}
+
 /// The error after which nothing more is tried.
 pub(super) fn gave_up(who: &str, waited: Duration) -> Error {
     Error::new(Code::AptLocked, format!("{who}; gave up after {} s", waited.as_secs()))
@@ -90,22 +121,27 @@ fn first_held(host: &Host) -> Result<Option<Held>> {
 }
 
 /// The process that holds the lock; `None` when nobody does, or when the lock file does not exist yet.
-#[expect(clippy::cast_possible_truncation, reason = "small constants, of another type than the field")]
 fn holder(host: &Host, path: &str) -> Result<Option<i32>> {
-    let file = match std::fs::File::open(host.files.outside(path)?) {
+    let file = match File::open(host.files.outside(path)?) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("open", path, e)),
     };
-    let mut query = libc::flock {
+    let mut query = whole_file();
+    fcntl(&file, FcntlArg::F_GETLK(&mut query)).map_err(|e| Error::io("query the lock", path, e.into()))?;
+    Ok((i32::from(query.l_type) != libc::F_UNLCK).then_some(query.l_pid))
+}
+
+/// A write lock on all of a file, as apt and dpkg take it.
+#[expect(clippy::cast_possible_truncation, reason = "small constants, of another type than the field")]
+fn whole_file() -> libc::flock {
+    libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
-    };
-    fcntl(&file, FcntlArg::F_GETLK(&mut query)).map_err(|e| Error::io("query the lock", path, e.into()))?;
-    Ok((query.l_type != libc::F_UNLCK as libc::c_short).then_some(query.l_pid))
+    }
 }
 
 /// The holder's program name, from the /proc that belongs to our pid namespace (never the root's own).

@@ -3,30 +3,25 @@
 
 mod call;
 mod failure;
-mod in_flight;
-mod locks;
+pub(crate) mod locks;
 pub mod nvidia;
 mod policy;
-mod simulate;
+pub(crate) mod simulate;
 mod sources;
 
 use std::time::{Duration, Instant};
 
 pub use locks::LOCK_BUDGET;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::host::exec::{Call, Output};
 
 use super::{Host, dpkg};
-use in_flight::InFlight;
 use simulate::Plan;
 
 /// An archives directory that is never filled: apt lists only files that it does not have yet, and the list
 /// has to be whole to be judged.
 const NO_ARCHIVES: &str = "/var/lib/gpu-bootstrap/no-archives";
-
-/// Exit statuses from here on say that a signal ended the program.
-const KILLED: i32 = 128;
 
 /// apt-get over a [`Host`].
 #[derive(Clone, Copy)]
@@ -122,26 +117,6 @@ impl Apt<'_> {
         updated(&format!("fetch the index of the repository in {sources}"), &output)
     }
 
-    /// Resolves, downloads, verifies and installs: after repairing what a killed run left behind, and only if
-    /// apt's own simulation removes nothing, downgrades nothing, trusts no unsigned source and fits on the disk.
-    pub async fn install(&self, request: &Request) -> Result<()> {
-        self.recover().await?;
-        let files = request.files(self.host).await?;
-        let plan = self.plan(request).await?;
-        InFlight::of(&plan, &files).write(self.host)?;
-        let result = self.execute(request, &plan).await;
-        // apt came to an end by itself: what dpkg says is true, even if it says that something failed. Only
-        // when apt was killed (by us, or by the kernel for want of memory) does the list stay.
-        let over = match &result {
-            Ok(output) => output.status < KILLED,
-            Err(error) => error.code() == Code::AptLocked, // it never began
-        };
-        if over {
-            InFlight::clear(self.host).await?;
-        }
-        judge(request, &result?)
-    }
-
     /// Whether apt could install the package from the lists that it has.
     pub async fn can_install(&self, package: &str) -> Result<bool> {
         let request = Request { packages: vec![package.to_owned()], ..Request::default() };
@@ -172,84 +147,14 @@ impl Apt<'_> {
         if output.ok() { Ok(()) } else { Err(failure::explain(what, &output)) }
     }
 
-    /// Repairs what a killed run (ours or another's) left behind; does nothing on a healthy machine.
-    pub async fn recover(&self) -> Result<()> {
-        let in_flight = InFlight::read(self.host)?;
-        let broken = !self.host.packages()?.broken().is_empty();
-        if in_flight.is_none() && !broken {
-            return Ok(());
-        }
-        tracing::warn!("an earlier package installation did not finish: repairing it");
-        let configured = self.configure().await?;
-        let mut repaired = None;
-        if !self.host.packages()?.broken().is_empty() {
-            repaired = Some(self.fix_broken().await?);
-        }
-        let names: Vec<String> = self.host.packages()?.broken().iter().map(|p| p.id()).collect();
-        if !names.is_empty() {
-            return Err(Error::new(
-                Code::DpkgBroken,
-                format!("{} could not be repaired", names.join(", ")),
-            )
-            .with_hint("`dpkg --audit` says what is wrong; `apt-get install --reinstall PACKAGE` often helps; then run again")
-            .because(format!("{}\n{}", configured.tail(), repaired.map(|o| o.tail()).unwrap_or_default()).trim().to_owned()));
-        }
-        if let Some(list) = in_flight {
-            self.reinstall_in_flight(&list).await?;
-            InFlight::clear(self.host).await?;
-        }
-        Ok(())
-    }
-
     /// `dpkg --configure -a`. Its failure is not the end: what it could not configure, apt may complete.
-    async fn configure(&self) -> Result<Output> {
+    pub(crate) async fn configure(&self) -> Result<Output> {
         let args = ["--force-confdef", "--force-confold", "--configure", "-a"];
         self.locked(&call::program("dpkg", call::INSTALL_LIMIT).args(args)).await
     }
 
-    /// `apt-get -f install`, judged like any other installation.
-    async fn fix_broken(&self) -> Result<Output> {
-        let request = Request::default();
-        let plan = self.plan(&request).await?;
-        self.locked(&install_call(&request, &plan)).await
-    }
-
-    /// Installs again, with their scripts, the packages that were in flight and are there: their files may be
-    /// torn in ways that dpkg cannot see. The others come with the request that wanted them.
-    async fn reinstall_in_flight(&self, list: &InFlight) -> Result<()> {
-        let database = self.host.packages()?;
-        let mut versioned = Request { change_held: true, ..Request::default() };
-        let mut any = versioned.clone();
-        for entry in &list.packages {
-            let there = database.installed(&entry.name, Some(&entry.arch));
-            if there.is_none_or(|p| p.version != entry.version) {
-                continue;
-            }
-            match &entry.file {
-                Some(file) if self.host.files.exists(file)? => {
-                    versioned.reinstall.push(file.clone());
-                    any.reinstall.push(file.clone());
-                }
-                _ => {
-                    versioned.reinstall.push(format!("{}:{}={}", entry.name, entry.arch, entry.version));
-                    any.reinstall.push(format!("{}:{}", entry.name, entry.arch));
-                }
-            }
-        }
-        if versioned.reinstall.is_empty() {
-            return Ok(());
-        }
-        let plan = match self.plan(&versioned).await {
-            Ok(plan) => return judge(&versioned, &self.execute(&versioned, &plan).await?),
-            // The repository has moved on meanwhile: a newer version is as whole as the same one.
-            Err(e) if e.code() == Code::AptUnsolvable => self.plan(&any).await?,
-            Err(e) => return Err(e),
-        };
-        judge(&any, &self.execute(&any, &plan).await?)
-    }
-
     /// What apt would do, refused if it must not happen.
-    async fn plan(&self, request: &Request) -> Result<Plan> {
+    pub(crate) async fn plan(&self, request: &Request) -> Result<Plan> {
         self.host.files.make_dir(format!("{NO_ARCHIVES}/partial"), 0o755)?;
         let base = request_call(request, call::SIMULATE_LIMIT);
         let simulated = self.locked(&base.clone().args(["--simulate"])).await?;
@@ -257,19 +162,29 @@ impl Apt<'_> {
             return Err(failure::explain(&request.describe(), &simulated));
         }
         let archives = format!("Dir::Cache::archives={NO_ARCHIVES}");
-        let uris = self.locked(&base.args(["--print-uris", "-o", archives.as_str()])).await?;
+        // Without the second option apt prints no sum at all where an index has nothing weaker than SHA-256.
+        let hashes = "Acquire::ForceHash=SHA256";
+        let uris = self.locked(&base.args(["--print-uris", "-o", archives.as_str(), "-o", hashes])).await?;
         if !uris.ok() {
             return Err(failure::explain(&request.describe(), &uris));
         }
-        let plan = Plan::read(&simulated.text(), &uris.text());
+        let mut plan = Plan::read(&simulated.text(), &uris.text());
+        // Package files among the request are there already.
+        plan.downloads.retain(|d| !request.local_files().any(|path| d.uri == format!("file:{path}")));
         plan.judge(request.downgrade)?;
         plan.refuse_unsigned(&sources::unsigned(self.host)?)?;
         plan.fits(self.host)?;
         Ok(plan)
     }
 
-    async fn execute(&self, request: &Request, plan: &Plan) -> Result<Output> {
-        self.locked_downloading(&install_call(request, plan), Some(plan.download_bytes())).await
+    /// The installation itself, as planned. `adjust` may add to the call (other archives, other options of dpkg).
+    pub(crate) async fn execute(
+        &self,
+        request: &Request,
+        plan: &Plan,
+        adjust: impl FnOnce(Call) -> Call,
+    ) -> Result<Output> {
+        self.locked_downloading(&adjust(install_call(request, plan)), Some(plan.download_bytes())).await
     }
 
     async fn locked(&self, call: &Call) -> Result<Output> {
@@ -296,7 +211,7 @@ impl Apt<'_> {
 }
 
 /// What an installation came to.
-fn judge(request: &Request, output: &Output) -> Result<()> {
+pub(crate) fn judge(request: &Request, output: &Output) -> Result<()> {
     if output.ok() { Ok(()) } else { Err(failure::explain(&request.describe(), output)) }
 }
 
@@ -312,11 +227,16 @@ fn updated(what: &str, output: &Output) -> Result<()> {
 }
 
 impl Request {
+    /// The package files among the request (paths inside the root).
+    pub(crate) fn local_files(&self) -> impl Iterator<Item = &str> {
+        self.packages.iter().chain(&self.reinstall).map(String::as_str).filter(|p| p.starts_with('/'))
+    }
+
     /// Asks each package file among the request what it is.
-    async fn files(&self, host: &Host) -> Result<Vec<(String, dpkg::Control)>> {
+    pub(crate) async fn files(&self, host: &Host) -> Result<Vec<(String, dpkg::Control)>> {
         let mut files = Vec::new();
-        for path in self.packages.iter().chain(&self.reinstall).filter(|p| p.starts_with('/')) {
-            files.push((path.clone(), dpkg::control(host, path).await?));
+        for path in self.local_files() {
+            files.push((path.to_owned(), dpkg::control(host, path).await?));
         }
         Ok(files)
     }

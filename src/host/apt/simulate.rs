@@ -14,34 +14,36 @@ const SPARE: u64 = 256 << 20;
 
 /// What apt would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
-    pub(super) installs: Vec<Install>,
-    pub(super) removes: Vec<String>,
-    pub(super) downloads: Vec<Download>,
+pub(crate) struct Plan {
+    pub(crate) installs: Vec<Install>,
+    pub(crate) removes: Vec<String>,
+    pub(crate) downloads: Vec<Download>,
     /// Bytes by which the installed system grows.
-    pub(super) unpacked: u64,
+    pub(crate) unpacked: u64,
 }
 
 /// One package that apt would install, upgrade or install again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Install {
-    pub(super) name: String,
-    pub(super) arch: String,
-    pub(super) old: Option<String>,
-    pub(super) new: String,
+pub(crate) struct Install {
+    pub(crate) name: String,
+    pub(crate) arch: String,
+    pub(crate) old: Option<String>,
+    pub(crate) new: String,
 }
 
 /// One file that apt would fetch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Download {
-    pub(super) uri: String,
-    pub(super) file: String,
-    pub(super) size: u64,
+pub(crate) struct Download {
+    pub(crate) uri: String,
+    pub(crate) file: String,
+    pub(crate) size: u64,
+    /// 64 hexadecimal digits, where the index has this sum.
+    pub(crate) sha256: Option<String>,
 }
 
 impl Plan {
     /// From the output of `apt-get install --simulate` and of `apt-get install --print-uris`.
-    pub(super) fn read(simulated: &str, uris: &str) -> Self {
+    pub(crate) fn read(simulated: &str, uris: &str) -> Self {
         Self {
             installs: simulated.lines().filter_map(install).collect(),
             removes: simulated.lines().filter_map(remove).collect(),
@@ -51,7 +53,7 @@ impl Plan {
     }
 
     /// Refuses removals and downgrades that nobody asked for.
-    pub(super) fn judge(&self, may_downgrade: bool) -> Result<()> {
+    pub(crate) fn judge(&self, may_downgrade: bool) -> Result<()> {
         let foreign: Vec<&str> =
             self.removes.iter().map(String::as_str).filter(|n| !nvidia::may_be_removed(n)).collect();
         if !foreign.is_empty() {
@@ -105,12 +107,12 @@ impl Plan {
     }
 
     /// What would be downloaded if nothing were in apt's cache.
-    pub(super) fn download_bytes(&self) -> u64 {
+    pub(crate) fn download_bytes(&self) -> u64 {
         self.downloads.iter().map(|d| d.size).sum()
     }
 
     /// Fails unless downloads and packages fit on the file systems that they go to.
-    pub(super) fn fits(&self, host: &Host) -> Result<()> {
+    pub(crate) fn fits(&self, host: &Host) -> Result<()> {
         let cache = Path::new("/var/cache/apt/archives");
         let mut fetched = 0;
         for download in &self.downloads {
@@ -196,7 +198,8 @@ fn download(line: &str) -> Option<Download> {
     let mut fields = rest.split_ascii_whitespace();
     let file = fields.next()?.to_owned();
     let size = fields.next()?.parse().ok()?;
-    Some(Download { uri: uri.to_owned(), file, size })
+    let sha256 = fields.next().and_then(|sum| sum.strip_prefix("SHA256:")).map(str::to_ascii_lowercase);
+    Some(Download { uri: uri.to_owned(), file, size, sha256 })
 }
 
 /// `After this operation, 75.9 MB of additional disk space will be used.` (decimal units, rounded: the spare

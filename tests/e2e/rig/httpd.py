@@ -2,6 +2,7 @@
 """HTTP server of the end-to-end tests: a directory, or a caching proxy in front of a package archive.
 
     httpd.py --ready FILE [--bind ADDRESS] [--port N] [--netns PATH] [--log FILE] [--rate KB/S]
+             [--pace BYTES/S] [--tls CERTIFICATE KEY]
              --serve PREFIX=DIR ... --proxy PREFIX=URL ... --cache DIR
 
 One server has any number of prefixes: `--serve files=/some/dir` answers /files/... from that directory,
@@ -13,6 +14,10 @@ but for the signed entry points of an archive (InRelease, Release, Release.gpg):
 than an hour, and the cached copy serves when the archive cannot be reached.  Everything apt reads after them is
 named by hash or by version, so a second run of a test needs no network.
 
+--pace limits each connection in the kernel (SO_MAX_PACING_RATE): exact, without bursts, and it costs no processor
+time, because a file goes out by sendfile.  That is how one connection to a distant mirror behaves.  --rate sleeps
+between blocks, per request.
+
 --ready FILE is written with the port number once the server listens.
 """
 import argparse
@@ -20,7 +25,9 @@ import http.server
 import json
 import os
 import re
+import socket
 import socketserver
+import ssl
 import sys
 import threading
 import time
@@ -34,6 +41,9 @@ from network import listen_in  # noqa: E402
 ENTRY_POINT = re.compile(r"/(InRelease|Release|Release\.gpg)$")
 REFRESH_SECONDS = 3600
 CHUNK = 1 << 18
+SO_MAX_PACING_RATE = 47  # <asm-generic/socket.h>; the socket module does not name it
+# The machine's default may be bbr, which finds its own rate; pacing shall be the only limit.
+CONGESTION_CONTROL = b"cubic"
 
 
 def arguments():
@@ -45,6 +55,8 @@ def arguments():
     parser.add_argument("--proxy", action="append", default=[], metavar="PREFIX=URL")
     parser.add_argument("--cache")
     parser.add_argument("--rate", type=int, help="bytes are sent no faster than this many kilobytes a second")
+    parser.add_argument("--pace", type=int, default=0, help="bytes a second that each connection may send; 0: no limit")
+    parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"))
     parser.add_argument("--log")
     parser.add_argument("--ready", required=True)
     return parser.parse_args()
@@ -162,6 +174,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send_file(self, name, first, count):
         with open(name, "rb") as source:
+            if not ARGS.rate and not ARGS.tls:
+                return self.send_by_kernel(source, first, count)
             source.seek(first)
             while count > 0 and (block := source.read(min(CHUNK, count))):
                 self.wfile.write(block)
@@ -169,10 +183,36 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if ARGS.rate:
                     time.sleep(len(block) / (ARGS.rate * 1000))
 
+    def send_by_kernel(self, source, first, count):
+        self.wfile.flush()
+        while count > 0:
+            sent = os.sendfile(self.connection.fileno(), source.fileno(), first, count)
+            if sent == 0:
+                raise ConnectionError("the file became shorter")
+            first, count = first + sent, count - sent
+
 
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = allow_reuse_address = True
     request_queue_size = 128
+
+    def get_request(self):
+        connection, address = super().get_request()
+        if ARGS.pace:
+            connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, ARGS.pace)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_CONTROL)
+        return connection, address
+
+    def finish_request(self, request, client_address):
+        """In the connection's own thread: a client that is slow with its handshake keeps nobody waiting."""
+        if TLS:
+            request = TLS.wrap_socket(request, server_side=True)
+        super().finish_request(request, client_address)
+
+    def shutdown_request(self, request):
+        if TLS and request.fileno() == -1:
+            return  # wrapping took the descriptor over, and the handler has closed it
+        super().shutdown_request(request)
 
     def handle_error(self, *_):
         pass  # a client that went away (a killed run) is part of the tests
@@ -181,6 +221,10 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 if __name__ == "__main__":
     ARGS = arguments()
     STORE = Store(ARGS)
+    TLS = None
+    if ARGS.tls:
+        TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        TLS.load_cert_chain(*ARGS.tls)
     SERVER = listen_in(ARGS.netns, lambda: Server((ARGS.bind, ARGS.port), Handler))
     with open(ARGS.ready + ".new", "w", encoding="utf-8") as ready:
         ready.write(str(SERVER.server_address[1]))

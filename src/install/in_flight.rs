@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Plan;
 use crate::error::{Code, Error, Result};
+use crate::host::apt::simulate::{Install, Plan};
 use crate::host::dpkg::Control;
 use crate::host::{Host, paths};
 
@@ -38,7 +38,7 @@ pub(super) struct Entry {
 impl InFlight {
     /// Everything that the plan installs; `files` are the package files among the request.
     pub(super) fn of(plan: &Plan, files: &[(String, Control)]) -> Self {
-        let entry = |i: &super::simulate::Install| Entry {
+        let entry = |i: &Install| Entry {
             name: i.name.clone(),
             arch: i.arch.clone(),
             version: i.new.clone(),

@@ -1,0 +1,790 @@
+//! Unpacks verified package files, by all cores, into what dpkg can take at once: big files in the stage, and a stub
+//! of the package in which a hard link stands for each. Nothing is read of a file before its SHA-256 has matched.
+//!
+//! What dpkg does with more than an entry's content stays with dpkg: configuration files and all of `/etc`, set-id
+//! files, files with an override or a diversion go into the stub as they are; packages that are not new to the
+//! machine, that share files with another architecture's, or that bring no sums, are handed over as they came. So is
+//! every package that cannot be read here: dpkg is the authority over its own format.
+
+mod archive;
+mod control;
+mod pool;
+mod stream;
+mod tar;
+mod xz;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc;
+use nix::time::{ClockId, clock_gettime};
+
+use self::archive::{Archive, Compression};
+use self::control::Control;
+use self::pool::{Chunk, Next, Place, Queue, Reserved};
+use self::tar::{Entry, Sink, Splitter};
+use super::stage::{Mounts, Stage};
+use crate::error::{Code, Error, Result};
+
+/// Files from this size on are placed by us. 398 of the 4,906 files of the CUDA 11.8 toolkit are that big, and hold
+/// 99.4 % of its bytes; dpkg takes longer to link a file than to write a smaller one.
+const MIN_STAGED: u64 = 64 << 10;
+/// Decoded bytes of a piece, where the format has no blocks of its own.
+const PIECE: usize = 4 << 20;
+/// A block that is larger than this is decoded as a stream, so that it need not fit into memory.
+const MOST_BLOCK: u64 = 64 << 20;
+/// One write. Large enough to cost no more than its copying, small enough to be shared among the threads.
+const MOST_WRITE: usize = 8 << 20;
+/// What a decoder of a whole stream may hold besides its pieces.
+const STREAM_MEMORY: u64 = 32 << 20;
+
+/// Why a package is not unpacked here.
+#[derive(Debug)]
+enum Trouble {
+    /// It is handed to dpkg as it came.
+    Unsuitable(String),
+    /// The machine cannot take it: the disk is full or fails.
+    Broken(Error),
+}
+
+impl Trouble {
+    fn unsuitable(why: impl Into<String>) -> Self {
+        Self::Unsuitable(why.into())
+    }
+
+    /// Decoding failed. The bytes are the right ones, so it is the format that we do not understand.
+    fn reading(e: io::Error) -> Self {
+        Self::Unsuitable(format!("it cannot be read here ({e})"))
+    }
+
+    fn writing(path: impl AsRef<Path>, e: io::Error) -> Self {
+        Self::Broken(Error::io("write", path, e))
+    }
+}
+
+/// A package file that will be unpacked when it has been verified.
+#[derive(Clone, Debug)]
+pub(super) struct Package {
+    /// Its place outside the root.
+    pub(super) file: PathBuf,
+    /// Its place inside the root.
+    pub(super) inside: String,
+    /// Bytes.
+    pub(super) size: u64,
+    /// Whether the file is ours to remove when dpkg no longer needs it.
+    pub(super) disposable: bool,
+}
+
+/// What dpkg gets for a package; paths inside the root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ready {
+    /// A stub: the rest lies in the stage.
+    Stub(String),
+    /// The package as it came, and why.
+    Original(String, String),
+}
+
+/// What decides whether a file may be linked.
+pub(super) struct Policy {
+    /// `name`, `architecture`, `version` of the packages that are new to the machine, with no sibling of another
+    /// architecture.
+    pub(super) fresh: HashSet<(String, String, String)>,
+    /// Paths with an override or a diversion.
+    pub(super) special: HashSet<PathBuf>,
+    /// Where the stage can be linked to.
+    pub(super) mounts: Mounts,
+    /// Asked once, before dpkg gets the first package: whether the rest still holds, or what has changed.
+    pub(super) unchanged: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+/// How much may be used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Threads.
+    pub(super) threads: usize,
+    /// Bytes of decoded data at any one time.
+    pub(super) memory: u64,
+    /// Added to the threads' nice value: apt and dpkg, which everything waits for in the end, go first.
+    pub(super) nice: i32,
+}
+
+/// What was done, for the report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Work {
+    /// Packages unpacked here.
+    pub stubs: usize,
+    /// Packages handed over as they came.
+    pub originals: usize,
+    /// Bytes decoded.
+    pub unpacked: u64,
+    /// Bytes that dpkg only had to link.
+    pub linked: u64,
+    /// Files that dpkg only had to link.
+    pub linked_files: u64,
+    /// Processor seconds of decoding.
+    pub decode_seconds: f64,
+    /// Processor seconds of writing.
+    pub write_seconds: f64,
+    /// The most memory that decoded data took, bytes.
+    pub memory: u64,
+}
+
+/// Threads that unpack.
+pub(super) struct Unpacker {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+type Pool = Queue<Task, Write_>;
+type Piece = Chunk<Task, Write_>;
+
+/// Work that decodes.
+#[derive(Debug)]
+enum Task {
+    /// Look at a verified package and decide what to do with it.
+    Open,
+    Block(Arc<xz::Blocks>, usize),
+    Stream(archive::Member),
+}
+
+/// A part of a staged file that is to be written.
+#[derive(Debug)]
+struct Write_ {
+    package: usize,
+    file: Arc<Staged>,
+    offset: u64,
+    piece: Arc<Piece>,
+    range: Range<usize>,
+}
+
+/// A file in the stage.
+#[derive(Debug)]
+struct Staged {
+    file: File,
+    left: AtomicU64,
+}
+
+struct Shared {
+    stage: Arc<Stage>,
+    policy: Policy,
+    packages: Vec<Slot>,
+    pool: Arc<Pool>,
+    outcome: Mutex<Outcome>,
+    changed: Condvar,
+    unchanged: OnceLock<Result<(), String>>,
+    decode_ns: AtomicU64,
+    write_ns: AtomicU64,
+    unpacked: AtomicU64,
+    linked: AtomicU64,
+}
+
+struct Slot {
+    package: Package,
+    job: Mutex<Option<Job>>,
+    /// Decoding counts as one, each waiting write as one.
+    outstanding: AtomicUsize,
+    given_up: AtomicBool,
+}
+
+/// What everybody waits for.
+#[derive(Default)]
+struct Outcome {
+    ready: BTreeMap<usize, Ready>,
+    all_ready_at: Option<Instant>,
+    verified: HashSet<usize>,
+    /// What stand-ins are told, and what the caller gets.
+    failed: Option<String>,
+    error: Option<Error>,
+    over: bool,
+}
+
+/// A package that is being unpacked.
+struct Job {
+    splitter: Splitter,
+    stub: Stub,
+    conffiles: HashSet<PathBuf>,
+    /// Blocks that came out before their turn.
+    early: BTreeMap<usize, Arc<Piece>>,
+    next: usize,
+    blocks: usize,
+    current: Option<Arc<Staged>>,
+}
+
+impl Unpacker {
+    /// Starts the threads. Packages are in the order in which dpkg will ask for them.
+    pub(super) fn start(stage: Arc<Stage>, policy: Policy, packages: Vec<Package>, limits: Limits) -> Self {
+        let slot = |package| Slot {
+            package,
+            job: Mutex::new(None),
+            outstanding: AtomicUsize::new(1),
+            given_up: AtomicBool::new(false),
+        };
+        let shared = Arc::new(Shared {
+            stage,
+            policy,
+            packages: packages.into_iter().map(slot).collect(),
+            pool: Arc::new(Queue::new(limits.memory)),
+            outcome: Mutex::default(),
+            changed: Condvar::new(),
+            unchanged: OnceLock::new(),
+            decode_ns: AtomicU64::new(0),
+            write_ns: AtomicU64::new(0),
+            unpacked: AtomicU64::new(0),
+            linked: AtomicU64::new(0),
+        });
+        let thread = |_| {
+            let shared = shared.clone();
+            std::thread::spawn(move || {
+                be_nice(limits.nice);
+                shared.work();
+            })
+        };
+        let threads = (0..limits.threads.max(1)).map(thread).collect();
+        Self { shared, threads }
+    }
+
+    /// The handle for those who wait and tell.
+    pub(super) fn handle(&self) -> Handle {
+        Handle(self.shared.clone())
+    }
+
+    /// Ends the threads and says what they did.
+    pub(super) fn finish(mut self) -> Work {
+        self.stop();
+        let outcome = self.shared.outcome();
+        let stubs = outcome.ready.values().filter(|r| matches!(r, Ready::Stub(_))).count();
+        let seconds = |ns: &AtomicU64| Duration::from_nanos(ns.load(Ordering::Relaxed)).as_secs_f64();
+        Work {
+            stubs,
+            originals: outcome.ready.len() - stubs,
+            unpacked: self.shared.unpacked.load(Ordering::Relaxed),
+            linked: self.shared.linked.load(Ordering::Relaxed),
+            linked_files: self.shared.stage.files(),
+            decode_seconds: seconds(&self.shared.decode_ns),
+            write_seconds: seconds(&self.shared.write_ns),
+            memory: self.shared.pool.most_in_use(),
+        }
+    }
+
+    fn stop(&mut self) {
+        self.shared.pool.stop();
+        self.shared.outcome().over = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so on standard error; its package never became ready.
+            let _ = thread.join();
+        }
+        // What a thread added in its last moment holds the queue that it is in.
+        self.shared.pool.stop();
+    }
+}
+
+impl Drop for Unpacker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Tells the unpacker what is there, and waits for what it makes of it.
+#[derive(Clone)]
+pub(super) struct Handle(Arc<Shared>);
+
+impl Handle {
+    /// The package's bytes are the right ones.
+    pub(super) fn verified(&self, package: usize) {
+        self.0.outcome().verified.insert(package);
+        self.0.changed.notify_all();
+        self.0.pool.push((package, 0), Task::Open, 0);
+    }
+
+    /// Nothing more will come of it.
+    pub(super) fn fail(&self, error: Error) {
+        self.0.fail(error);
+    }
+
+    /// The first failure, if there was one.
+    pub(super) fn take_failure(&self) -> Option<Error> {
+        self.0.outcome().error.take()
+    }
+
+    /// Waits until every package is verified. Before that nothing is handed to dpkg, so that a download that fails
+    /// leaves the machine as it was.
+    pub(super) fn wait_verified(&self) -> Result<(), String> {
+        self.0.wait(|outcome, all| (outcome.verified.len() == all).then_some(()))
+    }
+
+    /// Waits until dpkg can have this package.
+    pub(super) fn wait_ready(&self, package: usize) -> Result<Ready, String> {
+        self.wait_verified()?;
+        let unchanged = self.0.unchanged.get_or_init(|| (self.0.policy.unchanged)());
+        if let Err(why) = unchanged {
+            self.fail(Error::new(Code::AptFailed, why.clone()));
+        }
+        self.0.wait(|outcome, _| outcome.ready.get(&package).cloned())
+    }
+
+    /// When the last package became ready; `None` before that.
+    pub(super) fn all_ready_at(&self) -> Option<Instant> {
+        self.0.outcome().all_ready_at
+    }
+
+    /// Why packages were handed over as they came, with their number.
+    pub(super) fn originals(&self) -> Vec<(usize, String)> {
+        let outcome = self.0.outcome();
+        let why = |(package, ready): (&usize, &Ready)| match ready {
+            Ready::Original(_, why) => Some((*package, why.clone())),
+            Ready::Stub(_) => None,
+        };
+        outcome.ready.iter().filter_map(why).collect()
+    }
+}
+
+impl Shared {
+    fn outcome(&self) -> MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<T>(&self, mut done: impl FnMut(&Outcome, usize) -> Option<T>) -> Result<T, String> {
+        let mut outcome = self.outcome();
+        loop {
+            if let Some(error) = &outcome.failed {
+                return Err(error.clone());
+            }
+            if outcome.over {
+                return Err("the installation was ended".into());
+            }
+            if let Some(answer) = done(&outcome, self.packages.len()) {
+                return Ok(answer);
+            }
+            outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        let mut outcome = self.outcome();
+        if outcome.failed.is_none() {
+            outcome.failed = Some(error.to_string());
+            outcome.error = Some(error);
+        }
+        drop(outcome);
+        self.pool.stop();
+        self.changed.notify_all();
+    }
+
+    fn work(&self) {
+        while let Some(next) = self.pool.next() {
+            match next {
+                Next::Write(write) => self.write(write),
+                Next::Task(task, place, reserved) => self.task(task, place, reserved),
+            }
+        }
+    }
+
+    fn task(&self, task: Task, place: Place, reserved: Reserved) {
+        let package = place.0;
+        if self.packages[package].given_up.load(Ordering::Relaxed) {
+            self.pool.release(reserved);
+            return;
+        }
+        let began = thread_time();
+        let done = match task {
+            Task::Open => {
+                self.pool.release(reserved);
+                self.open(package)
+            }
+            Task::Block(blocks, number) => self.block(package, &blocks, number, reserved),
+            Task::Stream(member) => {
+                let done = self.stream(package, member);
+                self.pool.release(reserved);
+                done
+            }
+        };
+        self.decode_ns.fetch_add(thread_time().saturating_sub(began), Ordering::Relaxed);
+        if let Err(trouble) = done {
+            self.give_up(package, trouble);
+        }
+    }
+
+    /// The package is handed over as it came, or the installation cannot go on.
+    fn give_up(&self, package: usize, trouble: Trouble) {
+        match trouble {
+            Trouble::Broken(error) => self.fail(error),
+            Trouble::Unsuitable(why) => {
+                let slot = &self.packages[package];
+                slot.given_up.store(true, Ordering::Relaxed);
+                *lock(&slot.job) = None;
+                tracing::debug!(package = slot.package.inside, why, "handed to dpkg as it came");
+                self.ready(package, Ready::Original(slot.package.inside.clone(), why));
+            }
+        }
+    }
+
+    fn ready(&self, package: usize, ready: Ready) {
+        let mut outcome = self.outcome();
+        outcome.ready.insert(package, ready);
+        if outcome.ready.len() == self.packages.len() {
+            outcome.all_ready_at = Some(Instant::now());
+        }
+        drop(outcome);
+        self.changed.notify_all();
+    }
+
+    /// Decides what is to be done with a verified package.
+    fn open(&self, package: usize) -> Result<(), Trouble> {
+        let slot = &self.packages[package];
+        let file = File::open(&slot.package.file).map_err(Trouble::reading)?;
+        let archive = Archive::read(&file, slot.package.size)?;
+        let control = Control::read(&file, archive.control)?;
+        self.suits(&control)?;
+        let stub = Stub::make(&self.stage, package, &file, &archive)?;
+        let blocks = match archive.data.compression {
+            Compression::Xz => xz::blocks(&file, archive.data)?,
+            _ => None,
+        };
+        let blocks = blocks.filter(|b| b.list.iter().all(|b| b.unpacked <= MOST_BLOCK)).map(Arc::new);
+        *lock(&slot.job) = Some(Job {
+            splitter: Splitter::new(),
+            stub,
+            conffiles: control.conffiles.into_iter().collect(),
+            early: BTreeMap::new(),
+            next: 0,
+            blocks: blocks.as_ref().map_or(usize::MAX, |b| b.list.len()),
+            current: None,
+        });
+        match blocks {
+            Some(blocks) if blocks.list.is_empty() => return Err(Trouble::unsuitable("it has no data")),
+            Some(blocks) => {
+                for (number, block) in blocks.list.iter().enumerate() {
+                    let memory = block.unpacked + block.packed;
+                    self.pool.push((package, number), Task::Block(blocks.clone(), number), memory);
+                }
+            }
+            None => {
+                let memory = STREAM_MEMORY + 2 * PIECE as u64;
+                self.pool.push((package, 0), Task::Stream(archive.data), memory);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the package's files may be placed by us at all.
+    fn suits(&self, control: &Control) -> Result<(), Trouble> {
+        let id = (control.name.clone(), control.arch.clone(), control.version.clone());
+        if !self.policy.fresh.contains(&id) {
+            return Err(Trouble::unsuitable("it is not new to this machine"));
+        }
+        if !control.has_sums {
+            return Err(Trouble::unsuitable("it brings no sums of its files"));
+        }
+        Ok(())
+    }
+
+    fn block(
+        &self,
+        package: usize,
+        blocks: &Arc<xz::Blocks>,
+        number: usize,
+        reserved: Reserved,
+    ) -> Result<(), Trouble> {
+        let slot = &self.packages[package];
+        let file = File::open(&slot.package.file).map_err(Trouble::reading)?;
+        let block = &blocks.list[number];
+        let mut packed = self.pool.buffer(0);
+        let mut out = self.pool.buffer(usize::try_from(block.unpacked).unwrap_or(usize::MAX));
+        let decoded = blocks.decode(&file, block, &mut packed, &mut out);
+        drop(Chunk::new(packed, None, self.pool.clone()));
+        let piece = Arc::new(Chunk::new(out, Some(reserved), self.pool.clone()));
+        decoded?;
+        self.unpacked.fetch_add(block.unpacked, Ordering::Relaxed);
+        let mut guard = lock(&slot.job);
+        let Some(job) = guard.as_mut() else { return Ok(()) };
+        job.early.insert(number, piece);
+        while let Some(piece) = job.early.remove(&job.next) {
+            job.next += 1;
+            self.feed(package, job, &piece)?;
+        }
+        if job.next < job.blocks {
+            return Ok(());
+        }
+        job.splitter.finish()?;
+        drop(guard);
+        self.one_less(package)
+    }
+
+    fn stream(&self, package: usize, member: archive::Member) -> Result<(), Trouble> {
+        let slot = &self.packages[package];
+        let file = File::open(&slot.package.file).map_err(Trouble::reading)?;
+        let mut decoder = stream::open(&file, member)?;
+        let threads_share = 4;
+        loop {
+            let mut piece = self.pool.buffer(PIECE);
+            let length = fill(&mut *decoder, &mut piece).map_err(Trouble::reading)?;
+            if length == 0 {
+                break;
+            }
+            piece.truncate(length);
+            self.unpacked.fetch_add(length as u64, Ordering::Relaxed);
+            let piece = Arc::new(Chunk::new(piece, None, self.pool.clone()));
+            {
+                let mut job = lock(&slot.job);
+                let Some(job) = job.as_mut() else { return Ok(()) };
+                self.feed(package, job, &piece)?;
+            }
+            drop(piece);
+            while let Some(write) = self.pool.help(threads_share) {
+                self.write(write);
+            }
+            if self.pool.stopped() {
+                return Ok(());
+            }
+        }
+        match lock(&slot.job).as_ref() {
+            Some(job) => job.splitter.finish()?,
+            None => return Ok(()),
+        }
+        self.one_less(package)
+    }
+
+    fn feed(&self, package: usize, job: &mut Job, piece: &Arc<Piece>) -> Result<(), Trouble> {
+        let Job { splitter, stub, conffiles, current, .. } = job;
+        let mut placer = Placer { shared: self, package, stub, conffiles, current, piece };
+        splitter.feed(piece.bytes(), &mut placer)
+    }
+
+    fn write(&self, write: Write_) {
+        let began = thread_time();
+        let Write_ { package, file, offset, piece, range } = write;
+        let length = range.len() as u64;
+        let written = file.file.write_all_at(&piece.bytes()[range], offset);
+        drop(piece);
+        let done = match written {
+            Ok(()) => {
+                if file.left.fetch_sub(length, Ordering::AcqRel) == length {
+                    start_writeback(&file.file);
+                }
+                self.linked.fetch_add(length, Ordering::Relaxed);
+                // Closed before the package is ready: the kernel executes no file that is open for writing, and a
+                // maintainer script may want to at once.
+                drop(file);
+                self.one_less(package)
+            }
+            Err(e) => Err(Trouble::writing(self.stage.outside(), e)),
+        };
+        self.write_ns.fetch_add(thread_time().saturating_sub(began), Ordering::Relaxed);
+        if let Err(trouble) = done {
+            self.give_up(package, trouble);
+        }
+    }
+
+    /// One piece of work on the package less; the last one makes it ready.
+    fn one_less(&self, package: usize) -> Result<(), Trouble> {
+        let slot = &self.packages[package];
+        if slot.outstanding.fetch_sub(1, Ordering::AcqRel) != 1 || slot.given_up.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // Taken out: with the job every file of the package is closed.
+        let Some(job) = lock(&slot.job).take() else { return Ok(()) };
+        drop(job.current);
+        let inside = job.stub.close()?;
+        if slot.package.disposable {
+            // Its pages need not be written to the disk any more.
+            fs::remove_file(&slot.package.file).map_err(|e| Trouble::writing(&slot.package.file, e))?;
+        }
+        self.ready(package, Ready::Stub(inside));
+        Ok(())
+    }
+}
+
+/// Puts what comes out of a package's archive where it belongs.
+struct Placer<'a> {
+    shared: &'a Shared,
+    package: usize,
+    stub: &'a mut Stub,
+    conffiles: &'a HashSet<PathBuf>,
+    current: &'a mut Option<Arc<Staged>>,
+    piece: &'a Arc<Piece>,
+}
+
+impl Sink for Placer<'_> {
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        self.stub.add(bytes)
+    }
+
+    fn wants(&mut self, entry: &Entry) -> Result<Option<String>, Trouble> {
+        const SET_ID: u32 = 0o6000;
+        if entry.size < MIN_STAGED
+            || entry.mode & SET_ID != 0
+            || entry.path.starts_with("/etc")
+            || self.conffiles.contains(&entry.path)
+            || self.shared.policy.special.contains(&entry.path)
+            || !self.shared.policy.mounts.reach(&entry.path).map_err(Trouble::Broken)?
+        {
+            return Ok(None);
+        }
+        let broken = |e| Trouble::writing(self.shared.stage.outside(), e);
+        let (file, link) = self.shared.stage.new_file().map_err(broken)?;
+        reserve(&file, entry.size).map_err(broken)?;
+        *self.current = Some(Arc::new(Staged { file, left: AtomicU64::new(entry.size) }));
+        Ok(Some(link))
+    }
+
+    fn place(&mut self, offset: u64, range: Range<usize>) -> Result<(), Trouble> {
+        let Some(file) = self.current.as_ref() else {
+            return Err(Trouble::unsuitable("content without a file"));
+        };
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at + MOST_WRITE);
+            self.shared.packages[self.package].outstanding.fetch_add(1, Ordering::AcqRel);
+            self.shared.pool.push_write(Write_ {
+                package: self.package,
+                file: file.clone(),
+                offset: offset + (at - range.start) as u64,
+                piece: self.piece.clone(),
+                range: at..end,
+            });
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+/// A package's stub while it is made.
+struct Stub {
+    file: BufWriter<File>,
+    path: PathBuf,
+    inside: String,
+    data_header_at: u64,
+    data: u64,
+}
+
+impl Stub {
+    /// Begins with everything that the package has before its data, control data included, byte by byte.
+    fn make(stage: &Stage, number: usize, package: &File, archive: &Archive) -> Result<Self, Trouble> {
+        let name = format!("{number}.deb");
+        let path = stage.stub(&name);
+        let broken = |e| Trouble::writing(stage.stub(&name), e);
+        let file = File::create_new(&path).map_err(broken)?;
+        let mut stub = Self {
+            file: BufWriter::with_capacity(256 << 10, file),
+            inside: Stage::stub_inside(&name),
+            path,
+            data_header_at: archive.data_header_at,
+            data: 0,
+        };
+        let mut before = vec![0; usize::try_from(archive.data_header_at).unwrap_or(usize::MAX)];
+        package.read_exact_at(&mut before, 0).map_err(Trouble::reading)?;
+        stub.raw(&before)?;
+        // The size is filled in at the end.
+        stub.raw(&archive::data_header(0))?;
+        Ok(stub)
+    }
+
+    fn raw(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        self.file.write_all(bytes).map_err(|e| Trouble::writing(&self.path, e))
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        self.data += bytes.len() as u64;
+        self.raw(bytes)
+    }
+
+    /// Completes and closes the stub; its path inside the root.
+    fn close(mut self) -> Result<String, Trouble> {
+        if self.data % 2 == 1 {
+            self.raw(b"\n")?;
+        }
+        let done = self.file.flush().and_then(|()| {
+            let file = self.file.get_mut();
+            file.seek(SeekFrom::Start(self.data_header_at))?;
+            file.write_all(&archive::data_header(self.data))
+        });
+        done.map_err(|e| Trouble::writing(&self.path, e))?;
+        Ok(self.inside)
+    }
+}
+
+/// Gives a placeholder of the right size the beginning of the verified package, up to its data: what programs want
+/// that look at archives before dpkg does. A package that cannot be read here stands there whole.
+pub(super) fn fill_placeholder(package: &Path, placeholder: &Path) -> Result<()> {
+    let fill = || -> io::Result<()> {
+        let file = File::open(package)?;
+        let size = file.metadata()?.len();
+        let Ok(archive) = Archive::read(&file, size) else {
+            return fs::copy(package, placeholder).map(drop);
+        };
+        // With the header of the data: readers go from header to header.
+        let mut beginning = vec![0; usize::try_from(archive.data.at).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut beginning, 0)?;
+        File::options().write(true).open(placeholder)?.write_all_at(&beginning, 0)
+    };
+    fill().map_err(|e| Error::io("fill", placeholder, e))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads until the buffer is full or the stream is over.
+fn fill(from: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match from.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(length)
+}
+
+/// Asks for the space at once: a full disk shows before the first byte, and the file lies in one piece.
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    let length = i64::try_from(size).unwrap_or(i64::MAX);
+    match fallocate(file, FallocateFlags::empty(), 0, length) {
+        // Not every file system can; then writing will tell.
+        Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Lets the kernel write the file to the disk now, and does not wait: maintainer scripts that sync would otherwise
+/// wait for gigabytes at the end.
+#[expect(unsafe_code, reason = "sync_file_range has no safe binding")]
+fn start_writeback(file: &File) {
+    // SAFETY: a system call on an open descriptor. Its failure costs time only.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Lowers this thread's priority.
+#[expect(unsafe_code, reason = "nice has no safe binding for one thread")]
+fn be_nice(by: i32) {
+    // SAFETY: on Linux it changes the calling thread only. Refused, it costs time only.
+    unsafe { libc::nice(by) };
+}
+
+/// Processor time of this thread so far, nanoseconds.
+fn thread_time() -> u64 {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map_or(0, |t| u64::try_from(Duration::from(t).as_nanos()).unwrap_or_default())
+}
+
+/// A disk that is full, in the words of the installation.
+pub(super) fn full_hint(error: Error) -> Error {
+    if error.code() == Code::DiskFull {
+        return error.with_hint("free space on /var and /usr or enlarge the volume, then run again");
+    }
+    error
+}

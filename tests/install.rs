@@ -1,0 +1,363 @@
+//! How packages get onto the machine: the pipeline, the slower ways and what leads to each, on real apt and dpkg in
+//! disposable roots, with a signed repository behind a web server on loopback.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/debs.rs"]
+mod debs;
+#[path = "support/repository.rs"]
+mod repository;
+#[path = "support/root.rs"]
+mod root;
+#[path = "support/web.rs"]
+mod web;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use debs::{Deb, Key, Repository};
+use gpu_bootstrap::error::Error;
+use gpu_bootstrap::host::apt::Request;
+use gpu_bootstrap::host::{Host, paths};
+use gpu_bootstrap::install::{Installer, Options, Report, Rung};
+use root::Root;
+use sha2::{Digest, Sha256};
+use web::{Answer, Web};
+
+/// Plays the stand-ins' part.
+const AGENT: &str = env!("CARGO_BIN_EXE_gpu-bootstrap");
+
+/// A root whose only source is a signed repository behind http.
+struct Machine {
+    root: Root,
+    host: Host,
+    repo: Repository,
+    key: Key,
+    web: Web,
+}
+
+impl Machine {
+    fn new(packages: &[Deb]) -> Self {
+        Self::in_root(Root::new(), packages)
+    }
+
+    fn in_root(root: Root, packages: &[Deb]) -> Self {
+        let repo = Repository::new(root.path(), "repo");
+        let web = Web::serve(&root.at("/srv/repo"));
+        Self::serving(root, repo, web, packages)
+    }
+
+    fn serving(root: Root, repo: Repository, web: Web, packages: &[Deb]) -> Self {
+        let key = Key::new();
+        for package in packages {
+            repo.add(package);
+        }
+        key.export(&root.at("/etc/apt/keyrings/repo.gpg"));
+        root.write(
+            "/etc/apt/sources.list",
+            &format!("deb [signed-by=/etc/apt/keyrings/repo.gpg] {} ./\n", web.url()),
+        );
+        repo.publish(Some(&key));
+        root.run("apt-get", &["-qq", "update"]);
+        let host = Host::new(root.path().into());
+        Self { root, host, repo, key, web }
+    }
+
+    fn install(&self, packages: &[&str], options: Options) -> Result<Report, Error> {
+        let request =
+            Request { packages: packages.iter().map(|p| (*p).to_owned()).collect(), ..Request::default() };
+        let installer = Installer::new(&self.host).with(options).playing(Path::new(AGENT));
+        block(installer.install(&request))
+    }
+
+    /// Installs, and says how and why so.
+    fn way(&self, packages: &[&str]) -> (Rung, String) {
+        let report = self.install(packages, Options::default()).unwrap();
+        (report.install, report.why)
+    }
+
+    fn state(&self, package: &str) -> String {
+        let query = ["-W", "-f", "${db:Status-Abbrev}${Version}", package];
+        let output = self.root.command("dpkg-query", &query).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+}
+
+fn block<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn most(most: Rung) -> Options {
+    Options { most, ..Options::default() }
+}
+
+/// Bytes that do not compress to nothing.
+fn noise(length: usize, seed: u32) -> Vec<u8> {
+    let mut x = seed | 1;
+    let next = |x: &mut u32| {
+        *x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        x.to_be_bytes()[0]
+    };
+    (0..length).map(|i| if i % 2 == 0 { next(&mut x) } else { 0 }).collect()
+}
+
+/// Packages with every kind of entry that is treated in its own way.
+fn set() -> Vec<Deb> {
+    let library = Deb::new("liba", "1.0-1")
+        .arch("amd64")
+        .sums()
+        .compressed("xz")
+        .file("/usr/lib/liba.so.1", noise(700_000, 1))
+        .file("/usr/lib/liba-small.so", noise(1000, 2))
+        .file("/usr/bin/seta", noise(90_000, 3))
+        .mode("/usr/bin/seta", 0o4755)
+        .file("/opt/a/data.bin", noise(200_000, 4))
+        .mode("/opt/a/data.bin", 0o640)
+        .conffile("/opt/a/big.conf", &"setting\n".repeat(20_000))
+        .conffile("/etc/a.conf", &"setting\n".repeat(20_000));
+    let tool = Deb::new("tool", "1:2.0-1")
+        .field("Depends", "liba (>= 1.0)")
+        .sums()
+        .compressed("gzip")
+        .file(&format!("/usr/share/{}file", "a-long-name/".repeat(14)), noise(150_000, 5))
+        .file("/usr/share/tool/umlaut-äöü", noise(70_000, 6))
+        // Executed at once: nobody may have it open for writing any more.
+        .file("/usr/share/zz/ztool", format!("#!/bin/sh\necho ran\nexit 0\n{}", "#\n".repeat(60_000)))
+        .mode("/usr/share/zz/ztool", 0o755)
+        .script(
+            "postinst",
+            "sha256sum /usr/lib/liba.so.1 >/var/lib/tool-saw; /usr/share/zz/ztool >>/var/lib/tool-saw",
+        );
+    let without_sums = Deb::new("plain", "3").file("/usr/share/plain/data", noise(100_000, 7));
+    let meta = Deb::new("everything", "1").field("Depends", "tool, plain, zipped").sums();
+    let zipped =
+        Deb::new("zipped", "1").sums().compressed("zstd").file("/usr/lib/zipped", noise(5_000_000, 8));
+    vec![library, tool, without_sums, meta, zipped]
+}
+
+/// Every path with all that a package decides about it.
+fn tree(root: &Path) -> BTreeMap<String, String> {
+    fn walk(root: &Path, dir: &Path, to: &mut BTreeMap<String, String>) {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            let name = format!("/{}", path.strip_prefix(root).unwrap().display());
+            if MAY_DIFFER.iter().any(|p| name.starts_with(p)) {
+                continue;
+            }
+            let meta = path.symlink_metadata().unwrap();
+            let mut about = format!("{:o} {} {}", meta.permissions().mode(), meta.uid(), meta.gid());
+            if meta.is_file() {
+                let sum = Sha256::digest(fs::read(&path).unwrap());
+                let made_here = MADE_HERE.iter().any(|p| name.starts_with(p));
+                let time = if made_here { 0 } else { meta.mtime() };
+                about += &format!(" {} {} {time} {sum:x}", meta.nlink(), meta.len());
+            } else if meta.is_symlink() {
+                about += &format!(" {}", fs::read_link(&path).unwrap().display());
+            }
+            to.insert(name, about);
+            if meta.is_dir() {
+                walk(root, &path, to);
+            }
+        }
+    }
+    let mut all = BTreeMap::new();
+    walk(root, root, &mut all);
+    all
+}
+
+/// The repository itself and its key, apt's caches and logs, our own state.
+const MAY_DIFFER: [&str; 9] = [
+    "/srv/repo",
+    "/etc/apt/keyrings",
+    "/etc/apt/sources.list",
+    "/var/lib/apt/lists",
+    "/var/cache/apt",
+    "/var/cache/ldconfig",
+    "/var/log",
+    "/var/lib/gpu-bootstrap",
+    "/run/gpu-bootstrap",
+];
+/// Written while packages are installed, with the time of that.
+const MADE_HERE: [&str; 5] =
+    ["/var/lib/dpkg", "/var/lib/apt", "/etc/ld.so.cache", "/var/cache/debconf", "/var/lib/tool-saw"];
+
+#[test]
+fn every_way_ends_in_the_machine_that_plain_apt_makes() {
+    let plain = Machine::new(&set());
+    plain.root.run("apt-get", &["-qq", "-y", "install", "everything"]);
+    let wanted = tree(plain.root.path());
+    assert!(wanted.contains_key("/usr/lib/liba.so.1") && wanted.contains_key("/var/lib/dpkg/status"));
+    for rung in [Rung::Pipeline, Rung::Originals, Rung::Apt] {
+        let m = Machine::new(&set());
+        let report = m.install(&["everything"], most(rung)).unwrap();
+        assert_eq!(report.install, rung, "{}", report.why);
+        let found = tree(m.root.path());
+        let differ: Vec<_> = wanted
+            .iter()
+            .filter(|(path, about)| found.get(*path) != Some(*about))
+            .chain(found.iter().filter(|(path, _)| !wanted.contains_key(*path)))
+            .map(|(path, about)| format!("{path}: {about} / {:?}", found.get(path)))
+            .collect();
+        assert!(differ.is_empty(), "{rung}: {differ:#?}");
+        if rung == Rung::Pipeline {
+            let work = report.prepared.unpacked.unwrap();
+            // liba.so.1, data.bin, ztool, the long name, the umlaut, zipped; neither set-id nor configuration files.
+            assert_eq!((work.stubs, work.originals, work.linked_files), (4, 1, 6), "{work:?}");
+            let (file, why) = &report.prepared.originals[0];
+            assert!(file.starts_with("plain_3") && why.contains("no sums"), "{file}: {why}");
+        }
+        assert!(!m.root.at(paths::STAGE_DIR).exists());
+    }
+}
+
+#[test]
+fn each_reason_for_a_slower_way_is_found_and_named() {
+    let m = Machine::new(&set());
+    let plain = |name: &str| Deb::new(name, "1").sums().file("/usr/share/x", b"x");
+    for n in ["a", "b", "c", "d", "e", "f", "g"] {
+        m.repo.add(&plain(n).file(&format!("/usr/share/{n}"), noise(80_000, 1)));
+    }
+    for n in ["a", "b", "c", "d", "e", "f", "g"] {
+        // One file of all of them would be a conflict.
+        fs::remove_file(m.root.at(&format!("/srv/repo/{n}_1_all.deb"))).unwrap();
+        m.repo.add(&Deb::new(n, "1").sums().file(&format!("/usr/share/{n}"), noise(80_000, 1)));
+    }
+    m.repo.publish(Some(&m.key));
+    m.root.run("apt-get", &["-qq", "update"]);
+
+    let expect = |package: &str, rung: Rung, words: &str| {
+        let (way, why) = m.way(&[package]);
+        assert!(way == rung && why.contains(words), "{package}: {way}, because {why}");
+        assert!(m.state(package).starts_with("ii"), "{package}: {}", m.state(package));
+    };
+    m.root.write("/etc/apt/auth.conf.d/x.conf", "machine example.com login a password b\n");
+    expect("a", Rung::Apt, "/etc/apt/auth.conf.d/x.conf holds logins");
+    fs::remove_file(m.root.at("/etc/apt/auth.conf.d/x.conf")).unwrap();
+
+    m.root.write("/etc/apt/apt.conf.d/99x", "DPkg::Pre-Install-Pkgs { \"cat >/dev/null\"; };\n");
+    expect("b", Rung::Originals, "reads every archive first");
+    fs::remove_file(m.root.at("/etc/apt/apt.conf.d/99x")).unwrap();
+
+    m.root.write("/usr/bin/debsig-verify", "#!/bin/sh\nexit 0\n");
+    m.root.write("/etc/dpkg/dpkg.cfg", "# Debian's own has no-debsig here\n");
+    fs::set_permissions(m.root.at("/usr/bin/debsig-verify"), fs::Permissions::from_mode(0o755)).unwrap();
+    expect("c", Rung::Originals, "debsig-verify");
+    fs::remove_file(m.root.at("/usr/bin/debsig-verify")).unwrap();
+
+    let status = m.root.read("/var/lib/dpkg/status");
+    let at = status.find("Package: dpkg\n").unwrap();
+    let (before, after) = status.split_at(at);
+    m.root.write(
+        "/var/lib/dpkg/status",
+        &format!("{before}{}", after.replacen("Version: 1.", "Version: 9.", 1)),
+    );
+    expect("d", Rung::Originals, "has not been tried");
+    let status = m.root.read("/var/lib/dpkg/status");
+    m.root.write("/var/lib/dpkg/status", &status.replacen("Version: 9.21.", "Version: 1.21.", 1));
+
+    expect("e", Rung::Pipeline, "");
+    m.repo.add(&Deb::new("e", "2").sums().file("/usr/share/e", noise(90_000, 1)));
+    m.repo.publish(Some(&m.key));
+    m.root.run("apt-get", &["-qq", "update"]);
+    expect("e", Rung::Originals, "every package replaces one");
+
+    m.root.write(
+        "/etc/apt/sources.list",
+        &format!("deb [signed-by=/etc/apt/keyrings/repo.gpg] {} ./\n", m.repo.uri()),
+    );
+    m.root.run("apt-get", &["-qq", "update"]);
+    expect("f", Rung::Apt, "comes by file:");
+}
+
+#[test]
+fn where_the_stand_in_cannot_be_executed_packages_are_still_fetched() {
+    use nix::mount::{MsFlags, mount};
+    let m = Machine::new(&set());
+    let state = m.root.at(paths::STATE_DIR);
+    fs::create_dir_all(&state).unwrap();
+    // The test's thread has a mount namespace of its own.
+    mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::MS_NOEXEC, Some("size=200m")).unwrap();
+    let (way, why) = m.way(&["everything"]);
+    assert!(way == Rung::Originals && why.contains("cannot be executed"), "{way}, because {why}");
+    nix::mount::umount(&state).unwrap();
+}
+
+#[test]
+fn files_on_another_mount_are_written_by_dpkg() {
+    use nix::mount::{MsFlags, mount};
+    let m = Machine::new(&set());
+    let (opt, behind) = (m.root.at("/opt"), m.root.at("/srv/opt"));
+    fs::create_dir_all(&behind).unwrap();
+    let none: Option<&str> = None;
+    // The same file system: only trying tells that no link leads there.
+    mount(Some(&behind), &opt, none, MsFlags::MS_BIND, none).unwrap();
+    let report = m.install(&["everything"], Options::default()).unwrap();
+    assert_eq!((report.install, report.prepared.unpacked.unwrap().linked_files), (Rung::Pipeline, 5));
+    assert_eq!(fs::read(behind.join("a/data.bin")).unwrap(), noise(200_000, 4));
+    nix::mount::umount(&opt).unwrap();
+}
+
+#[test]
+fn a_server_that_lies_gets_nothing_installed() {
+    let root = Root::new();
+    let repo = Repository::new(root.path(), "repo");
+    let dir = root.at("/srv/repo");
+    let web = Web::answer(move |path| match fs::read(dir.join(path.trim_start_matches('/'))) {
+        Ok(mut bytes) => {
+            if path.contains("tool_") {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+            }
+            Answer::Body(bytes)
+        }
+        Err(_) => Answer::Missing,
+    });
+    let m = Machine::serving(root, repo, web, &set());
+    let before = m.root.read("/var/lib/dpkg/status");
+    let error = m.install(&["everything"], Options::default()).unwrap_err();
+    assert_eq!(error.code().name(), "checksum-mismatch", "{error} {:?}", error.causes());
+    assert_eq!(m.root.read("/var/lib/dpkg/status"), before);
+    assert!(!m.root.at("/usr/lib/liba.so.1").exists());
+    assert!(!m.root.at(paths::IN_FLIGHT).exists() && !m.root.at(paths::STAGE_DIR).exists());
+}
+
+#[test]
+fn package_files_among_the_request_are_unpacked_by_all_cores_too() {
+    let m = Machine::new(&set());
+    let deb = Deb::new("local", "1")
+        .field("Depends", "liba")
+        .sums()
+        .compressed("xz")
+        .file("/usr/lib/local.bin", noise(400_000, 9))
+        .build(&m.root.at("/var/lib"));
+    let inside = format!("/var/lib/{}", deb.file_name().unwrap().to_string_lossy());
+    let report = m.install(&[&inside], Options::default()).unwrap();
+    assert_eq!(report.install, Rung::Pipeline, "{}", report.why);
+    let work = report.prepared.unpacked.unwrap();
+    assert_eq!((work.stubs, work.linked_files), (2, 3), "{work:?}");
+    assert_eq!(fs::read(m.root.at("/usr/lib/local.bin")).unwrap(), noise(400_000, 9));
+    assert!(deb.exists());
+}
+
+#[test]
+fn without_documentation_licences_stay() {
+    let m = Machine::new(&[Deb::new("documented", "1")
+        .sums()
+        .file("/usr/share/doc/documented/copyright", b"licence")
+        .file("/usr/share/doc/documented/manual.txt", b"text")
+        .file("/usr/share/man/man1/documented.1", noise(100_000, 1))]);
+    m.install(&["documented"], Options { documentation: false, ..Options::default() }).unwrap();
+    let there = |path: &str| m.root.at(path).exists();
+    assert!(there("/usr/share/doc/documented/copyright"));
+    assert!(!there("/usr/share/doc/documented/manual.txt") && !there("/usr/share/man/man1/documented.1"));
+}
+
+#[test]
+fn requests_are_few() {
+    let m = Machine::new(&set());
+    let before = m.web.requests().len();
+    m.install(&["everything"], Options::default()).unwrap();
+    let asked = &m.web.requests()[before..];
+    assert_eq!(asked.len(), 5, "{asked:?}");
+}
