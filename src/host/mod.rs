@@ -8,6 +8,7 @@ pub mod exec;
 pub mod fetch;
 pub mod files;
 pub mod ld_cache;
+pub(crate) mod proxy;
 pub mod retry;
 
 use std::path::PathBuf;
