@@ -1,9 +1,13 @@
-//! Embeds the step files, the catalog, the GPU probe and the simulated driver, and refuses to build when a step
-//! file uses an unknown value or a release build is not static.
+//! Embeds the step files, the catalog, the GPU probe and the simulated driver, compressed, and refuses to build when a
+//! step file uses an unknown value or a release build is not static.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
+
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
 
 include!("src/plan/value_names.rs");
 
@@ -36,8 +40,8 @@ fn main() {
     );
     let keys = files_with("asc", Path::new("steps/catalog/keys"));
     write_table(&out.join("catalog_keys.rs"), "KEYS", "The repositories' public keys.", &keys);
-    println!("cargo:rustc-env=GPU_PROBE={}", probe::build(&out).display());
-    println!("cargo:rustc-env=SIMULATED_DRIVER={}", simulated_driver::build(&out).display());
+    println!("cargo:rustc-env=GPU_PROBE={}", compress(&probe::build(&out), &out).display());
+    println!("cargo:rustc-env=SIMULATED_DRIVER={}", compress(&simulated_driver::build(&out), &out).display());
 }
 
 /// An environment RUSTFLAGS replaces .cargo/config.toml's flags silently; a dynamic binary would then be shipped.
@@ -77,12 +81,25 @@ fn check_values(file: &str, text: &str) {
     }
 }
 
+/// Writes a table of names and compressed contents, which lie beside it in a directory of their own.
 fn write_table(to: &Path, constant: &str, doc: &str, files: &[(String, PathBuf)]) {
-    let mut code = format!("/// {doc}\npub const {constant}: &[(&str, &str)] = &[\n");
+    let contents = to.with_extension("");
+    fs::create_dir_all(&contents).expect("OUT_DIR is writable");
+    let mut code = format!("/// {doc}\npub(crate) const {constant}: &[crate::embedded::File] = &[\n");
     for (name, path) in files {
-        let path = fs::canonicalize(path).expect("the file exists");
-        let _ = writeln!(code, "    ({name:?}, include_str!({:?})),", path.display().to_string());
+        let compressed = compress(path, &contents).display().to_string();
+        let _ = writeln!(code, "    ({name:?}, include_bytes!({compressed:?})),");
     }
     code.push_str("];\n");
     fs::write(to, code).expect("OUT_DIR is writable");
+}
+
+/// Compresses `file` into `dir`, for `src/embedded.rs`, and returns where it is then.
+fn compress(file: &Path, dir: &Path) -> PathBuf {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(&fs::read(file).expect("the file is readable")).expect("memory takes everything");
+    let name = file.file_name().expect("a file has a name").to_string_lossy();
+    let to = dir.join(format!("{name}.zlib"));
+    fs::write(&to, encoder.finish().expect("memory takes everything")).expect("OUT_DIR is writable");
+    to
 }

@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod device_query;
+mod embedded;
 pub mod engine;
 pub mod error;
 pub mod facts;

@@ -1,6 +1,7 @@
 //! Parse, dispatch, exit code.
 
 mod no_getaddrinfo;
+mod no_stack_bounds;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,12 @@
 //! Small questions about text that several rooms ask.
 
 use std::fmt::Write as _;
+use std::str::FromStr;
+
+use reqwest::Url;
+
+/// Why a text is no URL, as the parser has it.
+pub(crate) type UrlError = <Url as FromStr>::Err;
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
@@ -16,6 +22,15 @@ pub fn position(text: &str, offset: usize) -> (usize, usize) {
     let line = before.matches('\n').count() + 1;
     let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
     (line, column)
+}
+
+/// A URL, or why it is none, with the mend. Host names outside ASCII are not translated: their tables would make the
+/// binary bigger (docs/decisions/0009-size.md).
+pub(crate) fn parse_url(url: &str) -> Result<Url, String> {
+    Url::parse(url).map_err(|e| match e {
+        UrlError::IdnaError => "the host name is not in ASCII; write it as xn--…".to_owned(),
+        e => e.to_string(),
+    })
 }
 
 #[cfg(test)]

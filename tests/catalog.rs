@@ -309,6 +309,8 @@ fn nonsense_in_the_config_is_a_config_error() {
         assert_eq!(error.code(), Code::ConfigType, "{wish}: {error}");
         assert!(error.hint().is_some(), "{wish}");
     }
+    let foreign = refused(&facts, "source.packages = 'https://bücher.example/repos'");
+    assert!(foreign.message().contains("xn--…"), "{foreign}");
     let secret = refused(&facts, "source.packages = 'https://me:hunter2@mirror/repos'");
     assert_eq!(secret.code(), Code::ConfigType);
     assert!(!format!("{secret} {:?} {:?}", secret.hint(), secret.causes()).contains("hunter2"));

@@ -270,6 +270,12 @@ async fn a_server_that_is_not_there_is_a_sentence() {
 }
 
 #[tokio::test]
+async fn an_endpoint_outside_ascii_is_refused_with_the_mend() {
+    let why = failure(put("https://bücher.example", KEY, "N").await);
+    assert!(why.contains("AWS_ENDPOINT_URL is https://bücher.example") && why.contains("xn--…"), "{why}");
+}
+
+#[tokio::test]
 async fn without_a_role_auto_is_off_and_true_is_a_failure() {
     let service = Imds::new().start();
     let client = Client::new(Endpoint::Fixed(service.url()), Duration::from_secs(5));

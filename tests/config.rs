@@ -213,6 +213,16 @@ const MISTAKES: &[(&str, Code, &str)] = &[
         Code::ConfigType,
         "the scheme ftp:// is not supported; use https://",
     ),
+    (
+        "source.packages = \"https://bücher.example/c\"",
+        Code::ConfigType,
+        "source.packages: a host name is written in ASCII; write this one as xn--…",
+    ),
+    (
+        "[[cudnn.deb]]\nurl = \"https://bücher.example/c\"\nsha256 = \"SUM\"",
+        Code::ConfigType,
+        "FILE:2:7: cudnn.deb: a host name is written in ASCII; write this one as xn--…",
+    ),
     ("source.packages = \"https://a.b/c?d\"", Code::ConfigType, "a mirror's URL has no ?"),
     ("source.packages = \"https://a.b/c [trusted=yes]\"", Code::ConfigType, "a URL cannot contain a space"),
     (

@@ -599,9 +599,19 @@ fn a_given_proxy_is_used_and_a_wrong_one_is_refused() {
     let log = proxy.log();
     assert!(log.iter().all(|r| r.path == "http://mirror.invalid/x.deb"), "{log:?}");
     assert!(log.iter().all(|r| r.header("proxy-authorization") == Some("Basic dXNlcjpnZWhlaW0=")));
-    let error = fetch(&[], &through("http://user:geheim@["), &NEVER, &|_| {}).unwrap_err();
-    assert!(error.message().starts_with("cannot use the proxy"), "{error:?}");
-    assert!(!format!("{error:?}").contains("geheim"), "{error:?}");
+    for (wrong, says) in [
+        ("http://user:geheim@[", "not the URL"),
+        ("http://user:geheim@bücher.example:3128", "xn--…"),
+        ("ftp://user:geheim@proxy", "not the URL"),
+    ] {
+        let error = fetch(&[], &through(wrong), &NEVER, &|_| {}).unwrap_err();
+        assert!(error.message().starts_with("cannot use the proxy"), "{error:?}");
+        assert!(
+            error.message().contains("apt's configuration") && error.message().contains(says),
+            "{error:?}"
+        );
+        assert!(!format!("{error:?}").contains("geheim"), "{error:?}");
+    }
 }
 
 #[test]

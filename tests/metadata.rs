@@ -8,12 +8,15 @@ mod imds;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use gpu_bootstrap::error::Code;
 use gpu_bootstrap::facts::identity::{self, Identity};
 use gpu_bootstrap::host::Host;
+use gpu_bootstrap::host::fetch::Fetch;
 use gpu_bootstrap::imds::{Client, Endpoint};
+use gpu_bootstrap::install::fetch::{Settings, fetch};
 use imds::scripted_http::{Reply, Server};
 use imds::{Imds, Running};
 
@@ -349,8 +352,15 @@ async fn child_that_gathers_by_its_environment() {
     let elsewhere = root("QEMU");
     let identity = gather(elsewhere.path(), &client).await.unwrap();
     println!("instance {}", identity.instance_id());
-    let answer = gpu_bootstrap::host::fetch::Fetch::new().get("http://proxied.invalid/x", 100).await.unwrap();
-    println!("fetched {}", String::from_utf8(answer).unwrap());
+    match Fetch::new().get("http://proxied.invalid/x", 100).await {
+        Ok(answer) => println!("fetched {}", String::from_utf8(answer).unwrap()),
+        Err(error) => println!("refused: {error}"),
+    }
+    // It has runtimes of its own, which may not end within this one.
+    let packages = || fetch(&[], &Settings::default(), &AtomicBool::new(false), &|_| {});
+    if let Err(error) = std::thread::spawn(packages).join().unwrap() {
+        println!("packages refused: {error}");
+    }
 }
 
 fn child(env: &[(&str, &str)]) -> String {
@@ -382,6 +392,20 @@ fn the_environment_is_read_and_proxies_are_not() {
     assert!(text.contains("fetched through the proxy"), "{text}");
     let proxied: Vec<_> = proxy.log().into_iter().map(|r| r.path).collect();
     assert_eq!(proxied, ["http://proxied.invalid/x"]);
+}
+
+#[test]
+fn a_proxy_that_cannot_be_used_is_refused_instead_of_passed_by() {
+    let service = Imds::new().start();
+    let text = child(&[
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", &service.url()),
+        ("HTTPS_PROXY", "http://user:geheim@bücher.example:3128"),
+    ]);
+    assert!(text.contains("instance i-0123456789abcdef0"), "{text}");
+    let refusal = "refused: cannot use the proxy http://bücher.example:3128 that HTTPS_PROXY names: it is not in ASCII; \
+                   write the host name as xn--…";
+    assert_eq!(text.matches(refusal).count(), 2, "{text}");
+    assert!(text.contains(&format!("packages {refusal}")), "{text}");
 }
 
 #[test]

@@ -10,8 +10,10 @@ use std::process::{Command, Output};
 
 use sha2::{Digest, Sha256};
 
-/// Writes `$BINARY` (some bytes) where cargo would, and its arguments and environment beside it.
+/// Unpacks the dependencies' sources when it is asked to fetch. Else writes `$BINARY` (some bytes) where cargo would, and
+/// its arguments and environment beside it.
 const CARGO: &str = r#"#!/bin/sh
+if [ "$1" = fetch ]; then mkdir -p "$CARGO_HOME/registry/src/registry-1"; exit; fi
 printf '%s\n' "$*" "epoch $SOURCE_DATE_EPOCH" "cflags $CFLAGS" >>"$NOTES"
 mkdir -p target/x86_64-unknown-linux-gnu/release
 cp "$BINARY" target/x86_64-unknown-linux-gnu/release/gpu-bootstrap
@@ -59,7 +61,7 @@ impl Repository {
         let mut command = Command::new(self.path("source/packaging/release"));
         let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
         command.env("PATH", path).env("NOTES", self.path("notes")).env("DIFFERENT", "");
-        command.env("BINARY", env!("CARGO_BIN_EXE_gpu-bootstrap")).env("CARGO_HOME", "/cargo-home");
+        command.env("BINARY", env!("CARGO_BIN_EXE_gpu-bootstrap")).env("CARGO_HOME", self.path("cargo"));
         for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "RUSTC_WRAPPER", "CFLAGS"]
         {
             command.env_remove(name);
@@ -107,7 +109,11 @@ fn a_release_has_the_binary_its_sum_and_the_tools_names() {
     for (flag, from) in [("--remap-path-prefix", source.display()), ("-ffile-prefix-map", source.display())] {
         assert!(notes.contains(&format!("{flag}={from}=/gpu-bootstrap")), "{notes}");
     }
-    assert!(notes.contains("--remap-path-prefix=/cargo-home=/cargo"), "{notes}");
+    // The last one that fits counts, so the order matters.
+    let cargo = repository.path("cargo").display().to_string();
+    let home = notes.find(&format!("\"--remap-path-prefix={cargo}=/cargo\""));
+    let registry = notes.find(&format!("\"--remap-path-prefix={cargo}/registry/src/registry-1/=\""));
+    assert!(home.is_some() && home < registry, "{notes}");
 }
 
 #[test]

@@ -10,12 +10,13 @@ use super::tables::{
     Toolkits,
 };
 use super::version::Version;
+use crate::embedded::inflate_text;
 use crate::error::{Code, Error, Result};
 use crate::facts::os::Arch;
 use crate::text::position;
 
-include!(concat!(env!("OUT_DIR"), "/catalog.rs")); // pub const EMBEDDED: &[(&str, &str)]
-include!(concat!(env!("OUT_DIR"), "/catalog_keys.rs")); // pub const KEYS: &[(&str, &str)]
+include!(concat!(env!("OUT_DIR"), "/catalog.rs")); // const EMBEDDED: &[embedded::File]
+include!(concat!(env!("OUT_DIR"), "/catalog_keys.rs")); // const KEYS: &[embedded::File]
 
 /// The one file that an override is laid over instead of replacing.
 const REPOSITORIES: &str = "repositories.toml";
@@ -225,9 +226,9 @@ impl Catalog {
 fn embedded() -> BTreeMap<String, Source> {
     let files = EMBEDDED.iter();
     files
-        .map(|(name, text)| {
+        .map(|(name, compressed)| {
             let shown = format!("steps/catalog/{name}");
-            ((*name).to_owned(), Source { shown, text: (*text).to_owned() })
+            ((*name).to_owned(), Source { shown, text: inflate_text(compressed) })
         })
         .collect()
 }
@@ -322,7 +323,7 @@ fn read_key(row: KeyRow, source: &Source, dir: Option<&Path>) -> Result<Key> {
             None => KEYS
                 .iter()
                 .find(|(name, _)| name == file)
-                .map(|(_, armour)| (*armour).to_owned())
+                .map(|(_, compressed)| inflate_text(compressed))
                 .ok_or_else(|| invalid(&format!("there is no file keys/{file}")))?,
         },
         _ => return Err(invalid("a key has either a file or an armour")),

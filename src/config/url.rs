@@ -2,10 +2,16 @@
 
 use reqwest::Url;
 
+use crate::text::parse_url;
+
 /// What is wrong with `text` as an `http` or `https` URL, with the mend; `Ok` with the parsed URL if nothing is.
 /// Stricter than the URL standard, which drops line breaks silently: what is accepted here also stands in
 /// apt's source files and in a shell script.
 pub fn check(text: &str) -> Result<Url, String> {
+    let host = text.split_once("://").and_then(|(_, rest)| rest.split(['/', '?', '#']).next());
+    if host.is_some_and(|host| host.chars().any(|c| !c.is_ascii() && !c.is_control() && !c.is_whitespace())) {
+        return Err("a host name is written in ASCII; write this one as xn--…".into());
+    }
     if let Some(bad) = text.chars().find(|c| !c.is_ascii_graphic() || r#""'<>\`{}|^"#.contains(*c)) {
         return Err(format!(
             "a URL cannot contain {}; write it percent-encoded",
@@ -21,7 +27,7 @@ pub fn check(text: &str) -> Result<Url, String> {
         return Err("this is not a URL; write it in full, with https:// in front".into());
     };
     match scheme.to_ascii_lowercase().as_str() {
-        "http" | "https" => Url::parse(text).map_err(|e| format!("this is not a URL ({e})")),
+        "http" | "https" => parse_url(text).map_err(|e| format!("this is not a URL ({e})")),
         "s3" => {
             Err("s3:// is not available in this version; use https://, a pre-signed URL for example".into())
         }
@@ -50,6 +56,7 @@ mod tests {
             "https://example.com/a_1%2B2.deb?X-Amz-Signature=1&b=2",
             "http://[::1]:8080/x",
             "HTTPS://EXAMPLE.com",
+            "https://xn--bcher-kva.example/x",
         ] {
             assert!(check(good).is_ok(), "{good}");
         }
@@ -64,6 +71,9 @@ mod tests {
             ("https://example.com/'x", "the character '"),
             ("https://example.com/\u{7}", "control character"),
             ("https://example.com/ü", "the character ü"),
+            ("https://bücher.example/x", "xn--…"),
+            ("https://user:word@bücher.example:8443?x", "xn--…"),
+            ("https://b%C3%BCcher.example/x", "xn--…"),
             ("", "not a URL"),
         ] {
             let e = check(bad).unwrap_err();

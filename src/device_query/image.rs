@@ -6,15 +6,17 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::embedded::inflate;
 use crate::host::files::Files;
 
-/// The probe, compiled by `build.rs` from `src/probe/`.
-static PROBE: &[u8] = include_bytes!(env!("GPU_PROBE"));
+/// The probe, compiled by `build.rs` from `src/probe/`. Inflated once: a query starts it several times.
+static PROBE: LazyLock<Vec<u8>> = LazyLock::new(|| inflate(include_bytes!(env!("GPU_PROBE"))));
 
 /// From `linux/memfd.h`; nix has no name for it.
 const MFD_EXEC: u32 = 0x10;
@@ -58,7 +60,7 @@ impl Image {
             made => made,
         }?;
         let mut file = File::from(fd);
-        file.write_all(PROBE)?;
+        file.write_all(&PROBE)?;
         let seals =
             SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
@@ -76,7 +78,7 @@ impl Image {
             .create_new(true)
             .mode(0o500)
             .open(directory.path().join("gpu-probe"))?;
-        file.write_all(PROBE)?;
+        file.write_all(&PROBE)?;
         // Closed before it is executed: a file that is open for writing is "busy".
         drop(file);
         let name = directory.path().file_name().unwrap_or_default();

@@ -25,9 +25,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::retry::{Backoff, retry_after};
-use super::{Host, paths};
+use super::{Host, paths, proxy};
 use crate::error::{Code, Error, Result};
 use crate::report::event::{Progress, Unit};
+use crate::text::{UrlError, parse_url};
 
 /// Far servers behind slow proxies still answer in this time.
 pub(crate) const CONNECT: Duration = Duration::from_secs(10);
@@ -99,6 +100,8 @@ impl Fetch {
         if let Some(http) = self.http.get() {
             return Ok(http);
         }
+        proxy::check_environment()?;
+        warn_of_search_domains();
         let built = builder(roots(self.extra_roots.as_deref())?)?
             .connect_timeout(CONNECT)
             .read_timeout(READ)
@@ -295,8 +298,8 @@ pub(crate) fn shown(url: &Url) -> String {
 
 /// The URL, if it is one that can be fetched.
 pub(crate) fn parse(url: &str) -> Result<Url> {
-    let parsed = Url::parse(url)
-        .map_err(|e| Error::new(Code::Fetch, format!("{} is not a URL", redact_url(url))).because(e))?;
+    let parsed = parse_url(url)
+        .map_err(|why| Error::new(Code::Fetch, format!("{} is not a URL: {why}", redact_url(url))))?;
     if matches!(parsed.scheme(), "http" | "https") {
         return Ok(parsed);
     }
@@ -309,8 +312,18 @@ pub(crate) fn redirect_target(from: &Url, response: &Response) -> Result<Option<
         return Ok(None);
     }
     let location = response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
-    let Some(next) = location.and_then(|l| from.join(l).ok()) else {
-        return Err(Error::new(Code::Fetch, format!("{} was redirected to nowhere", shown(from))));
+    let next = match location.map(|l| from.join(l)) {
+        Some(Ok(next)) => next,
+        Some(Err(UrlError::IdnaError)) => {
+            return Err(Error::new(
+                Code::Fetch,
+                format!("{} was redirected to a host name that is not in ASCII", shown(from)),
+            )
+            .with_hint("name the final address in the configuration, with the host name as xn--…"));
+        }
+        Some(Err(_)) | None => {
+            return Err(Error::new(Code::Fetch, format!("{} was redirected to nowhere", shown(from))));
+        }
     };
     check_redirect(from, &next)?;
     Ok(Some(next))
@@ -608,6 +621,22 @@ pub(crate) fn roots(extra: Option<&Path>) -> Result<RootCertStore> {
     Ok(store)
 }
 
+/// The resolver cannot read a search domain outside ASCII ([`parse_url`] says why), and then asks public servers instead
+/// of the machine's own.
+fn warn_of_search_domains() {
+    const FILE: &str = "/etc/resolv.conf";
+    if fs::read(FILE).is_ok_and(|text| has_foreign_search_domain(&text)) {
+        tracing::warn!(
+            "{FILE} names a search domain that is not in ASCII, so public name servers are asked; write it as xn--…"
+        );
+    }
+}
+
+fn has_foreign_search_domain(resolv_conf: &[u8]) -> bool {
+    let names_one = |line: &[u8]| line.starts_with(b"search") || line.starts_with(b"domain");
+    resolv_conf.split(|byte| *byte == b'\n').any(|line| names_one(line.trim_ascii()) && !line.is_ascii())
+}
+
 fn warn_once(e: &rustls_native_certs::Error) {
     static SAID: Once = Once::new();
     SAID.call_once(|| tracing::warn!(error = %e, "cannot read all of the system's root certificates"));
@@ -644,6 +673,24 @@ mod tests {
             check_redirect(&url("https://a/"), &url("file:///etc/shadow")).unwrap_err().code(),
             Code::Fetch
         );
+    }
+
+    #[test]
+    fn a_host_name_outside_ascii_is_refused_with_the_mend() {
+        for url in ["https://bücher.example/x", "https://b%C3%BCcher.example/x"] {
+            assert_eq!(parse_url(url).unwrap_err(), "the host name is not in ASCII; write it as xn--…");
+            assert!(parse(url).unwrap_err().message().contains("write it as xn--…"));
+        }
+        let ascii = parse("https://xn--bcher-kva.example/%C3%BC").unwrap();
+        assert_eq!(ascii.as_str(), "https://xn--bcher-kva.example/%C3%BC");
+    }
+
+    #[test]
+    fn a_search_domain_outside_ascii_is_noticed() {
+        assert!(has_foreign_search_domain("nameserver 10.0.0.2\n search bücher.example\n".as_bytes()));
+        let ascii =
+            "# für xn--bcher-kva.example\nsearch ec2.internal xn--bcher-kva.example\nnameserver 10.0.0.2\n";
+        assert!(!has_foreign_search_domain(ascii.as_bytes()));
     }
 
     #[test]

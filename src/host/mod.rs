@@ -9,6 +9,7 @@ pub mod fetch;
 pub mod files;
 pub mod ld_cache;
 mod look;
+pub(crate) mod proxy;
 pub mod retry;
 
 use std::any::Any;

@@ -2,6 +2,8 @@
 //! names that the AWS SDKs use. That is also how the rehearsal and the tests bring their own service.
 
 use crate::error::{Code, Error, Result};
+use crate::host::fetch::redact_url;
+use crate::text::parse_url;
 
 /// EC2's IPv4 address of the service.
 const V4: &str = "http://169.254.169.254";
@@ -69,11 +71,11 @@ fn explicit(url: &str) -> Result<Endpoint> {
     let refuse = |why: &str| {
         Error::new(
             Code::MetadataEndpoint,
-            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT is {}, {why}", crate::host::fetch::redact_url(url)),
+            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT is {}, {why}", redact_url(url)),
         )
         .with_hint("set it to a URL such as http://169.254.169.254, or unset it")
     };
-    let parsed = reqwest::Url::parse(url).map_err(|e| refuse("which is no URL").because(e))?;
+    let parsed = parse_url(url).map_err(|why| refuse(&format!("which is no URL: {why}")))?;
     if parsed.scheme() != "http" {
         return Err(refuse("but the metadata service speaks plain http only"));
     }
@@ -122,6 +124,7 @@ mod tests {
         for (name, value) in [
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "169.254.169.254"),
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "https://169.254.169.254"),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://bücher.example"),
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://user:geheim@host/"),
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "dual"),
         ] {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::action::Action;
 use crate::catalog::Stack;
 use crate::config::Config;
+use crate::embedded::inflate_text;
 use crate::error::Result;
 use crate::facts::Facts;
 
@@ -43,8 +44,8 @@ pub fn build(facts: &Facts, config: &Config, stack: &Stack) -> Result<Plan> {
     let conditions = select::conditions(facts, config, stack);
     let values = values::compute(facts, stack);
     let mut steps = Vec::new();
-    for (file, text) in step::EMBEDDED {
-        let raw = step::parse(file, text)?;
+    for (file, compressed) in step::EMBEDDED {
+        let raw = step::parse(file, &inflate_text(compressed))?;
         if select::holds(file, &raw.when, &conditions)? {
             steps.push(step::fill(file, raw, &values)?);
         }

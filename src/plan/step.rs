@@ -10,7 +10,7 @@ use crate::action::Action;
 use crate::error::{Code, Error, Result};
 use crate::text::position;
 
-include!(concat!(env!("OUT_DIR"), "/steps.rs")); // pub const EMBEDDED: &[(&str, &str)], in file name order
+include!(concat!(env!("OUT_DIR"), "/steps.rs")); // const EMBEDDED: &[embedded::File], in file name order
 
 /// How often a step belongs to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,12 +4,14 @@
 //! device query use the same bytes.
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use super::pci::Gpu;
+use crate::embedded::inflate;
 use crate::error::{Code, Error, Result};
 
 /// As it was compiled: without a soname and a version of its own.
-static IMAGE: &[u8] = include_bytes!(env!("SIMULATED_DRIVER"));
+static IMAGE: LazyLock<Vec<u8>> = LazyLock::new(|| inflate(include_bytes!(env!("SIMULATED_DRIVER"))));
 /// Where it reads its settings from, lines of `KEY=VALUE`.
 pub const SETTINGS: &str = "/etc/simulated-driver";
 
@@ -21,7 +23,7 @@ const VERSION_ROOM: usize = 28;
 /// The shared object as the library `soname` that says it is `version`: NVML says it of the driver, libcuda of the
 /// CUDA release that it supports, the others of themselves.
 pub fn library(soname: &str, version: &str) -> Result<Vec<u8>> {
-    let mut image = IMAGE.to_vec();
+    let mut image = IMAGE.clone();
     let too_long = || Error::new(Code::RehearsalFailed, format!("{soname} {version} is too long a name"));
     let at = place(&image, SONAME).ok_or_else(too_long)?;
     put(&mut image[at..at + SONAME.len()], soname).ok_or_else(too_long)?;
@@ -45,7 +47,7 @@ fn put(room: &mut [u8], text: &str) -> Option<()> {
 pub(super) fn has_function(name: &str) -> bool {
     let known = |prefix: &&str| name.starts_with(prefix);
     let entry = [b"\0", name.as_bytes(), b"\0"].concat();
-    ["cu", "nvml", "nccl"].iter().any(known) && place(IMAGE, &entry).is_some()
+    ["cu", "nvml", "nccl"].iter().any(known) && place(&IMAGE, &entry).is_some()
 }
 
 /// The settings for these GPUs; `needs` is a file without which the driver says that the system is not ready.
@@ -87,7 +89,7 @@ mod tests {
     #[test]
     fn each_place_is_there_once_and_has_its_limits() {
         for what in [SONAME, VERSION] {
-            assert_eq!(memchr::memmem::find_iter(IMAGE, what).count(), 1);
+            assert_eq!(memchr::memmem::find_iter(&IMAGE, what).count(), 1);
         }
         assert!(library("libcudart.so.11.0", &"1".repeat(VERSION_ROOM)).is_ok());
         assert!(library("libcudart.so.11.0", &"1".repeat(VERSION_ROOM + 1)).is_err());

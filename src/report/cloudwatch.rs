@@ -21,6 +21,7 @@ use crate::facts::identity::Identity;
 use crate::host::fetch::{Fetch, redact_url};
 use crate::host::retry::{Backoff, http_date, retry_after};
 use crate::imds;
+use crate::text::parse_url;
 
 /// All of it: credentials, attempts and waits. A report is not worth more of a boot's time.
 const TOTAL: Duration = Duration::from_secs(8);
@@ -259,6 +260,12 @@ impl Report<'_> {
     /// Where to post: the environment's word, the region's partition, or for a new partition what EC2 says.
     async fn endpoint(&self, region: &str) -> Result<String, Undelivered> {
         if let Some(url) = &self.environment.endpoint {
+            parse_url(url).map_err(|why| {
+                Undelivered::Broken(format!(
+                    "AWS_ENDPOINT_URL is {}, which is no URL: {why}",
+                    redact_url(url)
+                ))
+            })?;
             return Ok(format!("{}/", url.trim_end_matches('/')));
         }
         if let Some(suffix) = suffix(region) {

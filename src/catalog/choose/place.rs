@@ -7,6 +7,7 @@ use crate::catalog::tables::{DistroRow, Range, RepositoryRow};
 use crate::catalog::version::Version;
 use crate::error::{Code, Error, Result};
 use crate::facts::os::Arch;
+use crate::text::parse_url;
 
 /// A source that has been found to exist for this machine.
 #[derive(Clone, Copy)]
@@ -84,7 +85,7 @@ fn mirror(url: &str) -> Result<()> {
         return Err(wrong("no such source"));
     }
     // Nothing here may print a password: the parse error does not quote the URL, and credentials are refused.
-    let parsed = match reqwest::Url::parse(url) {
+    let parsed = match parse_url(url) {
         Ok(parsed) if parsed.password().is_some() || !parsed.username().is_empty() => {
             return Err(Error::new(
                 Code::ConfigType,
@@ -95,7 +96,7 @@ fn mirror(url: &str) -> Result<()> {
             ));
         }
         Ok(parsed) => parsed,
-        Err(e) => return Err(wrong("this is no URL").because(e)),
+        Err(why) => return Err(wrong(&format!("this is no URL: {why}"))),
     };
     match parsed.scheme() {
         "http" | "https" if parsed.query().is_some() || parsed.fragment().is_some() => {

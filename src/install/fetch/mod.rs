@@ -50,6 +50,7 @@ use self::pace::Pace;
 use self::plan::{Effects, HashWork, Plan};
 use crate::error::{Code, Error, Result};
 use crate::host::fetch::{CONNECT, READ, builder, redact_url, roots};
+use crate::host::proxy;
 
 mod answer;
 mod file;
@@ -447,12 +448,13 @@ fn client(settings: &Settings, roots: RootCertStore) -> Result<Client> {
         .read_timeout(READ)
         .redirect(reqwest::redirect::Policy::none());
     match &settings.proxy {
-        ProxyChoice::Environment => {}
+        ProxyChoice::Environment => proxy::check_environment()?,
         ProxyChoice::Direct => builder = builder.no_proxy(),
         ProxyChoice::Given { http, https } => {
             builder = builder.no_proxy();
             for (url, make) in [(http, Proxy::http::<&str> as fn(_) -> _), (https, Proxy::https::<&str>)] {
                 let Some(url) = url else { continue };
+                proxy::check("apt's configuration", url)?;
                 builder = builder.proxy(make(url.as_str()).map_err(|e| bad_proxy(url, e))?);
             }
         }
