@@ -12,6 +12,7 @@ mod root;
 mod web;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -151,9 +152,9 @@ fn tree(root: &Path) -> BTreeMap<String, String> {
                 let sum = Sha256::digest(fs::read(&path).unwrap());
                 let made_here = MADE_HERE.iter().any(|p| name.starts_with(p));
                 let time = if made_here { 0 } else { meta.mtime() };
-                about += &format!(" {} {} {time} {sum:x}", meta.nlink(), meta.len());
+                let _ = write!(about, " {} {} {time} {sum:x}", meta.nlink(), meta.len());
             } else if meta.is_symlink() {
-                about += &format!(" {}", fs::read_link(&path).unwrap().display());
+                let _ = write!(about, " {}", fs::read_link(&path).unwrap().display());
             }
             to.insert(name, about);
             if meta.is_dir() {

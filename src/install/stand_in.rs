@@ -88,9 +88,8 @@ fn play() -> String {
         // apt names archives by links in a directory of its own. What is not there is dpkg's to complain about.
         let archive = archive.and_then(|stage| Some((stage, fs::canonicalize(&argument).ok()?)));
         match archive.map(|(stage, file)| ask(stage, &file)) {
-            None => command.arg(argument),
+            None | Some(Ok(None)) => command.arg(argument),
             Some(Ok(Some(other))) => command.arg(other),
-            Some(Ok(None)) => command.arg(argument),
             Some(Err(why)) => return why,
         };
     }

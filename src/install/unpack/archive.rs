@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use super::Trouble;
 
 const MAGIC: &[u8] = b"!<arch>\n";
-const HEADER: u64 = 60;
+const HEADER: usize = 60;
 
 /// How a member is compressed, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +47,10 @@ impl Archive {
         let mut at = MAGIC.len() as u64;
         let mut control = None;
         loop {
-            let mut header = [0; HEADER as usize];
+            let mut header = [0; HEADER];
             file.read_exact_at(&mut header, at).map_err(Trouble::reading)?;
             let (name, length) = parse(&header).ok_or_else(|| Trouble::unsuitable("a damaged ar header"))?;
-            let start = at + HEADER;
+            let start = at + HEADER as u64;
             let end = start.checked_add(length).filter(|end| *end <= size);
             let end = end.ok_or_else(|| Trouble::unsuitable("a member that is longer than the file"))?;
             if let Some(suffix) = name.strip_prefix("control.tar") {
@@ -66,7 +66,7 @@ impl Archive {
 }
 
 /// Name and size out of a member's header.
-fn parse(header: &[u8; HEADER as usize]) -> Option<(&str, u64)> {
+fn parse(header: &[u8; HEADER]) -> Option<(&str, u64)> {
     if &header[58..] != b"`\n" {
         return None;
     }
@@ -86,10 +86,10 @@ fn compression(suffix: &str) -> Result<Compression, Trouble> {
 }
 
 /// The header of the last member of a stub.
-pub(super) fn data_header(size: u64) -> [u8; HEADER as usize] {
+pub(super) fn data_header(size: u64) -> [u8; HEADER] {
     let text = format!("{:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`\n", "data.tar", 0, 0, 0, "100644");
-    let mut header = [b' '; HEADER as usize];
-    header.copy_from_slice(&text.as_bytes()[..HEADER as usize]);
+    let mut header = [b' '; HEADER];
+    header.copy_from_slice(&text.as_bytes()[..HEADER]);
     header
 }
 

@@ -64,6 +64,7 @@ impl Trouble {
     }
 
     /// Decoding failed. The bytes are the right ones, so it is the format that we do not understand.
+    #[expect(clippy::needless_pass_by_value, reason = "it takes the place of the error")]
     fn reading(e: io::Error) -> Self {
         Self::Unsuitable(format!("it cannot be read here ({e})"))
     }

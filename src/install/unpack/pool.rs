@@ -121,6 +121,7 @@ impl<T, W> Queue<T, W> {
     }
 
     /// Gives promised memory back.
+    #[expect(clippy::needless_pass_by_value, reason = "what was promised is given back once")]
     pub(super) fn release(&self, reserved: Reserved) {
         let mut state = self.lock();
         state.in_use = state.in_use.saturating_sub(reserved.0);
@@ -177,9 +178,9 @@ impl<T, W> Drop for Chunk<T, W> {
 mod tests {
     use super::*;
 
-    fn place(next: Option<Next<&str, &str>>) -> String {
+    fn place(next: Option<&Next<&str, &str>>) -> String {
         match next {
-            Some(Next::Task(task, ..)) => task.into(),
+            Some(Next::Task(task, ..)) => (*task).into(),
             Some(Next::Write(write)) => format!("write {write}"),
             None => "stop".into(),
         }
@@ -192,7 +193,7 @@ mod tests {
         queue.push((1, 1), "b", 10);
         queue.push((1, 0), "a", 10);
         queue.push_write("w");
-        assert_eq!([0; 4].map(|_| place(queue.next())), ["write w", "a", "b", "c"]);
+        assert_eq!([0; 4].map(|_| place(queue.next().as_ref())), ["write w", "a", "b", "c"]);
         assert_eq!(queue.most_in_use(), 30);
     }
 
@@ -203,7 +204,7 @@ mod tests {
         queue.push((0, 1), "next", 10);
         let Some(Next::Task("too big alone", _, reserved)) = queue.next() else { panic!() };
         let waiting = queue.clone();
-        let thread = std::thread::spawn(move || place(waiting.next()));
+        let thread = std::thread::spawn(move || place(waiting.next().as_ref()));
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(!thread.is_finished());
         drop(Chunk::new(vec![0; 5], Some(reserved), queue.clone()));

@@ -289,8 +289,11 @@ fn hard_link(header: &[u8], to: &str) -> Result<Vec<u8>, Trouble> {
     Ok(link)
 }
 
+/// A file's name as written, and its content.
+type Named<'a> = (Vec<u8>, &'a [u8]);
+
 /// The regular files of a whole archive in memory: name as written, content. Anything else is passed over.
-pub(super) fn files(archive: &[u8]) -> Result<Vec<(Vec<u8>, &[u8])>, Trouble> {
+pub(super) fn files(archive: &[u8]) -> Result<Vec<Named<'_>>, Trouble> {
     let mut found = Vec::new();
     let mut rest = archive;
     while let Some((header, after)) = rest.split_at_checked(BLOCK) {
@@ -314,6 +317,7 @@ pub(super) fn files(archive: &[u8]) -> Result<Vec<(Vec<u8>, &[u8])>, Trouble> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::io::Write;
     use std::process::Command;
 
     use super::*;
@@ -366,7 +370,7 @@ mod tests {
             (&*format!("{long}big"), 5000),
             (&*format!("{long}small"), 5),
         ] {
-            std::fs::write(dir.path().join(name), vec![name.len() as u8; size]).unwrap();
+            std::fs::write(dir.path().join(name), vec![name.as_bytes()[4]; size]).unwrap();
         }
         std::fs::hard_link(dir.path().join("usr/big"), dir.path().join("usr/same")).unwrap();
         std::os::unix::fs::symlink("big", dir.path().join("usr/link")).unwrap();
@@ -410,7 +414,6 @@ mod tests {
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        use std::io::Write;
         let mut stdin = child.stdin.take().unwrap();
         let archive = archive.to_vec();
         let writer = std::thread::spawn(move || stdin.write_all(&archive));

@@ -10,8 +10,10 @@ use liblzma::stream::{Action, Status, Stream};
 use super::Trouble;
 use super::archive::Member;
 
-const HEADER: u64 = 12;
-const FOOTER: u64 = 12;
+const HEADER: usize = 12;
+const FOOTER: usize = 12;
+/// Both.
+const ENDS: u64 = (HEADER + FOOTER) as u64;
 const MAGIC: &[u8] = b"\xfd7zXZ\0";
 const FOOTER_MAGIC: &[u8] = b"YZ";
 /// More than the index of any package has: a hundred thousand blocks.
@@ -34,33 +36,33 @@ pub(super) struct Block {
 /// The stream's header, which every block is decoded with, and all blocks.
 #[derive(Clone, Debug)]
 pub(super) struct Blocks {
-    header: [u8; HEADER as usize],
+    header: [u8; HEADER],
     pub(super) list: Vec<Block>,
 }
 
 /// The blocks of a member; `None` where it is not one plain stream (several, or padding): then it is decoded from
 /// its beginning to its end.
 pub(super) fn blocks(file: &File, member: Member) -> Result<Option<Blocks>, Trouble> {
-    if member.size < HEADER + FOOTER {
+    if member.size < ENDS {
         return Ok(None);
     }
-    let mut header = [0; HEADER as usize];
-    let mut footer = [0; FOOTER as usize];
+    let mut header = [0; HEADER];
+    let mut footer = [0; FOOTER];
     let end = member.at + member.size;
     file.read_exact_at(&mut header, member.at).map_err(Trouble::reading)?;
-    file.read_exact_at(&mut footer, end - FOOTER).map_err(Trouble::reading)?;
+    file.read_exact_at(&mut footer, end - FOOTER as u64).map_err(Trouble::reading)?;
     if !header.starts_with(MAGIC) || !footer.ends_with(FOOTER_MAGIC) {
         return Ok(None);
     }
     let backward = u32::from_le_bytes([footer[4], footer[5], footer[6], footer[7]]);
     let index_size = (u64::from(backward) + 1) * 4;
-    if index_size > MOST_INDEX || index_size + HEADER + FOOTER > member.size {
+    if index_size > MOST_INDEX || index_size + ENDS > member.size {
         return Ok(None);
     }
     let mut index = vec![0; usize::try_from(index_size).unwrap_or_default()];
-    file.read_exact_at(&mut index, end - FOOTER - index_size).map_err(Trouble::reading)?;
+    file.read_exact_at(&mut index, end - FOOTER as u64 - index_size).map_err(Trouble::reading)?;
     let Some(sizes) = read_index(&index) else { return Ok(None) };
-    let mut at = member.at + HEADER;
+    let mut at = member.at + HEADER as u64;
     let mut list = Vec::with_capacity(sizes.len());
     for (unpadded, unpacked) in sizes {
         let packed = unpadded.checked_next_multiple_of(4).filter(|n| *n <= member.size);
@@ -69,7 +71,7 @@ pub(super) fn blocks(file: &File, member: Member) -> Result<Option<Blocks>, Trou
         at += packed;
     }
     // Where the blocks fill the stream exactly, there is no second stream before or behind.
-    Ok((at == end - FOOTER - index_size).then_some(Blocks { header, list }))
+    Ok((at == end - FOOTER as u64 - index_size).then_some(Blocks { header, list }))
 }
 
 /// Pairs of block size without padding and size of what comes out.
