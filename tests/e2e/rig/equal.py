@@ -29,6 +29,7 @@ ALLOWED_OF_AGENT = [
     (r"/var/lib/gpu-bootstrap(/in-flight\.json|/lock)?", ("presence",), "the agent's record of packages in flight"),
     (r"/var/lib/gpu-bootstrap/no-archives(/partial)?", ("presence",), "what the agent shows apt as an empty cache"),
     (r"/var/cache/apt/archives(/partial)?", ("time",), "plain apt downloads into it, the agent does not"),
+    (r"/var/cache/apt/archives/partial", ("owner",), "apt gives it to its own user when it downloads"),
     (r"/var/lib/dpkg/lock(-frontend)?", ("time",), "empty files that the agent locks, too"),
 ]
 # After a run that was killed and done again.
