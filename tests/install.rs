@@ -299,6 +299,61 @@ fn files_on_another_mount_are_written_by_dpkg() {
     nix::mount::umount(&opt).unwrap();
 }
 
+/// Mounts a file system of its own for the agent's state: no link leads from there to `/usr`.
+fn small_state(m: &Machine, size: &str) {
+    use nix::mount::{MsFlags, mount};
+    let state = m.root.at(paths::STATE_DIR);
+    fs::create_dir_all(&state).unwrap();
+    mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), Some(format!("size={size}").as_str()))
+        .unwrap();
+}
+
+/// A package that is small to fetch and large when it is unpacked.
+fn large() -> Deb {
+    Deb::new("large", "1").sums().compressed("xz").file("/usr/lib/large.bin", vec![7; 40_000_000])
+}
+
+#[test]
+fn what_lies_on_another_file_system_than_the_stage_is_not_unpacked_twice() {
+    let m = Machine::new(&[set(), vec![large()]].concat());
+    small_state(&m, "100m");
+    let report = m.install(&["everything", "large"], Options::default()).unwrap();
+    assert_eq!(report.install, Rung::Pipeline, "{}", report.why);
+    assert_eq!(report.prepared.unpacked.unwrap().linked_files, 0);
+    let mut named: Vec<_> = report.prepared.originals.iter().map(|(file, _)| file.as_str()).collect();
+    named.sort_unstable();
+    assert_eq!(named, ["large_1_all.deb", "plain_3_all.deb"], "{:?}", report.prepared.originals);
+    assert_eq!(fs::metadata(m.root.at("/usr/lib/large.bin")).unwrap().len(), 40_000_000);
+    nix::mount::umount(&m.root.at(paths::STATE_DIR)).unwrap();
+}
+
+#[test]
+fn a_disk_that_fills_up_meanwhile_is_told_and_the_next_run_converges() {
+    let m = Machine::new(&set());
+    // Room for this program's copy and the downloads, and not for what is unpacked.
+    let program = fs::metadata(AGENT).unwrap().len();
+    let packed: u64 = fs::read_dir(m.root.at("/srv/repo"))
+        .unwrap()
+        .map(|e| e.unwrap())
+        .filter(|e| e.file_name().to_string_lossy().ends_with(".deb"))
+        .map(|e| e.metadata().unwrap().len())
+        .sum();
+    small_state(&m, &format!("{}k", (program + packed) / 1024 + 600));
+    let before = m.root.read("/var/lib/dpkg/status");
+    let error = m.install(&["everything"], Options::default()).unwrap_err();
+    assert_eq!(error.code().name(), "disk-full", "{error}: {:?}", error.causes());
+    assert!(error.hint().is_some_and(|h| h.contains("free space")), "{error}: {:?}", error.hint());
+    assert!(!m.root.at(paths::STAGE_DIR).exists(), "the stage's space is given back");
+    // What dpkg had by then is configured; nothing is half there.
+    let after = m.root.read("/var/lib/dpkg/status");
+    let states = after.lines().filter(|l| l.starts_with("Status: "));
+    assert!(states.clone().all(|l| l == "Status: install ok installed"), "{:?}", states.collect::<Vec<_>>());
+    assert!(after.len() >= before.len());
+    nix::mount::umount(&m.root.at(paths::STATE_DIR)).unwrap();
+    m.install(&["everything"], Options::default()).unwrap();
+    assert!(m.state("everything").starts_with("ii"));
+}
+
 #[test]
 fn a_server_that_lies_gets_nothing_installed() {
     let root = Root::new();

@@ -46,6 +46,9 @@ const PIECE: usize = 4 << 20;
 const MOST_BLOCK: u64 = 64 << 20;
 /// One write. Large enough to cost no more than its copying, small enough to be shared among the threads.
 const MOST_WRITE: usize = 8 << 20;
+/// Big files that may go into a stub for all that. With more, the stub would take the place of the whole unpacked
+/// package on the stage's file system, which is another one than the files' then: dpkg gets the package as it came.
+const MOST_INLINE: u64 = 16 << 20;
 /// What a decoder of a whole stream may hold besides its pieces.
 const STREAM_MEMORY: u64 = 32 << 20;
 
@@ -220,6 +223,8 @@ struct Job {
     next: usize,
     blocks: usize,
     current: Option<Arc<Staged>>,
+    /// Bytes of big files that went into the stub.
+    inline: u64,
 }
 
 impl Unpacker {
@@ -462,6 +467,7 @@ impl Shared {
             next: 0,
             blocks: blocks.as_ref().map_or(usize::MAX, |b| b.list.len()),
             current: None,
+            inline: 0,
         });
         match blocks {
             Some(blocks) if blocks.list.is_empty() => return Err(Trouble::unsuitable("it has no data")),
@@ -558,8 +564,8 @@ impl Shared {
     }
 
     fn feed(&self, package: usize, job: &mut Job, piece: &Arc<Piece>) -> Result<(), Trouble> {
-        let Job { splitter, stub, conffiles, current, .. } = job;
-        let mut placer = Placer { shared: self, package, stub, conffiles, current, piece };
+        let Job { splitter, stub, conffiles, current, inline, .. } = job;
+        let mut placer = Placer { shared: self, package, stub, conffiles, current, inline, piece };
         splitter.feed(piece.bytes(), &mut placer)
     }
 
@@ -614,6 +620,7 @@ struct Placer<'a> {
     stub: &'a mut Stub,
     conffiles: &'a HashSet<PathBuf>,
     current: &'a mut Option<Arc<Staged>>,
+    inline: &'a mut u64,
     piece: &'a Arc<Piece>,
 }
 
@@ -624,13 +631,19 @@ impl Sink for Placer<'_> {
 
     fn wants(&mut self, entry: &Entry) -> Result<Option<String>, Trouble> {
         const SET_ID: u32 = 0o6000;
-        if entry.size < MIN_STAGED
-            || entry.mode & SET_ID != 0
+        if entry.size < MIN_STAGED {
+            return Ok(None);
+        }
+        if entry.mode & SET_ID != 0
             || entry.path.starts_with("/etc")
             || self.conffiles.contains(&entry.path)
             || self.shared.policy.special.contains(&entry.path)
             || !self.shared.policy.mounts.reach(&entry.path).map_err(Trouble::Broken)?
         {
+            *self.inline += entry.size;
+            if *self.inline > MOST_INLINE {
+                return Err(Trouble::unsuitable("most of it cannot be linked from the stage's file system"));
+            }
             return Ok(None);
         }
         let broken = |e| Trouble::writing(self.shared.stage.outside(), e);
