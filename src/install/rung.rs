@@ -63,6 +63,8 @@ impl Chosen {
 
 /// apt's settings for a proxy, in small letters.
 const PROXIES: [&str; 2] = ["acquire::http::proxy", "acquire::https::proxy"];
+/// Their word for none.
+const DIRECT: &str = "DIRECT";
 
 /// dpkg's major and minor versions whose handling of hard links, and of `dpkg-deb` by search path, the tests cover.
 const DPKGS: [&str; 4] = ["1.20", "1.21", "1.22", "1.23"];
@@ -93,7 +95,7 @@ pub(super) async fn choose(host: &Host, request: &Request, plan: &Plan, most: Ru
         return Ok(Chosen::new(Rung::Apt, format!("the index has no SHA-256 of {}", download.file)));
     }
     let settings = Settings::read(host).await?;
-    if let Some(why) = settings.only_apt_can_fetch(host)? {
+    if let Some(why) = settings.only_apt_can_fetch(host, plan)? {
         return Ok(Chosen::new(Rung::Apt, why));
     }
     let whole = if most == Rung::Originals {
@@ -108,7 +110,18 @@ pub(super) async fn choose(host: &Host, request: &Request, plan: &Plan, most: Ru
         None
     };
     let rung = if whole.is_some() { Rung::Originals } else { Rung::Pipeline };
-    Ok(Chosen::new(rung, whole.unwrap_or_default()).by(settings.proxy()))
+    Ok(Chosen::new(rung, whole.unwrap_or_default()).by(settings.proxy(plan)))
+}
+
+/// `http://host:80/path` → `host`
+fn host_of(uri: &str) -> &str {
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    }
 }
 
 fn is_http(uri: &str) -> bool {
@@ -139,7 +152,7 @@ impl Settings {
     }
 
     /// What only apt's own methods know how to do.
-    fn only_apt_can_fetch(&self, host: &Host) -> Result<Option<String>> {
+    fn only_apt_can_fetch(&self, host: &Host, plan: &Plan) -> Result<Option<String>> {
         const SETTINGS: [&str; 8] = [
             "::proxy-auto-detect",
             "::proxyautodetect",
@@ -154,7 +167,9 @@ impl Settings {
             // A proxy for single hosts, or one that speaks something else than http.
             let is_proxy =
                 name.contains("::proxy") && !name.contains("::proxy-") && !name.contains("::proxyauto");
-            let special = is_proxy && (!PROXIES.contains(&name.as_str()) || value.starts_with("socks"));
+            let special = is_proxy
+                && (!PROXIES.contains(&name.as_str()) || value.starts_with("socks"))
+                && !(value == DIRECT && self.are_direct(plan));
             if special || SETTINGS.iter().any(|s| name.contains(s)) {
                 return Ok(Some(format!("apt's configuration has {name}, which only apt follows")));
             }
@@ -170,18 +185,30 @@ impl Settings {
         Ok(None)
     }
 
+    /// Whether apt reaches every host of the downloads without a proxy, by their own settings.
+    fn are_direct(&self, plan: &Plan) -> bool {
+        let is_direct = |host: &str| {
+            let names = PROXIES.map(|p| format!("{p}::{}", host.to_ascii_lowercase()));
+            self.0.iter().any(|(name, value)| names.contains(name) && value == DIRECT)
+        };
+        plan.downloads.iter().all(|d| is_direct(host_of(&d.uri)))
+    }
+
     /// The proxy that apt's configuration names, else those of the environment, which apt follows, too.
-    fn proxy(&self) -> ProxyChoice {
+    fn proxy(&self, plan: &Plan) -> ProxyChoice {
+        if !plan.downloads.is_empty() && self.are_direct(plan) {
+            return ProxyChoice::Direct;
+        }
         let named =
             |wanted: &str| self.0.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
         let [http, https] = PROXIES.map(named);
         match (http.as_deref(), https.as_deref()) {
             (None, None) => ProxyChoice::Environment,
-            (Some("DIRECT"), None | Some("DIRECT")) => ProxyChoice::Direct,
+            (Some(DIRECT), None | Some(DIRECT)) => ProxyChoice::Direct,
             // apt takes the one for http where there is none for https.
             _ => {
-                let https = https.or_else(|| http.clone()).filter(|p| p != "DIRECT");
-                ProxyChoice::Given { http: http.filter(|p| p != "DIRECT"), https }
+                let https = https.or_else(|| http.clone()).filter(|p| p != DIRECT);
+                ProxyChoice::Given { http: http.filter(|p| p != DIRECT), https }
             }
         }
     }
@@ -247,7 +274,9 @@ mod tests {
     fn settings_that_only_apt_follows_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path().into());
-        let why = |text: &str| Settings::parse(text).only_apt_can_fetch(&host).unwrap();
+        let from = |uris: &str| Plan::read("", uris);
+        let plan = from("'http://repo.example/a_1_all.deb' a_1_all.deb 5 SHA256:00");
+        let why = |text: &str| Settings::parse(text).only_apt_can_fetch(&host, &plan).unwrap();
         assert_eq!(why("Acquire \"\";\nAcquire::http \"\";\nAcquire::http::Timeout \"30\";\n"), None);
         for line in [
             "Acquire::http::Proxy::repo.example \"http://proxy:3128\";",
@@ -258,9 +287,14 @@ mod tests {
             assert!(why(line).is_some(), "{line}");
         }
         assert_eq!(why("Acquire::http::Proxy \"DIRECT\";"), None);
-        let proxy = |text: &str| Settings::parse(text).proxy();
+        let proxy = |text: &str| Settings::parse(text).proxy(&plan);
         assert_eq!(proxy("Acquire::http::Proxy \"DIRECT\";"), ProxyChoice::Direct);
         assert_eq!(proxy(""), ProxyChoice::Environment);
+        let apart =
+            "Acquire::http::Proxy \"http://proxy:3128\";\nAcquire::http::Proxy::Repo.Example \"DIRECT\";";
+        assert_eq!((why(apart), proxy(apart)), (None, ProxyChoice::Direct));
+        let other = from("'http://[2001:db8::1]:80/b.deb' b.deb 5 SHA256:00");
+        assert!(Settings::parse(apart).only_apt_can_fetch(&host, &other).unwrap().is_some());
         let both = Some("http://proxy:3128".to_owned());
         assert_eq!(
             proxy("Acquire::http::Proxy \"http://proxy:3128\";"),
