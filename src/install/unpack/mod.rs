@@ -10,14 +10,15 @@ mod archive;
 mod control;
 mod pool;
 mod stream;
+mod stub;
+mod system;
 mod tar;
 mod xz;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,14 +26,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::libc;
-use nix::time::{ClockId, clock_gettime};
-
 use self::archive::{Archive, Compression};
 use self::control::Control;
 use self::pool::{Chunk, Next, Place, Queue, Reserved};
+use self::stub::Stub;
+pub(super) use self::stub::fill_placeholder;
+use self::system::{be_nice, reserve, start_writeback, thread_time};
 use self::tar::{Entry, Sink, Splitter};
 use super::stage::{Mounts, Stage};
 use crate::error::{Code, Error, Result};
@@ -674,78 +673,6 @@ impl Sink for Placer<'_> {
     }
 }
 
-/// A package's stub while it is made.
-struct Stub {
-    file: BufWriter<File>,
-    path: PathBuf,
-    inside: String,
-    data_header_at: u64,
-    data: u64,
-}
-
-impl Stub {
-    /// Begins with everything that the package has before its data, control data included, byte by byte.
-    fn make(stage: &Stage, number: usize, package: &File, archive: &Archive) -> Result<Self, Trouble> {
-        let name = format!("{number}.deb");
-        let path = stage.stub(&name);
-        let broken = |e| Trouble::writing(stage.stub(&name), e);
-        let file = File::create_new(&path).map_err(broken)?;
-        let mut stub = Self {
-            file: BufWriter::with_capacity(256 << 10, file),
-            inside: Stage::stub_inside(&name),
-            path,
-            data_header_at: archive.data_header_at,
-            data: 0,
-        };
-        let mut before = vec![0; usize::try_from(archive.data_header_at).unwrap_or(usize::MAX)];
-        package.read_exact_at(&mut before, 0).map_err(Trouble::reading)?;
-        stub.raw(&before)?;
-        // The size is filled in at the end.
-        stub.raw(&archive::data_header(0))?;
-        Ok(stub)
-    }
-
-    fn raw(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
-        self.file.write_all(bytes).map_err(|e| Trouble::writing(&self.path, e))
-    }
-
-    fn add(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
-        self.data += bytes.len() as u64;
-        self.raw(bytes)
-    }
-
-    /// Completes and closes the stub; its path inside the root.
-    fn close(mut self) -> Result<String, Trouble> {
-        if self.data % 2 == 1 {
-            self.raw(b"\n")?;
-        }
-        let done = self.file.flush().and_then(|()| {
-            let file = self.file.get_mut();
-            file.seek(SeekFrom::Start(self.data_header_at))?;
-            file.write_all(&archive::data_header(self.data))
-        });
-        done.map_err(|e| Trouble::writing(&self.path, e))?;
-        Ok(self.inside)
-    }
-}
-
-/// Gives a placeholder of the right size the beginning of the verified package, up to its data: what programs want
-/// that look at archives before dpkg does. A package that cannot be read here stands there whole.
-pub(super) fn fill_placeholder(package: &Path, placeholder: &Path) -> Result<()> {
-    let fill = || -> io::Result<()> {
-        let file = File::open(package)?;
-        let size = file.metadata()?.len();
-        let Ok(archive) = Archive::read(&file, size) else {
-            return fs::copy(package, placeholder).map(drop);
-        };
-        // With the header of the data: readers go from header to header.
-        let mut beginning = vec![0; usize::try_from(archive.data.at).unwrap_or(usize::MAX)];
-        file.read_exact_at(&mut beginning, 0)?;
-        File::options().write(true).open(placeholder)?.write_all_at(&beginning, 0)
-    };
-    fill().map_err(|e| Error::io("fill", placeholder, e))
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -762,37 +689,6 @@ fn fill(from: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize>
         }
     }
     Ok(length)
-}
-
-/// Asks for the space at once: a full disk shows before the first byte, and the file lies in one piece.
-fn reserve(file: &File, size: u64) -> io::Result<()> {
-    let length = i64::try_from(size).unwrap_or(i64::MAX);
-    match fallocate(file, FallocateFlags::empty(), 0, length) {
-        // Not every file system can; then writing will tell.
-        Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => Ok(()),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Lets the kernel write the file to the disk now, and does not wait: maintainer scripts that sync would otherwise
-/// wait for gigabytes at the end.
-#[expect(unsafe_code, reason = "sync_file_range has no safe binding")]
-fn start_writeback(file: &File) {
-    // SAFETY: a system call on an open descriptor. Its failure costs time only.
-    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
-}
-
-/// Lowers this thread's priority.
-#[expect(unsafe_code, reason = "nice has no safe binding for one thread")]
-fn be_nice(by: i32) {
-    // SAFETY: on Linux it changes the calling thread only. Refused, it costs time only.
-    unsafe { libc::nice(by) };
-}
-
-/// Processor time of this thread so far, nanoseconds.
-fn thread_time() -> u64 {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
-        .map_or(0, |t| u64::try_from(Duration::from(t).as_nanos()).unwrap_or_default())
 }
 
 /// A disk that is full, in the words of the installation.
