@@ -32,7 +32,8 @@ fn embedded() -> Vec<u8> {
         // Most places only look like a beginning.
         if ZlibDecoder::new(&agent[start..]).read_to_end(&mut elf).is_ok()
             && elf.starts_with(b"\x7fELF")
-            && elf.windows(9).any(|w| w == b"where_ran")
+            // A stage that only the probe tells of: the simulated driver lies in the binary in the same way.
+            && elf.windows(21).any(|w| w == b"smoke.multiprocessors")
         {
             return elf;
         }
