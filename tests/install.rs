@@ -355,6 +355,20 @@ fn a_disk_that_fills_up_meanwhile_is_told_and_the_next_run_converges() {
 }
 
 #[test]
+fn downloads_that_cannot_even_begin_hold_nobody_up() {
+    let m = Machine::new(&set());
+    let before = m.root.read("/var/lib/dpkg/status");
+    m.root.write("/etc/apt/apt.conf.d/99proxy", "Acquire::http::Proxy \"http://user:a^b@127.0.0.1:1\";\n");
+    let began = std::time::Instant::now();
+    let error = m.install(&["everything"], Options::default()).unwrap_err();
+    // apt, whose turn it is then, cannot use it either, and waits between its attempts.
+    assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}: {error}", began.elapsed());
+    assert_eq!(m.root.read("/var/lib/dpkg/status"), before);
+    fs::remove_file(m.root.at("/etc/apt/apt.conf.d/99proxy")).unwrap();
+    assert_eq!(m.way(&["everything"]), (Rung::Pipeline, String::new()));
+}
+
+#[test]
 fn a_server_that_lies_gets_nothing_installed() {
     let root = Root::new();
     let repo = Repository::new(root.path(), "repo");

@@ -47,7 +47,14 @@ impl Fetching {
             ..fetch::Settings::default()
         };
         let ended = stop.clone();
-        let thread = std::thread::spawn(move || fetch::fetch(&items, &settings, &ended, &on));
+        let thread = std::thread::spawn(move || {
+            fetch::fetch(&items, &settings, &ended, &on).or_else(|error| {
+                // Nothing could be begun (a proxy or a certificate that cannot be used): whoever waits for packages
+                // hears of it in the same way as of a download that failed.
+                on(Event::Failed { item: 0, error });
+                Ok(fetch::Stats::default())
+            })
+        });
         Self { stop, thread: Some(thread) }
     }
 
