@@ -506,11 +506,13 @@ impl Shared {
         let slot = &self.packages[package];
         let file = File::open(&slot.package.file).map_err(Trouble::reading)?;
         let block = &blocks.list[number];
-        let mut packed = self.pool.buffer(0);
-        let mut out = self.pool.buffer(usize::try_from(block.unpacked).unwrap_or(usize::MAX));
-        let decoded = blocks.decode(&file, block, &mut packed, &mut out);
-        drop(Chunk::new(packed, None, self.pool.clone()));
-        let piece = Arc::new(Chunk::new(out, Some(reserved), self.pool.clone()));
+        let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let (packed_length, length) = (bytes(block.packed), bytes(block.unpacked));
+        let mut packed = self.pool.buffer(packed_length);
+        let mut out = self.pool.buffer(length);
+        let decoded = blocks.decode(&file, block, &mut packed[..packed_length], &mut out[..length]);
+        drop(Chunk::new(packed, 0, None, self.pool.clone()));
+        let piece = Arc::new(Chunk::new(out, length, Some(reserved), self.pool.clone()));
         decoded?;
         self.unpacked.fetch_add(block.unpacked, Ordering::Relaxed);
         let mut guard = lock(&slot.job);
@@ -535,13 +537,12 @@ impl Shared {
         let threads_share = 4;
         loop {
             let mut piece = self.pool.buffer(PIECE);
-            let length = fill(&mut *decoder, &mut piece).map_err(Trouble::reading)?;
+            let length = fill(&mut *decoder, &mut piece[..PIECE]).map_err(Trouble::reading)?;
             if length == 0 {
                 break;
             }
-            piece.truncate(length);
             self.unpacked.fetch_add(length as u64, Ordering::Relaxed);
-            let piece = Arc::new(Chunk::new(piece, None, self.pool.clone()));
+            let piece = Arc::new(Chunk::new(piece, length, None, self.pool.clone()));
             {
                 let mut job = lock(&slot.job);
                 let Some(job) = job.as_mut() else { return Ok(()) };

@@ -129,11 +129,20 @@ impl<T, W> Queue<T, W> {
         self.wake.notify_all();
     }
 
-    /// A buffer of exactly `size` bytes, with anything in it.
+    /// A buffer of at least `size` bytes, with anything in it. A spare one keeps its length: to make it longer again
+    /// would fill it with zeros.
     pub(super) fn buffer(&self, size: usize) -> Vec<u8> {
-        let mut buffer = self.lock().spare.pop().unwrap_or_default();
-        buffer.resize(size, 0);
-        buffer
+        let mut state = self.lock();
+        let spare = &mut state.spare;
+        let fits = spare.iter().enumerate().filter(|(_, b)| b.len() >= size).min_by_key(|(_, b)| b.len());
+        if let Some((number, _)) = fits {
+            return spare.swap_remove(number);
+        }
+        // One that is too small makes room for its successor.
+        let too_small = spare.pop();
+        drop(state);
+        drop(too_small);
+        vec![0; size]
     }
 
     fn keep(&self, buffer: Vec<u8>, most: usize) {
@@ -147,7 +156,8 @@ impl<T, W> Queue<T, W> {
 /// Decoded bytes. Whoever drops the last handle gives buffer and memory back.
 #[derive(Debug)]
 pub(super) struct Chunk<T, W> {
-    bytes: Vec<u8>,
+    buffer: Vec<u8>,
+    length: usize,
     reserved: Option<Reserved>,
     home: Arc<Queue<T, W>>,
 }
@@ -156,18 +166,24 @@ pub(super) struct Chunk<T, W> {
 const SPARE: usize = 16;
 
 impl<T, W> Chunk<T, W> {
-    pub(super) fn new(bytes: Vec<u8>, reserved: Option<Reserved>, home: Arc<Queue<T, W>>) -> Self {
-        Self { bytes, reserved, home }
+    /// The first `length` bytes of a buffer.
+    pub(super) fn new(
+        buffer: Vec<u8>,
+        length: usize,
+        reserved: Option<Reserved>,
+        home: Arc<Queue<T, W>>,
+    ) -> Self {
+        Self { buffer, length, reserved, home }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.buffer[..self.length]
     }
 }
 
 impl<T, W> Drop for Chunk<T, W> {
     fn drop(&mut self) {
-        self.home.keep(std::mem::take(&mut self.bytes), SPARE);
+        self.home.keep(std::mem::take(&mut self.buffer), SPARE);
         if let Some(reserved) = self.reserved.take() {
             self.home.release(reserved);
         }
@@ -207,18 +223,29 @@ mod tests {
         let thread = std::thread::spawn(move || place(waiting.next().as_ref()));
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(!thread.is_finished());
-        drop(Chunk::new(vec![0; 5], Some(reserved), queue.clone()));
+        drop(Chunk::new(vec![0; 5], 5, Some(reserved), queue.clone()));
         assert_eq!(thread.join().unwrap(), "next");
-        assert_eq!(queue.buffer(3).capacity(), 5); // the buffer came back
+        assert_eq!(queue.buffer(3).len(), 5); // the buffer came back
     }
 
     #[test]
     fn stopping_drops_what_waits_without_holding_itself_up() {
         let queue = Arc::new(Queue::<(), Cycle>::new(100));
-        queue.push_write(Cycle(Chunk::new(vec![0; 10], None, queue.clone())));
+        queue.push_write(Cycle(Chunk::new(vec![0; 10], 10, None, queue.clone())));
         queue.stop();
         assert!(queue.stopped());
-        assert_eq!(queue.buffer(0).capacity(), 10);
+        assert_eq!(queue.buffer(0).len(), 10);
+    }
+
+    #[test]
+    fn the_smallest_spare_buffer_that_is_large_enough_is_taken() {
+        let queue = Arc::new(Queue::<(), ()>::new(100));
+        for size in [8, 2, 5] {
+            drop(Chunk::new(vec![1; size], 1, None, queue.clone()));
+        }
+        assert_eq!(queue.buffer(3), [1; 5]);
+        assert_eq!(queue.buffer(9), [0; 9], "made anew, in the place of a spare one");
+        assert_eq!(queue.lock().spare.len(), 1);
     }
 
     /// A write that holds a chunk of its own queue, as all of them do.
