@@ -14,6 +14,8 @@ mod embedded;
 pub mod engine;
 pub mod error;
 pub mod facts;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod host;
 pub mod imds;
 pub mod install;

@@ -142,7 +142,7 @@ pub fn check(path: &Path) -> Result<String> {
 }
 
 /// The effective value of every key, one line each, those from the defaults marked; or every problem.
-pub(super) fn check_layers(layers: &[Layer]) -> Result<String> {
+pub(crate) fn check_layers(layers: &[Layer]) -> Result<String> {
     let mut lines = Vec::new();
     let mut first_code = None;
     for layer in layers {

@@ -95,7 +95,7 @@ pub(super) fn reports(files: &Files) -> Result<Reports, String> {
     Ok(parse(&String::from_utf8_lossy(&log)))
 }
 
-fn parse(log: &str) -> Reports {
+pub(super) fn parse(log: &str) -> Reports {
     let mut reports = Reports::default();
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("SXid (") {

@@ -511,6 +511,18 @@ fn dead_functions(host: &Host, facts: &GpuFacts) -> Result<Vec<String>> {
     Ok(dead)
 }
 
+/// The probe's output as every type of record, for `crate::fuzz`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_records(bytes: &[u8]) {
+    record::fuzz(bytes);
+}
+
+/// The kernel's log, for `crate::fuzz`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_kernel_log(text: &str) {
+    kernel_log::parse(text);
+}
+
 #[cfg(test)]
 #[path = "../probe/mix.rs"]
 #[allow(dead_code, reason = "the probe's module; its reference values are proved here")]

@@ -256,6 +256,23 @@ pub struct LibraryVersion {
     pub error: Option<Failure>,
 }
 
+/// Any output as every type of record, for `crate::fuzz`.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(output: &[u8]) {
+    let all = records(output);
+    for record in &all {
+        let one = std::slice::from_ref(record);
+        let stage = record.stage.as_str();
+        let _ =
+            (of_stage::<Load>(one, stage), of_stage::<Init>(one, stage), of_stage::<CudaDevice>(one, stage));
+        let _ =
+            (of_stage::<NvmlGpu>(one, stage), of_stage::<Smoke>(one, stage), of_stage::<Peers>(one, stage));
+        for gpu in of_stage::<NvmlGpu>(one, stage) {
+            let _ = serde_json::to_string(&gpu);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -186,7 +186,7 @@ async fn instance(client: &imds::Client) -> Result<Fact<Instance>> {
 }
 
 /// Reads the instance identity document; `url` is for the message.
-fn parse_document(json: &[u8], url: &str) -> Result<Instance> {
+pub(crate) fn parse_document(json: &[u8], url: &str) -> Result<Instance> {
     let invalid = || {
         Error::new(Code::MetadataInvalid, format!("{url} is no instance identity document"))
             .with_hint("look for something that answers in the metadata service's place")

@@ -34,7 +34,7 @@ impl Host {
 }
 
 /// Header (magic, number of libraries at 20), then entries of flags, soname and path (offsets from the magic).
-fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
     let start = bytes.windows(MAGIC.len()).position(|w| w == MAGIC)?;
     let table = &bytes[start..];
     let count = number(table, 20)?;

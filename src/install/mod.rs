@@ -37,6 +37,8 @@ use report::Prepared;
 pub use report::Report;
 pub use rung::Rung;
 use stage::Stage;
+#[cfg(any(test, fuzzing))]
+pub(crate) use unpack::fuzz::package as fuzz_package;
 
 /// Exit statuses from here on say that a signal ended the program.
 const KILLED: i32 = 128;
@@ -336,4 +338,10 @@ struct Taken {
     why: String,
     output: Output,
     prepared: Prepared,
+}
+
+/// The list of packages in flight, for `crate::fuzz`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_in_flight(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<InFlight>(bytes);
 }

@@ -87,7 +87,7 @@ pub(super) async fn run_with_progress(host: &Host, call: &Call, bytes: Option<u6
 }
 
 /// Reads `dlstatus:`/`pmstatus:` lines (`kind:item:percent:text`).
-fn status_line(line: &str, bytes: Option<u64>) -> Option<Progress> {
+pub(super) fn status_line(line: &str, bytes: Option<u64>) -> Option<Progress> {
     let mut parts = line.splitn(4, ':');
     let kind = parts.next().filter(|k| matches!(*k, "dlstatus" | "pmstatus"))?;
     let item = parts.next()?;

@@ -290,3 +290,25 @@ fn not_reinstallable(output: &Output) -> bool {
     let printed = [&output.stdout[..], &output.stderr[..]].concat();
     String::from_utf8_lossy(&printed).contains("is not possible, it cannot be downloaded")
 }
+
+/// Every reader of source files, for `crate::fuzz`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_sources(text: &str) {
+    sources::in_lines("a.list", text);
+    sources::in_stanzas("a.sources", text);
+}
+
+/// Every reader of what apt prints, for `crate::fuzz`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_output(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let plan = Plan::read(&text, &text);
+    let _ = plan.judge(false);
+    let output = Output { status: 100, stdout: bytes.to_vec(), stderr: bytes.to_vec() };
+    failure::explain("install", &output);
+    failure::is_lock(&output);
+    not_reinstallable(&output);
+    for line in text.lines() {
+        call::status_line(line, Some(1 << 40));
+    }
+}

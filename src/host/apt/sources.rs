@@ -45,7 +45,7 @@ pub(super) fn unsigned(host: &Host) -> Result<Vec<Unsigned>> {
 }
 
 /// `deb [ option=value … ] URI suite component…`
-fn in_lines(file: &str, text: &str) -> Vec<Unsigned> {
+pub(super) fn in_lines(file: &str, text: &str) -> Vec<Unsigned> {
     let mut found = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
@@ -72,7 +72,7 @@ fn in_lines(file: &str, text: &str) -> Vec<Unsigned> {
 }
 
 /// Stanzas of `Field: value` lines (deb822).
-fn in_stanzas(file: &str, text: &str) -> Vec<Unsigned> {
+pub(super) fn in_stanzas(file: &str, text: &str) -> Vec<Unsigned> {
     let mut found = Vec::new();
     let mut stanza = Stanza::default();
     for (index, line) in text.lines().chain([""]).enumerate() {

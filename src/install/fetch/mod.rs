@@ -46,6 +46,8 @@ use rustls::RootCertStore;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::answer::fuzz as fuzz_answer;
 use self::pace::Pace;
 use self::plan::{Effects, HashWork, Plan};
 use crate::error::{Code, Error, Result};

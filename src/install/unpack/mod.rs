@@ -7,7 +7,10 @@
 //! every package that cannot be read here: dpkg is the authority over its own format.
 
 mod archive;
+mod block;
 mod control;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod pool;
 mod stream;
 mod stub;
@@ -15,6 +18,7 @@ mod system;
 mod tar;
 mod xz;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -27,8 +31,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use self::archive::{Archive, Compression};
+use self::block::Early;
 use self::control::Control;
-use self::pool::{Chunk, Next, Place, Queue, Reserved};
+use self::pool::{Chunk, Held, Next, Place, Queue, Reserved};
 use self::stub::Stub;
 pub(super) use self::stub::fill_placeholder;
 use self::system::{be_nice, reserve, start_writeback, thread_time};
@@ -39,12 +44,10 @@ use crate::error::{Code, Error, Result};
 /// Files from this size on are placed by us. 398 of the 4,906 files of the CUDA 11.8 toolkit are that big, and hold
 /// 99.4 % of its bytes; dpkg takes longer to link a file than to write a smaller one.
 const MIN_STAGED: u64 = 64 << 10;
-/// Decoded bytes of a piece, where the format has no blocks of its own.
-const PIECE: usize = 4 << 20;
+/// Decoded bytes that are given on at once: what a processor keeps in its cache until they are written.
+const WINDOW: usize = 1 << 20;
 /// A block that is larger than this is decoded as a stream, so that it need not fit into memory.
 const MOST_BLOCK: u64 = 64 << 20;
-/// One write. Large enough to cost no more than its copying, small enough to be shared among the threads.
-const MOST_WRITE: usize = 8 << 20;
 /// Big files that may go into a stub for all that. With more, the stub would take the place of the whole unpacked
 /// package on the stage's file system, which is another one than the files' then: dpkg gets the package as it came.
 const MOST_INLINE: u64 = 16 << 20;
@@ -151,6 +154,7 @@ pub(super) struct Unpacker {
 
 type Pool = Queue<Task, Write_>;
 type Piece = Chunk<Task, Write_>;
+type Memory = Held<Task, Write_>;
 
 /// Work that decodes.
 #[derive(Debug)]
@@ -218,9 +222,12 @@ struct Job {
     stub: Stub,
     conffiles: HashSet<PathBuf>,
     /// Blocks that came out before their turn.
-    early: BTreeMap<usize, Arc<Piece>>,
+    early: BTreeMap<usize, Vec<Early>>,
+    /// The block whose turn it is.
     next: usize,
     blocks: usize,
+    /// Bytes of the archive that the splitter has seen.
+    fed: u64,
     current: Option<Arc<Staged>>,
     /// Bytes of big files that went into the stub.
     inline: u64,
@@ -402,20 +409,17 @@ impl Shared {
             self.pool.release(reserved);
             return;
         }
-        let began = thread_time();
+        let (began, writing) = (thread_time(), WRITING.get());
         let done = match task {
             Task::Open => {
                 self.pool.release(reserved);
                 self.open(package)
             }
             Task::Block(blocks, number) => self.block(package, &blocks, number, reserved),
-            Task::Stream(member) => {
-                let done = self.stream(package, member);
-                self.pool.release(reserved);
-                done
-            }
+            Task::Stream(member) => self.stream(package, member, reserved),
         };
-        self.decode_ns.fetch_add(thread_time().saturating_sub(began), Ordering::Relaxed);
+        let spent = thread_time().saturating_sub(began).saturating_sub(WRITING.get() - writing);
+        self.decode_ns.fetch_add(spent, Ordering::Relaxed);
         if let Err(trouble) = done {
             self.give_up(package, trouble);
         }
@@ -465,6 +469,7 @@ impl Shared {
             early: BTreeMap::new(),
             next: 0,
             blocks: blocks.as_ref().map_or(usize::MAX, |b| b.list.len()),
+            fed: 0,
             current: None,
             inline: 0,
         });
@@ -477,7 +482,7 @@ impl Shared {
                 }
             }
             None => {
-                let memory = STREAM_MEMORY + 2 * PIECE as u64;
+                let memory = STREAM_MEMORY + 2 * WINDOW as u64;
                 self.pool.push((package, 0), Task::Stream(archive.data), memory);
             }
         }
@@ -496,102 +501,74 @@ impl Shared {
         Ok(())
     }
 
-    fn block(
-        &self,
-        package: usize,
-        blocks: &Arc<xz::Blocks>,
-        number: usize,
-        reserved: Reserved,
-    ) -> Result<(), Trouble> {
-        let slot = &self.packages[package];
-        let file = File::open(&slot.package.file).map_err(Trouble::reading)?;
-        let block = &blocks.list[number];
-        let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let (packed_length, length) = (bytes(block.packed), bytes(block.unpacked));
-        let mut packed = self.pool.buffer(packed_length);
-        let mut out = self.pool.buffer(length);
-        let decoded = blocks.decode(&file, block, &mut packed[..packed_length], &mut out[..length]);
-        drop(Chunk::new(packed, 0, None, self.pool.clone()));
-        let piece = Arc::new(Chunk::new(out, length, Some(reserved), self.pool.clone()));
-        decoded?;
-        self.unpacked.fetch_add(block.unpacked, Ordering::Relaxed);
-        let mut guard = lock(&slot.job);
-        let Some(job) = guard.as_mut() else { return Ok(()) };
-        job.early.insert(number, piece);
-        while let Some(piece) = job.early.remove(&job.next) {
-            job.next += 1;
-            self.feed(package, job, &piece)?;
-        }
-        if job.next < job.blocks {
-            return Ok(());
-        }
-        job.splitter.finish()?;
-        drop(guard);
-        self.one_less(package)
-    }
-
-    fn stream(&self, package: usize, member: archive::Member) -> Result<(), Trouble> {
+    fn stream(&self, package: usize, member: archive::Member, reserved: Reserved) -> Result<(), Trouble> {
+        let memory = Arc::new(Held::new(reserved, self.pool.clone()));
         let slot = &self.packages[package];
         let file = File::open(&slot.package.file).map_err(Trouble::reading)?;
         let mut decoder = stream::open(&file, member)?;
-        let threads_share = 4;
         loop {
-            let mut piece = self.pool.buffer(PIECE);
-            let length = fill(&mut *decoder, &mut piece[..PIECE]).map_err(Trouble::reading)?;
+            let mut buffer = self.pool.buffer(WINDOW);
+            let length = fill(&mut *decoder, &mut buffer[..WINDOW]).map_err(Trouble::reading)?;
+            let piece = Arc::new(Chunk::new(buffer, length, memory.clone()));
+            let mut guard = lock(&slot.job);
+            let Some(job) = guard.as_mut() else { return Ok(()) };
             if length == 0 {
+                job.splitter.finish()?;
                 break;
             }
-            self.unpacked.fetch_add(length as u64, Ordering::Relaxed);
-            let piece = Arc::new(Chunk::new(piece, length, None, self.pool.clone()));
-            {
-                let mut job = lock(&slot.job);
-                let Some(job) = job.as_mut() else { return Ok(()) };
-                self.feed(package, job, &piece)?;
-            }
-            drop(piece);
-            while let Some(write) = self.pool.help(threads_share) {
-                self.write(write);
-            }
+            self.count_unpacked(length as u64);
+            self.feed(package, job, &piece)?;
+            drop((guard, piece));
+            self.write_what_waits();
             if self.pool.stopped() {
                 return Ok(());
             }
         }
-        match lock(&slot.job).as_ref() {
-            Some(job) => job.splitter.finish()?,
-            None => return Ok(()),
-        }
         self.one_less(package)
     }
 
+    fn count_unpacked(&self, bytes: u64) {
+        self.unpacked.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// At once, by whoever decoded it.
+    fn write_what_waits(&self) {
+        while let Some(write) = self.pool.a_write() {
+            self.write(write);
+        }
+    }
+
     fn feed(&self, package: usize, job: &mut Job, piece: &Arc<Piece>) -> Result<(), Trouble> {
-        let Job { splitter, stub, conffiles, current, inline, .. } = job;
+        let Job { splitter, stub, conffiles, fed, current, inline, .. } = job;
+        *fed += piece.bytes().len() as u64;
         let mut placer = Placer { shared: self, package, stub, conffiles, current, inline, piece };
         splitter.feed(piece.bytes(), &mut placer)
     }
 
     fn write(&self, write: Write_) {
-        let began = thread_time();
         let Write_ { package, file, offset, piece, range } = write;
-        let length = range.len() as u64;
-        let written = file.file.write_all_at(&piece.bytes()[range], offset);
-        drop(piece);
-        let done = match written {
-            Ok(()) => {
-                if file.left.fetch_sub(length, Ordering::AcqRel) == length {
-                    start_writeback(&file.file);
-                }
-                self.linked.fetch_add(length, Ordering::Relaxed);
-                // Closed before the package is ready: the kernel executes no file that is open for writing, and a
-                // maintainer script may want to at once.
-                drop(file);
-                self.one_less(package)
-            }
-            Err(e) => Err(Trouble::writing(self.stage.outside(), e)),
-        };
-        self.write_ns.fetch_add(thread_time().saturating_sub(began), Ordering::Relaxed);
-        if let Err(trouble) = done {
+        let written = self.put(&file, &piece.bytes()[range], offset);
+        // Closed before the package is ready: the kernel executes no file that is open for writing, and a maintainer
+        // script may want to at once.
+        drop((piece, file));
+        if let Err(trouble) = written.and_then(|()| self.one_less(package)) {
             self.give_up(package, trouble);
         }
+    }
+
+    fn put(&self, file: &Staged, bytes: &[u8], offset: u64) -> Result<(), Trouble> {
+        let began = thread_time();
+        let length = bytes.len() as u64;
+        let written = file.file.write_all_at(bytes, offset);
+        if written.is_ok() && file.left.fetch_sub(length, Ordering::AcqRel) == length {
+            start_writeback(&file.file);
+        }
+        let spent = thread_time().saturating_sub(began);
+        WRITING.set(WRITING.get() + spent);
+        self.write_ns.fetch_add(spent, Ordering::Relaxed);
+        written.map_err(|e| Trouble::writing(self.stage.outside(), e))?;
+        self.linked.fetch_add(length, Ordering::Relaxed);
+        Ok(())
     }
 
     /// One piece of work on the package less; the last one makes it ready.
@@ -657,21 +634,21 @@ impl Sink for Placer<'_> {
         let Some(file) = self.current.as_ref() else {
             return Err(Trouble::unsuitable("content without a file"));
         };
-        let mut at = range.start;
-        while at < range.end {
-            let end = range.end.min(at + MOST_WRITE);
-            self.shared.packages[self.package].outstanding.fetch_add(1, Ordering::AcqRel);
-            self.shared.pool.push_write(Write_ {
-                package: self.package,
-                file: file.clone(),
-                offset: offset + (at - range.start) as u64,
-                piece: self.piece.clone(),
-                range: at..end,
-            });
-            at = end;
-        }
+        self.shared.packages[self.package].outstanding.fetch_add(1, Ordering::AcqRel);
+        self.shared.pool.push_write(Write_ {
+            package: self.package,
+            file: file.clone(),
+            offset,
+            piece: self.piece.clone(),
+            range,
+        });
         Ok(())
     }
+}
+
+thread_local! {
+    /// Processor time that this thread has spent writing, nanoseconds: it is no decoding.
+    static WRITING: Cell<u64> = const { Cell::new(0) };
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -70,10 +70,9 @@ impl<T, W> Queue<T, W> {
         self.wake.notify_one();
     }
 
-    /// A write, if more than `some` are waiting: for a thread that makes them faster than the others do them.
-    pub(super) fn help(&self, some: usize) -> Option<W> {
-        let mut state = self.lock();
-        if state.writes.len() > some { state.writes.pop_front() } else { None }
+    /// A write that waits.
+    pub(super) fn a_write(&self) -> Option<W> {
+        self.lock().writes.pop_front()
     }
 
     /// Waits for something to do; `None` when everything is to stop.
@@ -132,48 +131,59 @@ impl<T, W> Queue<T, W> {
     /// A buffer of at least `size` bytes, with anything in it. A spare one keeps its length: to make it longer again
     /// would fill it with zeros.
     pub(super) fn buffer(&self, size: usize) -> Vec<u8> {
-        let mut state = self.lock();
-        let spare = &mut state.spare;
+        let spare = &mut self.lock().spare;
         let fits = spare.iter().enumerate().filter(|(_, b)| b.len() >= size).min_by_key(|(_, b)| b.len());
-        if let Some((number, _)) = fits {
-            return spare.swap_remove(number);
+        match fits {
+            Some((number, _)) => spare.swap_remove(number),
+            None => vec![0; size],
         }
-        // One that is too small makes room for its successor.
-        let too_small = spare.pop();
-        drop(state);
-        drop(too_small);
-        vec![0; size]
     }
 
-    fn keep(&self, buffer: Vec<u8>, most: usize) {
+    /// Takes a buffer back, for the next block.
+    pub(super) fn keep(&self, buffer: Vec<u8>) {
         let mut state = self.lock();
-        if state.spare.len() < most {
+        let kept: usize = state.spare.iter().map(Vec::len).sum();
+        if kept + buffer.len() <= SPARE {
             state.spare.push(buffer);
         }
     }
 }
 
-/// Decoded bytes. Whoever drops the last handle gives buffer and memory back.
+/// Bytes of spare buffers that are kept.
+const SPARE: usize = 48 << 20;
+
+/// Memory that was promised to a task and is given back when nobody needs it any more.
 #[derive(Debug)]
-pub(super) struct Chunk<T, W> {
-    buffer: Vec<u8>,
-    length: usize,
+pub(super) struct Held<T, W> {
     reserved: Option<Reserved>,
     home: Arc<Queue<T, W>>,
 }
 
-/// Spare buffers kept: what the threads of a large machine use at once.
-const SPARE: usize = 16;
+impl<T, W> Held<T, W> {
+    pub(super) fn new(reserved: Reserved, home: Arc<Queue<T, W>>) -> Self {
+        Self { reserved: Some(reserved), home }
+    }
+}
+
+impl<T, W> Drop for Held<T, W> {
+    fn drop(&mut self) {
+        if let Some(reserved) = self.reserved.take() {
+            self.home.release(reserved);
+        }
+    }
+}
+
+/// Decoded bytes: the first `length` of a buffer. Whoever drops the last handle gives the buffer back.
+#[derive(Debug)]
+pub(super) struct Chunk<T, W> {
+    buffer: Vec<u8>,
+    length: usize,
+    held: Arc<Held<T, W>>,
+}
 
 impl<T, W> Chunk<T, W> {
-    /// The first `length` bytes of a buffer.
-    pub(super) fn new(
-        buffer: Vec<u8>,
-        length: usize,
-        reserved: Option<Reserved>,
-        home: Arc<Queue<T, W>>,
-    ) -> Self {
-        Self { buffer, length, reserved, home }
+    pub(super) fn new(buffer: Vec<u8>, length: usize, held: Arc<Held<T, W>>) -> Self {
+        Self { buffer, length, held }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -183,10 +193,7 @@ impl<T, W> Chunk<T, W> {
 
 impl<T, W> Drop for Chunk<T, W> {
     fn drop(&mut self) {
-        self.home.keep(std::mem::take(&mut self.buffer), SPARE);
-        if let Some(reserved) = self.reserved.take() {
-            self.home.release(reserved);
-        }
+        self.held.home.keep(std::mem::take(&mut self.buffer));
     }
 }
 
@@ -223,7 +230,7 @@ mod tests {
         let thread = std::thread::spawn(move || place(waiting.next().as_ref()));
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(!thread.is_finished());
-        drop(Chunk::new(vec![0; 5], 5, Some(reserved), queue.clone()));
+        drop(Chunk::new(vec![0; 5], 5, Arc::new(Held::new(reserved, queue.clone()))));
         assert_eq!(thread.join().unwrap(), "next");
         assert_eq!(queue.buffer(3).len(), 5); // the buffer came back
     }
@@ -231,7 +238,7 @@ mod tests {
     #[test]
     fn stopping_drops_what_waits_without_holding_itself_up() {
         let queue = Arc::new(Queue::<(), Cycle>::new(100));
-        queue.push_write(Cycle(Chunk::new(vec![0; 10], 10, None, queue.clone())));
+        queue.push_write(Cycle(Chunk::new(vec![0; 10], 10, Arc::new(Held::new(Reserved(0), queue.clone())))));
         queue.stop();
         assert!(queue.stopped());
         assert_eq!(queue.buffer(0).len(), 10);
@@ -239,13 +246,14 @@ mod tests {
 
     #[test]
     fn the_smallest_spare_buffer_that_is_large_enough_is_taken() {
-        let queue = Arc::new(Queue::<(), ()>::new(100));
+        let queue = Queue::<(), ()>::new(100);
         for size in [8, 2, 5] {
-            drop(Chunk::new(vec![1; size], 1, None, queue.clone()));
+            queue.keep(vec![1; size]);
         }
         assert_eq!(queue.buffer(3), [1; 5]);
-        assert_eq!(queue.buffer(9), [0; 9], "made anew, in the place of a spare one");
-        assert_eq!(queue.lock().spare.len(), 1);
+        assert_eq!(queue.buffer(9), [0; 9], "made anew");
+        queue.keep(vec![1; SPARE]);
+        assert_eq!(queue.lock().spare.len(), 2, "too much to be kept");
     }
 
     /// A write that holds a chunk of its own queue, as all of them do.

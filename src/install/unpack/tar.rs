@@ -151,6 +151,28 @@ impl Splitter {
         Ok(())
     }
 
+    /// The wanted file's content that comes next: the offset in it, and bytes. `None` where something else does.
+    pub(super) fn content_ahead(&self) -> Option<(u64, u64)> {
+        match self.state {
+            State::Place { offset, left, .. } => Some((offset, left)),
+            _ => None,
+        }
+    }
+
+    /// Passes over `bytes` of the content that comes next: somebody has put them where they belong.
+    pub(super) fn pass(&mut self, bytes: u64) -> Result<(), Trouble> {
+        let State::Place { offset, left, padding } = &mut self.state else {
+            return Err(Trouble::unsuitable("content without a file"));
+        };
+        *offset += bytes;
+        *left =
+            left.checked_sub(bytes).ok_or_else(|| Trouble::unsuitable("content behind its file's end"))?;
+        if *left == 0 {
+            self.state = skip(*padding);
+        }
+        Ok(())
+    }
+
     /// The stream is over. An error if that was in the middle of an entry.
     pub(super) fn finish(&self) -> Result<(), Trouble> {
         match &self.state {

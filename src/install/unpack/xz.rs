@@ -31,6 +31,8 @@ pub(super) struct Block {
     pub(super) packed: u64,
     /// Bytes that come out.
     pub(super) unpacked: u64,
+    /// Where they begin in all that comes out of the member.
+    pub(super) start: u64,
 }
 
 /// The stream's header, which every block is decoded with, and all blocks.
@@ -63,12 +65,15 @@ pub(super) fn blocks(file: &File, member: Member) -> Result<Option<Blocks>, Trou
     file.read_exact_at(&mut index, end - FOOTER as u64 - index_size).map_err(Trouble::reading)?;
     let Some(sizes) = read_index(&index) else { return Ok(None) };
     let mut at = member.at + HEADER as u64;
+    let mut start = 0u64;
     let mut list = Vec::with_capacity(sizes.len());
     for (unpadded, unpacked) in sizes {
         let packed = unpadded.checked_next_multiple_of(4).filter(|n| *n <= member.size);
         let Some(packed) = packed else { return Ok(None) };
-        list.push(Block { at, packed, unpacked });
+        list.push(Block { at, packed, unpacked, start });
         at += packed;
+        let Some(end) = start.checked_add(unpacked) else { return Ok(None) };
+        start = end;
     }
     // Where the blocks fill the stream exactly, there is no second stream before or behind.
     Ok((at == end - FOOTER as u64 - index_size).then_some(Blocks { header, list }))
@@ -104,34 +109,51 @@ fn number(from: &mut &[u8]) -> Option<u64> {
 }
 
 impl Blocks {
-    /// Decodes one block into `out`, which must have its length. `packed` is room for the compressed bytes, of their
-    /// length: all at once, which is a twentieth faster than in small pieces. The block's own check (CRC or SHA-256)
-    /// is part of decoding.
-    pub(super) fn decode(
+    /// Begins to decode a block. `packed` is a buffer of at least its length: the compressed bytes are given to the
+    /// decoder all at once, which is a twentieth faster than in small pieces.
+    pub(super) fn decoder<'a>(
         &self,
         file: &File,
         block: &Block,
-        packed: &mut [u8],
-        out: &mut [u8],
-    ) -> Result<(), Trouble> {
+        packed: &'a mut [u8],
+    ) -> Result<Decoder<'a>, Trouble> {
+        let length = usize::try_from(block.packed).map_err(|_| damaged())?;
+        let packed = packed.get_mut(..length).ok_or_else(damaged)?;
         file.read_exact_at(packed, block.at).map_err(Trouble::reading)?;
         // A stream of which only this block is given: its decoder asks for no more until the block is checked.
         let mut stream = Stream::new_stream_decoder(MEMORY, 0).map_err(unsuitable)?;
         stream.process(&self.header, &mut [], Action::Run).map_err(unsuitable)?;
-        let (mut read, mut written) = (0, 0);
-        while read < packed.len() {
-            let before = (stream.total_in(), stream.total_out());
-            let status =
-                stream.process(&packed[read..], &mut out[written..], Action::Run).map_err(unsuitable)?;
-            let taken = stream.total_in() - before.0;
-            let given = stream.total_out() - before.1;
-            read += usize::try_from(taken).map_err(|_| damaged())?;
-            written += usize::try_from(given).map_err(|_| damaged())?;
+        Ok(Decoder { stream, packed, left: block.unpacked })
+    }
+}
+
+/// A block that is being decoded.
+pub(super) struct Decoder<'a> {
+    stream: Stream,
+    packed: &'a [u8],
+    left: u64,
+}
+
+impl Decoder<'_> {
+    /// Fills `out` as far as there is something left; 0 once everything came out and the block's own check (CRC or
+    /// SHA-256) was right. What comes out before that may be wrong only if the package file is.
+    pub(super) fn read(&mut self, out: &mut [u8]) -> Result<usize, Trouble> {
+        let wanted = out.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let mut written = 0;
+        while written < wanted || (self.left == 0 && !self.packed.is_empty()) {
+            let before = (self.stream.total_in(), self.stream.total_out());
+            let status = self.stream.process(self.packed, &mut out[written..wanted], Action::Run);
+            let status = status.map_err(unsuitable)?;
+            let taken = usize::try_from(self.stream.total_in() - before.0).map_err(|_| damaged())?;
+            let given = usize::try_from(self.stream.total_out() - before.1).map_err(|_| damaged())?;
+            self.packed = &self.packed[taken..];
+            written += given;
             if taken == 0 && given == 0 || matches!(status, Status::StreamEnd) {
                 return Err(damaged());
             }
         }
-        if written == out.len() { Ok(()) } else { Err(damaged()) }
+        self.left -= written as u64;
+        Ok(written)
     }
 }
 
@@ -189,10 +211,16 @@ mod tests {
     fn decode_all(file: &File, blocks: &Blocks) -> Result<Vec<u8>, Trouble> {
         let mut all = Vec::new();
         for block in &blocks.list {
-            let mut out = vec![0; usize::try_from(block.unpacked).unwrap()];
             let mut packed = vec![0; usize::try_from(block.packed).unwrap()];
-            blocks.decode(file, block, &mut packed, &mut out)?;
-            all.extend(out);
+            let mut decoder = blocks.decoder(file, block, &mut packed)?;
+            let mut piece = [0; 1000];
+            assert_eq!(all.len() as u64, block.start);
+            loop {
+                match decoder.read(&mut piece)? {
+                    0 => break,
+                    n => all.extend(&piece[..n]),
+                }
+            }
         }
         Ok(all)
     }
