@@ -154,6 +154,108 @@ codes! {
     RehearsalFailed "rehearsal-failed" FAILED "The rehearsal itself (not the run inside it) failed.";
 }
 
+impl Code {
+    /// What to do, where whoever raises it knows nothing more special. Every failure has a next step.
+    pub fn usual_hint(self) -> &'static str {
+        match self {
+            Self::Usage => "`gpu-bootstrap --help` shows what there is",
+            Self::NotRoot => "run it with sudo",
+            Self::Locked | Self::WaitTimeout => "`gpu-bootstrap status --wait` waits for the other run",
+            Self::NothingToResume => "run without --resume to begin a run",
+            Self::PlanChanged => "undo the change of the configuration, or run with --replan",
+            Self::VerifyFailed | Self::CheckUnknown => "mend what the message names, then run again with -v",
+            Self::Interrupted | Self::Terminated => "`gpu-bootstrap --resume` goes on",
+            Self::RebootLoop => "`gpu-bootstrap status` shows what asks for it; mend that, then run again",
+            Self::RebootNeeded => "reboot; the run goes on by its unit, or by `gpu-bootstrap --resume`",
+            Self::Io => {
+                "look at the path in the message and at the disk (df, mount, dmesg: full, read-only, failing), then run again"
+            }
+            Self::Exec => {
+                "see that the program in the message is installed and may be executed, then run again"
+            }
+            Self::ExecTimeout => {
+                "see what holds the program in the message up (disk, network, a question), then run again"
+            }
+            Self::DiskFull => "enlarge the volume, or free space where the message says, then run again",
+            Self::Fetch => {
+                "check that this machine may reach the address in the message (route, proxy, security group), then run again"
+            }
+            Self::FetchDenied => "put the file where this machine may read it without a login",
+            Self::NotADeb => "check the URL; download the file by hand and compare",
+            Self::ChecksumMismatch => "run again later; if it stays, do not trust the source",
+            Self::InsecureRedirect => "name the final https address in the configuration",
+            Self::ConfigRead | Self::ConfigSyntax | Self::ConfigUnknownKey | Self::ConfigType => {
+                "correct the configuration where the message says; `gpu-bootstrap config check` lists every mistake"
+            }
+            Self::StepInvalid | Self::CatalogInvalid => {
+                "correct the file that the message names, or leave the override away; the built-in files are tested"
+            }
+            Self::MetadataDisabled
+            | Self::MetadataUnreachable
+            | Self::MetadataInvalid
+            | Self::MetadataEndpoint => {
+                "see what answers at the metadata address, or go on without it by --no-imds"
+            }
+            Self::FactsUnreadable => "see why the file in the message cannot be read, then run again",
+            Self::NoGpu | Self::NotNvidia | Self::FractionalGpu => {
+                "use an instance type with a whole NVIDIA GPU; [policy] on-no-gpu = \"skip\" does nothing on others"
+            }
+            Self::UnsupportedOs | Self::UnsupportedArch | Self::Container | Self::RepositoryKeyUnknown => {
+                "use one of the images that README.md names"
+            }
+            Self::ImpossibleWish | Self::UnknownInstanceType => {
+                "leave the wish away (\"auto\"), or choose what `gpu-bootstrap plan` offers"
+            }
+            Self::AptFailed => {
+                "`apt-get -f install` and /var/log/apt/term.log say more; mend that, then run again"
+            }
+            Self::AptLocked => "let the other program finish, then run again",
+            Self::AptUnsolvable => {
+                "`apt-mark showhold` and `apt-cache policy PACKAGE` show what stands in the way"
+            }
+            Self::RepositoryUntrusted | Self::UntrustedSource => {
+                "mend or remove that source in /etc/apt/sources.list.d, then run again"
+            }
+            Self::IndexOutdated | Self::IndexMalformed => "the repository is being updated: run again later",
+            Self::WouldRemove | Self::WouldDowngrade => {
+                "do by hand what the message names, or wish for other versions, then run again"
+            }
+            Self::WrongArchitecture => "give the URL and sha256 of the file for this architecture",
+            Self::DpkgBroken => "`dpkg --audit` says what is wrong; mend it, then run again",
+            Self::KeyInvalid | Self::KeyMismatch | Self::KeyNotAlone => {
+                "use the built-in catalog, or correct the key in the override"
+            }
+            Self::IndexTampered | Self::IndexTooOld | Self::WrongRepository | Self::ForeignPackage => {
+                "use another mirror ([source] packages); if it stays, do not trust the address"
+            }
+            Self::PackageNotOffered | Self::ComponentMissing => {
+                "wish for another version, or use a mirror that has it ([source] packages)"
+            }
+            Self::PinConflict | Self::SourceConflict => {
+                "correct the file that the message names, then run again"
+            }
+            Self::DriverNotLoaded | Self::DriverMismatch => {
+                "reboot; then `gpu-bootstrap device-query` tells what is left"
+            }
+            Self::ServiceFailed => "`systemctl status` and `journalctl -u` of the service say why",
+            Self::GpuCount
+            | Self::NvmlFailed
+            | Self::CudaFailed
+            | Self::ComputeFailed
+            | Self::GpuUnhealthy => {
+                "look for Xid lines in `dmesg`; stop and start the instance to get other hardware"
+            }
+            Self::LibraryMissing | Self::LibraryBroken => "run again: the packages are mended",
+            Self::ProbeNotStarted => {
+                "allow programs of ours to be executed (noexec, SELinux, fapolicyd), then run again"
+            }
+            Self::RehearsalUnavailable | Self::RehearsalFailed => {
+                "run it as root on a machine with user namespaces and apt; -v shows more"
+            }
+        }
+    }
+}
+
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -209,9 +311,9 @@ impl Error {
         &self.message
     }
 
-    /// What to do about it, if there is something more to say than the message does.
+    /// What to do about it. There always is one: that of the place that failed, or else the code's usual one.
     pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
+        Some(self.hint.as_deref().unwrap_or(self.code.usual_hint()))
     }
 
     /// The causes, outermost first, each as text.

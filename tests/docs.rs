@@ -42,6 +42,78 @@ fn every_error_code_is_documented_with_its_exit_code_and_meaning() {
 }
 
 #[test]
+fn every_error_code_has_a_hint() {
+    for code in Code::ALL {
+        let hint = code.usual_hint();
+        assert!(hint.len() > 10 && !hint.ends_with('.'), "{code}: {hint:?}");
+        assert_eq!(gpu_bootstrap::error::Error::new(*code, "x").hint(), Some(hint), "{code}");
+    }
+}
+
+/// `file.rs::name` of every test that a page names in back-ticks; files without a directory are those in tests/.
+fn named_tests(page: &str) -> Vec<(String, String)> {
+    let text = doc(page);
+    let quoted = text.split('`').skip(1).step_by(2);
+    let tests = quoted.filter_map(|q| q.split_once(".rs::"));
+    tests
+        .map(|(file, name)| {
+            let dir = if file.starts_with("src/") { "" } else { "tests/" };
+            (format!("{dir}{file}.rs"), name.to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn every_test_that_a_page_names_exists() {
+    for page in ["docs/threat-model.md", "docs/network-faults.md"] {
+        let named = named_tests(page);
+        assert!(named.len() > 5, "{page} names {} tests", named.len());
+        for (file, name) in named {
+            let text = doc(&file);
+            let at = text.find(&format!("fn {name}("));
+            let before = &text[..at.unwrap_or_else(|| panic!("{page}: {file} has no {name}"))];
+            let attribute = before.trim_end().trim_end_matches("async").trim_end().ends_with(']');
+            assert!(attribute, "{page}: {name} of {file} is no test");
+        }
+    }
+}
+
+#[test]
+fn every_threat_has_a_test() {
+    for row in
+        doc("docs/threat-model.md").lines().filter(|l| l.starts_with("| ") && !l.starts_with("| Threat"))
+    {
+        assert!(row.contains(".rs::") || row.contains("comes with custom steps"), "{row}");
+    }
+}
+
+/// The table of `tests/mutations/run` must not rot: a mutation that cannot be applied notices nothing.
+#[test]
+fn every_mutation_can_be_applied_and_has_a_test() {
+    let table: toml::Table = doc("tests/mutations/table.toml").parse().unwrap();
+    let mutations = table["mutation"].as_array().unwrap();
+    let mut names = std::collections::BTreeSet::new();
+    for mutation in mutations {
+        let value = |key: &str| mutation[key].as_str().unwrap();
+        let name = value("name");
+        assert!(names.insert(name), "{name}: twice");
+        assert!(["network", "disk", "lock"].contains(&value("row")), "{name}");
+        assert_ne!(value("old"), value("new"), "{name}");
+        let found = doc(value("file")).matches(value("old")).count();
+        assert_eq!(found, 1, "{name}: its text stands {found} times in {}", value("file"));
+        let (binary, test) = value("test").split_once("::").unwrap();
+        let (file, function) = match binary {
+            "lib" => (value("file").to_owned(), test.rsplit("::").next().unwrap()),
+            binary => (format!("tests/{binary}.rs"), test),
+        };
+        assert!(doc(&file).contains(&format!("fn {function}(")), "{name}: {file} has no {function}");
+    }
+    for row in ["network", "disk", "lock"] {
+        assert!(mutations.iter().any(|m| m["row"].as_str() == Some(row)), "{row}");
+    }
+}
+
+#[test]
 fn every_exit_code_is_documented() {
     let text = doc("docs/status.md");
     let codes = [

@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gpu_bootstrap::error::{Code, Error};
-use gpu_bootstrap::host::fetch::Fetch;
+use gpu_bootstrap::host::fetch::{Fetch, Patience};
 use gpu_bootstrap::host::{Host, paths};
-use scripted_http::{Reply, Server, tls};
+use scripted_http::{Reply, Request, Server, tls};
 use sha2::{Digest, Sha256};
 
 fn sha256(bytes: &[u8]) -> String {
@@ -137,6 +137,120 @@ async fn a_broken_download_is_begun_again() {
         scratch.fetch(&server.url("/x.deb"), &sum).await.unwrap();
         assert_eq!((scratch.cached(), server.log().len()), (vec![sum], 3), "{reply:?}");
     }
+}
+
+#[tokio::test]
+async fn a_download_goes_on_where_it_broke_only_if_it_is_the_same_file() {
+    const CUT: usize = 100_000;
+    let body = deb();
+    let other = body.iter().map(|b| b ^ 1).collect::<Vec<_>>();
+    // What the first answer's head names, the body behind it, and what a whole answer to the rest is asked with.
+    for (header, first, resumes) in [
+        ("ETag", &body, true),
+        ("Last-Modified", &body, true),
+        // Its server has another file by now, and says so by sending the whole of it.
+        ("ETag", &other, false),
+        ("X-Nothing", &body, false),
+    ] {
+        let (first, shared, next) = (first.clone(), body.clone(), AtomicUsize::new(0));
+        let is_same = first == body;
+        let server = Server::start(move |r| {
+            if next.fetch_add(1, Ordering::SeqCst) == 0 {
+                // Only the beginning of a package is looked at before its sum.
+                let begun = [&shared[..8], &first[8..]].concat();
+                return Reply::ok(begun).with(header, "\"one\"").cut(CUT, Duration::ZERO);
+            }
+            if is_same { Reply::part(r, &shared).with(header, "\"one\"") } else { Reply::ok(shared.clone()) }
+        });
+        let scratch = Scratch::new();
+        scratch.fetch_deb(&server.url("/x.deb")).await.unwrap();
+        let log = server.log();
+        let asked = |name: &str| log[1].header(name).map(str::to_owned);
+        if header == "X-Nothing" {
+            assert_eq!((log.len(), asked("range")), (2, None), "no version, no range");
+        } else {
+            assert_eq!(asked("range"), Some(format!("bytes={CUT}-")), "{header}");
+            assert_eq!(asked("if-range"), Some("\"one\"".into()), "{header}");
+        }
+        let rest = deb().len() - CUT;
+        assert_eq!(
+            log[1].range().map(|(first, _)| deb().len() - first),
+            (header != "X-Nothing").then_some(rest)
+        );
+        assert!(resumes || log.len() == 2, "{header}");
+    }
+}
+
+#[tokio::test]
+async fn pieces_of_two_files_are_never_kept() {
+    let (body, next) = (deb(), AtomicUsize::new(0));
+    // The server calls two files by one name.
+    let server = Server::start(move |r| {
+        let mut other = body.clone();
+        other[200_000] ^= 1;
+        match next.fetch_add(1, Ordering::SeqCst) {
+            0 => Reply::ok(body.clone()).with("ETag", "\"one\"").cut(100_000, Duration::ZERO),
+            1 => Reply::part(r, &other).with("ETag", "\"one\""),
+            _ => Reply::part(r, &body),
+        }
+    });
+    let scratch = Scratch::new();
+    scratch.fetch_deb(&server.url("/x.deb")).await.unwrap();
+    assert_eq!(server.log().len(), 3);
+    assert!(server.log()[2].range().is_none(), "the third attempt begins anew");
+    assert_eq!(scratch.cached(), [sha256(&deb())]);
+}
+
+#[tokio::test]
+async fn an_answer_about_the_rest_that_is_something_else_is_not_believed() {
+    type Wrong = fn(&Request, &[u8]) -> Reply;
+    let wrongs: [Wrong; 3] = [
+        |_, b| Reply::status(206, &b[..50]).with("Content-Range", "bytes 0-49/300024"),
+        |_, b| Reply::status(206, &b[100_000..]),
+        |_, _| Reply::status(416, ""),
+    ];
+    for wrong in wrongs {
+        let (body, next) = (deb(), AtomicUsize::new(0));
+        let server = Server::start(move |r| match next.fetch_add(1, Ordering::SeqCst) {
+            0 => Reply::ok(body.clone()).with("ETag", "\"one\"").cut(100_000, Duration::ZERO),
+            1 => wrong(r, &body),
+            _ => Reply::part(r, &body),
+        });
+        let scratch = Scratch::new();
+        scratch.fetch_deb(&server.url("/x.deb")).await.unwrap();
+        assert_eq!((server.log().len(), server.log()[2].range()), (3, None));
+    }
+}
+
+#[tokio::test]
+async fn no_download_takes_for_ever() {
+    // Fast enough not to count as a trickle, and too slow to end.
+    let server = Server::start(|_| Reply::ok(deb()).slowly(1000, Duration::from_millis(50)));
+    let mut scratch = Scratch::new();
+    let total = Duration::from_millis(600);
+    scratch.host.fetch = Fetch::new().waiting(Patience { total, ..Patience::default() });
+    let began = Instant::now();
+    let e = scratch.fetch_deb(&server.url("/x.deb")).await.unwrap_err();
+    assert_eq!(e.message(), format!("{} was not there after 0.6 s", server.url("/x.deb")));
+    assert!(began.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn a_wait_is_said_with_its_reason() {
+    let busy = Reply::status(503, "").with("Retry-After", "1");
+    let server = scripted(vec![busy], Reply::ok(deb()));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&seen);
+    let mut scratch = Scratch::new();
+    let root = scratch.dir.path().to_path_buf();
+    scratch.host = Host::new(root).with_progress(move |p| sink.lock().unwrap().push(p));
+    scratch.fetch_deb(&server.url("/x.deb?geheim")).await.unwrap();
+    let seen = seen.lock().unwrap();
+    let wait = seen.iter().find(|p| p.what == "waiting to try again").unwrap();
+    assert_eq!(
+        (wait.item.as_str(), wait.total),
+        (format!("{} answered 503 Service Unavailable", server.url("/x.deb")).as_str(), Some(1))
+    );
 }
 
 #[tokio::test]

@@ -154,6 +154,51 @@ fn what_a_killed_write_left_behind_is_swept_up() {
     assert!(machine.outside(theirs).exists());
 }
 
+/// Mounts something over a place of the machine, for this thread and the processes that it starts.
+fn mounted(machine: &Machine, source: &str, path: &str, flags: nix::mount::MsFlags) {
+    use nix::mount::{MsFlags, mount};
+    let none: Option<&str> = None;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let source = if source.is_empty() { machine.outside(path) } else { source.into() };
+    mount(Some(&source), &machine.outside(path), none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &machine.outside(path), none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, none).unwrap();
+}
+
+#[test]
+fn a_read_only_disk_is_told_with_path_and_cause() {
+    let machine = idle().dir("/var/lib/gpu-bootstrap");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            mounted(&machine, "", "/var/lib", nix::mount::MsFlags::MS_RDONLY);
+            let ran = machine.run(&["run"]);
+            assert_eq!(ran.code, 1, "{ran:?}");
+            let said = ran.stdout + &ran.stderr;
+            assert!(said.contains("[io]") && said.contains("/var/lib/gpu-bootstrap"), "{said}");
+            assert!(said.contains("Read-only file system") && said.contains("what to do: "), "{said}");
+        });
+    });
+    assert_eq!(machine.run(&["run"]).code, 0, "once it is writable again");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_never_taken_for_a_missing_one() {
+    let machine = idle();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Reading the first page of a process's memory is EIO.
+            let nothing = nix::mount::MsFlags::empty();
+            mounted(&machine, "/proc/self/mem", "/etc/gpu-bootstrap/10-idle.toml", nothing);
+            let ran = machine.run(&["run"]);
+            assert_eq!(ran.code, 2, "{ran:?}");
+            let said = ran.stdout + &ran.stderr;
+            assert!(said.contains("[config-read]") && said.contains("10-idle.toml"), "{said}");
+            assert!(said.contains("Input/output error"), "{said}");
+        });
+    });
+    assert_eq!(machine.run(&["run"]).code, 0, "once it can be read again");
+}
+
 /// A run that waits for a metadata service which never answers; the earlier run had ended well.
 fn waiting() -> (Machine, TcpListener, std::process::Child) {
     let machine = idle();

@@ -123,7 +123,7 @@ fn fetch_items(settings: &Settings, items: &[Item], dir: tempfile::TempDir) -> O
             assert!(!items[item].path.exists(), "something of a failed item is left");
             ended.lock().unwrap().push((item, Some(error)));
         }
-        Event::Progress { .. } => {}
+        Event::Progress { .. } | Event::Waiting { .. } => {}
     })
     .unwrap();
     Outcome { stats, ended: ended.into_inner().unwrap(), dir }
@@ -714,7 +714,7 @@ fn stop_ends_everything_at_once_and_leaves_only_what_is_verified() {
         fetch(&items, &settings(), &stop, &|event| match event {
             Event::Verified { item } => ended.lock().unwrap().push(item),
             Event::Failed { error, .. } => panic!("{error:?}"),
-            Event::Progress { .. } => {}
+            Event::Progress { .. } | Event::Waiting { .. } => {}
         })
         .unwrap()
     });
@@ -724,6 +724,43 @@ fn stop_ends_everything_at_once_and_leaves_only_what_is_verified() {
     assert_eq!(*ended.lock().unwrap(), [0]);
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["done"]);
+}
+
+#[test]
+fn no_fetch_takes_for_ever() {
+    let (body, small) = (content(1, 3_000_000), content(2, 1000));
+    let (large, quick) = (body.clone(), small.clone());
+    let server = Server::start(move |r| match r.path.as_str() {
+        "/small" => Reply::part(r, &quick),
+        _ => Reply::part(r, &large).slowly(5000, Duration::from_millis(20)),
+    });
+    let total = Duration::from_secs(1);
+    let patience = gpu_bootstrap::host::fetch::Patience { total, ..Default::default() };
+    let files = [(server.url("/small"), small.as_slice()), (server.url("/x?geheim"), body.as_slice())];
+    let began = Instant::now();
+    let outcome = fetch_with(&Settings { patience, max_connections: 2, ..settings() }, &files);
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!((outcome.verified(), outcome.files()), (vec![0], vec!["0".to_owned()]));
+    let error = outcome.ended.iter().find_map(|(_, e)| e.as_ref()).unwrap();
+    assert_eq!(error.message(), format!("{} was not there after 1 s", server.url("/x")));
+}
+
+#[test]
+fn a_wait_is_said_with_its_reason() {
+    let body = content(1, 10_000);
+    let server = faulty(&body, vec![|_, _| Reply::status(429, "").with("Retry-After", "1")]);
+    let dir = tempfile::tempdir().unwrap();
+    let item =
+        Item { uri: server.url("/x"), size: 10_000, sha256: sha256(&body), path: dir.path().join("x") };
+    let said = Mutex::new(Vec::new());
+    fetch(&[item], &settings(), &NEVER, &|event| {
+        if let Event::Waiting { why, wait } = event {
+            said.lock().unwrap().push((why, wait));
+        }
+    })
+    .unwrap();
+    let why = format!("{} answered 429 Too Many Requests", server.url("/x"));
+    assert_eq!(said.into_inner().unwrap(), [(why, Duration::from_secs(1))]);
 }
 
 #[test]
@@ -765,7 +802,7 @@ fn items_that_make_no_sense_fail_by_themselves() {
     fetch(&items, &settings(), &NEVER, &|event| match event {
         Event::Verified { item } => drop(ended.lock().unwrap().insert(item, None)),
         Event::Failed { item, error } => drop(ended.lock().unwrap().insert(item, Some(error))),
-        Event::Progress { .. } => {}
+        Event::Progress { .. } | Event::Waiting { .. } => {}
     })
     .unwrap();
     let ended = ended.into_inner().unwrap();

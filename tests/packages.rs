@@ -469,6 +469,28 @@ fn locks_are_waited_for_and_their_holder_is_named() {
     assert_eq!(m.version("tool"), "ii 1.0");
 }
 
+#[test]
+fn a_lock_that_somebody_took_first_is_waited_for() {
+    let m = Machine::new(&[Deb::new("tool", "1.0")]);
+    // Between our look and apt's own, once for each call.
+    let apt = m.root.at("/usr/bin/apt-get");
+    fs::rename(&apt, m.root.at("/usr/bin/apt-get.real")).unwrap();
+    m.root.write(
+        "/usr/bin/apt-get",
+        "#!/bin/sh\nif [ ! -e /was-locked ]; then\n  touch /was-locked\n  \
+         echo 'E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1 (apt)' >&2\n  exit 100\nfi\n\
+         exec /usr/bin/apt-get.real \"$@\"\n",
+    );
+    fs::set_permissions(&apt, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let hurried = Installer::new(&m.host).waiting(Duration::ZERO);
+    let error = block(hurried.install(&request(&["tool"]))).unwrap_err();
+    assert_eq!(error.code(), Code::AptLocked, "{error}: {:?}", error.causes());
+    assert!(error.message().contains("held by process 1 (apt)"), "{error}");
+    fs::remove_file(m.root.at("/was-locked")).unwrap();
+    block(Installer::new(&m.host).install(&request(&["tool"]))).unwrap();
+    assert_eq!(m.version("tool"), "ii 1.0");
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "small constants, of another type than the field")]
 #[test]
 fn a_holder_that_the_kernel_does_not_name_is_waited_for_too() {

@@ -542,7 +542,8 @@ pub(super) async fn install(
 /// Installs; when the package lists prove too old, renews them and tries once more.
 pub(super) async fn install_renewed(host: &Host, request: &Request) -> Result<()> {
     match Installer::new(host).install(request).await {
-        Err(e) if matches!(e.code(), Code::AptUnsolvable | Code::IndexOutdated) => {
+        // A mirror that is being updated has other packages than the lists say: none, or ones with other sums.
+        Err(e) if matches!(e.code(), Code::AptUnsolvable | Code::IndexOutdated | Code::ChecksumMismatch) => {
             tracing::info!("the package lists may be old ({e}): renewing them");
         }
         other => return other.map(drop),

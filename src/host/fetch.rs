@@ -2,19 +2,24 @@
 //! for its HTTP client by the CloudWatch report. What it knows of servers (what is final, what is worth another
 //! attempt, which redirects are followed, what may be shown of a URL) also serves `install::fetch`.
 //!
-//! What goes wrong on the way is retried within a budget; what a server means is not. Nothing that does not
-//! have the expected SHA-256 ever gets a name in the cache.
+//! What goes wrong on the way is retried within a budget; what a server means is not. A download into the cache that
+//! breaks goes on where it broke, if the server says by which version it may. Nothing that does not have the expected
+//! SHA-256 ever gets a name in the cache. `docs/network-faults.md` lists what can go wrong.
 
 use std::error::Error as StdError;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use reqwest::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use reqwest::header::{
+    CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE,
+    RETRY_AFTER,
+};
 use reqwest::{Response, StatusCode, Url};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -30,12 +35,13 @@ use crate::error::{Code, Error, Result};
 use crate::report::event::{Progress, Unit};
 use crate::text::{UrlError, parse_url};
 
-/// Far servers behind slow proxies still answer in this time.
-pub(crate) const CONNECT: Duration = Duration::from_secs(10);
-/// Silence after which a connection counts as dead.
-pub(crate) const READ: Duration = Duration::from_secs(30);
-/// Attempts at one download.
+/// Attempts at one download without getting on.
 pub(crate) const ATTEMPTS: u32 = 5;
+/// So many further bytes prove that a download gets on: its failures are forgotten. Firewalls that count bytes cut
+/// connections at 64 KiB.
+pub(crate) const PROOF: u64 = 32 << 10;
+/// A connection that brings less than this in [`Patience::trickle`] counts as dead.
+const TRICKLE: u64 = 16 << 10;
 /// Waits between attempts.
 pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(250);
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -52,11 +58,37 @@ const PARTIAL_PREFIX: &str = ".download-";
 /// Progress is reported no more often than this.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
+/// How long a server is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Until a connection is made.
+    pub connect: Duration,
+    /// Silence after which a connection counts as dead.
+    pub silence: Duration,
+    /// A connection that brings next to nothing in this time counts as dead, too.
+    pub trickle: Duration,
+    /// A download with all its attempts; for packages, all of them together.
+    pub total: Duration,
+}
+
+impl Default for Patience {
+    /// Far servers behind slow proxies still answer in these times; the whole is apt's limit for an installation.
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            silence: Duration::from_secs(30),
+            trickle: Duration::from_secs(60),
+            total: Duration::from_secs(3 * 60 * 60),
+        }
+    }
+}
+
 /// The HTTP client of the agent, made on first use (reading root certificates takes milliseconds).
 #[derive(Debug, Default)]
 pub struct Fetch {
     http: OnceLock<reqwest::Client>,
     extra_roots: Option<PathBuf>,
+    patience: Patience,
     swept: OnceLock<()>,
 }
 
@@ -67,8 +99,16 @@ enum Expect {
     Deb,
 }
 
-/// A whole download that has no name yet, and its SHA-256.
-type Written = (NamedTempFile, String);
+/// The beginning of a download, which has no name yet.
+struct Partial {
+    temp: NamedTempFile,
+    hash: Sha256,
+    length: u64,
+    /// By what the server knows this version again (`If-Range`); without it nothing can go on.
+    validator: Option<HeaderValue>,
+    /// Whether more than one answer is in it.
+    is_pieced: bool,
+}
 
 /// Why an attempt failed.
 pub(crate) enum Failed {
@@ -90,6 +130,18 @@ impl Fetch {
         Self { extra_roots: Some(bundle), ..Self::default() }
     }
 
+    /// Waits for servers as `patience` says, instead of as long as by default.
+    #[must_use]
+    pub fn waiting(mut self, patience: Patience) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// How long servers are waited for.
+    pub fn patience(&self) -> Patience {
+        self.patience
+    }
+
     /// The file with certificates that are trusted besides webpki's and the system's.
     pub fn extra_roots(&self) -> Option<PathBuf> {
         self.extra_roots.clone()
@@ -103,8 +155,8 @@ impl Fetch {
         proxy::check_environment()?;
         warn_of_search_domains();
         let built = builder(roots(self.extra_roots.as_deref())?)?
-            .connect_timeout(CONNECT)
-            .read_timeout(READ)
+            .connect_timeout(self.patience.connect)
+            .read_timeout(self.patience.silence)
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| Error::new(Code::Fetch, "cannot set up the HTTP client").because(e))?;
@@ -118,7 +170,7 @@ impl Fetch {
         loop {
             match self.get_once(&url, limit).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(failed) => budget.wait_after(failed).await?,
+                Err(failed) => budget.wait_after(failed, 0, |_| {}).await?,
             }
         }
     }
@@ -151,11 +203,30 @@ impl Fetch {
         if holds(host, &inside, &place, &sha256).await? {
             return Ok(inside);
         }
-        let mut budget = Budget::new();
+        let whole = self.download(host, &parsed, &place, &sha256, expect);
+        match tokio::time::timeout(self.patience.total, whole).await {
+            Ok(outcome) => outcome.map(|()| inside),
+            Err(_elapsed) => Err(out_of_time(&shown(&parsed), self.patience.total)),
+        }
+    }
+
+    /// A whole download into `place`, however many attempts it takes.
+    async fn download(
+        &self,
+        host: &Host,
+        url: &Url,
+        place: &Path,
+        sha256: &str,
+        expect: Expect,
+    ) -> Result<()> {
+        let (mut budget, mut partial) = (Budget::new(), None);
         loop {
-            match self.download(host, &parsed, &place, &sha256, expect).await {
-                Ok(()) => return Ok(inside),
-                Err(failed) => budget.wait_after(failed).await?,
+            match self.attempt(host, url, place, sha256, expect, &mut partial).await {
+                Ok(()) => return Ok(()),
+                Err(failed) => {
+                    let reached = partial.as_ref().map_or(0, |p: &Partial| p.length);
+                    budget.wait_after(failed, reached, |progress| host.progress(progress)).await?;
+                }
             }
         }
     }
@@ -177,9 +248,11 @@ impl Fetch {
     }
 
     async fn get_once(&self, url: &Url, limit: usize) -> Result<Vec<u8>, Failed> {
-        let mut response = self.open(url).await?;
+        let mut response = self.open(url, None).await?;
         let mut bytes = Vec::new();
+        let mut trickle = Trickle::new(self.patience.trickle);
         while let Some(chunk) = response.chunk().await.map_err(|e| broken(url, e))? {
+            trickle.add(url, chunk.len())?;
             bytes.extend_from_slice(&chunk);
             if bytes.len() > limit {
                 return Err(Failed::Surely(Error::new(
@@ -191,46 +264,69 @@ impl Fetch {
         Ok(bytes)
     }
 
-    /// One attempt at a whole download into `place`. An unfinished one is removed when its handle is dropped.
-    async fn download(
+    /// One attempt. What it has brought when it fails is left in `partial` if the next one may go on from there;
+    /// otherwise it is removed as its handle is dropped.
+    async fn attempt(
         &self,
         host: &Host,
         url: &Url,
         place: &Path,
         sha256: &str,
         expect: Expect,
+        partial: &mut Option<Partial>,
     ) -> Result<(), Failed> {
-        let response = self.open(url).await?;
+        let response = self.open(url, partial.as_ref()).await?;
+        let begun = match partial.take() {
+            Some(partial) if partial.is_continued_by(&response) => Partial { is_pieced: true, ..partial },
+            Some(_) if response.status() != StatusCode::OK => return Err(not_continued(url, &response)),
+            _ => Partial::new(place, &response)
+                .map_err(|e| Failed::Surely(full_hint(Error::io("write the download of", shown(url), e))))?,
+        };
         refuse_if_full(host, url, response.content_length())?;
-        let (queue, writer) = start_writer(place.to_owned(), shown(url));
-        let sent = pump(host, url, response, expect, queue).await;
+        let expect = if begun.length == 0 { expect } else { Expect::Anything };
+        let meter = Meter::new(host, url, begun.length, response.content_length());
+        let (queue, writer) = start_writer(begun, shown(url));
+        let sent = pump(url, response, expect, queue, meter, self.patience.trickle).await;
         let written = writer.await.map_err(|e| {
             Failed::Surely(Error::new(Code::Io, format!("the writer of {} failed", shown(url))).because(e))
         })?;
         // When the disk is full, the queue breaks as well; the disk is the cause that has to be told.
-        let (temp, digest) = written.map_err(Failed::Surely)?;
-        sent?;
-        if digest != sha256 {
-            return Err(Failed::Surely(
-                Error::new(
-                    Code::ChecksumMismatch,
-                    format!("sha256 of {} is {digest}, expected {sha256}; nothing was kept", shown(url)),
-                )
-                .with_hint("run again, or correct the pin"),
-            ));
+        let written = written.map_err(Failed::Surely)?;
+        if let Err(failed) = sent {
+            *partial = Some(written).filter(Partial::can_go_on);
+            return Err(failed);
         }
-        keep(temp, place).map_err(|e| Failed::Surely(full_hint(Error::io("keep", place, e))))
+        let digest = format!("{:x}", written.hash.finalize());
+        if digest != sha256 {
+            let error = Error::new(
+                Code::ChecksumMismatch,
+                format!("sha256 of {} is {digest}, expected {sha256}; nothing was kept", shown(url)),
+            )
+            .with_hint("run again, or correct the pin");
+            // A server that does not keep its versions apart may have given pieces of two.
+            return Err(if written.is_pieced { Failed::Maybe(error, None) } else { Failed::Surely(error) });
+        }
+        let (temp, place) = (written.temp, place.to_owned());
+        let to = place.clone();
+        let kept = tokio::task::spawn_blocking(move || keep(temp, &to)).await.map_err(io::Error::other);
+        kept.and_then(|kept| kept).map_err(|e| Failed::Surely(full_hint(Error::io("keep", place, e))))
     }
 
-    /// A successful answer to GET, redirects followed.
-    async fn open(&self, url: &Url) -> Result<Response, Failed> {
+    /// A successful answer to GET, redirects followed; where something is there already, any answer to the question
+    /// for the rest of it.
+    async fn open(&self, url: &Url, partial: Option<&Partial>) -> Result<Response, Failed> {
         let http = self.http().map_err(Failed::Surely)?;
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let response = http.get(at.clone()).send().await.map_err(|e| broken(&at, e))?;
+            let mut request = http.get(at.clone());
+            if let Some((partial, validator)) = partial.and_then(|p| Some((p, p.validator.clone()?))) {
+                request =
+                    request.header(RANGE, format!("bytes={}-", partial.length)).header(IF_RANGE, validator);
+            }
+            let response = request.send().await.map_err(|e| broken(&at, e))?;
             match redirect_target(&at, &response).map_err(Failed::Surely)? {
                 Some(next) => at = next,
-                None => return accept(&at, response),
+                None => return accept(&at, response, partial.is_some()),
             }
         }
         Err(Failed::Surely(Error::new(
@@ -240,32 +336,131 @@ impl Fetch {
     }
 }
 
+impl Partial {
+    /// Nothing yet of what `response` begins to bring, beside its later `place`.
+    fn new(place: &Path, response: &Response) -> io::Result<Self> {
+        let temp = tempfile::Builder::new()
+            .prefix(PARTIAL_PREFIX)
+            .permissions(fs::Permissions::from_mode(0o644))
+            .tempfile_in(parent(place))?;
+        let validator = validator(response.headers());
+        Ok(Self { temp, hash: Sha256::new(), length: 0, validator, is_pieced: false })
+    }
+
+    /// Whether the next attempt may ask for the rest only.
+    fn can_go_on(&self) -> bool {
+        self.validator.is_some() && self.length >= AR_MAGIC.len() as u64
+    }
+
+    /// Whether the answer begins where this ends.
+    fn is_continued_by(&self, response: &Response) -> bool {
+        let said = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok());
+        let range = said.and_then(content_range).map(|(range, _)| range);
+        response.status() == StatusCode::PARTIAL_CONTENT && range.is_some_and(|r| r.start == self.length)
+    }
+}
+
+/// What names a version of a file for certain: a strong `ETag`, or the time of its last change.
+fn validator(headers: &HeaderMap) -> Option<HeaderValue> {
+    let strong = headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"));
+    strong.or_else(|| headers.get(LAST_MODIFIED)).cloned()
+}
+
+/// `bytes 0-99/1000` as the range and the total, which may be unknown (`*`).
+pub(crate) fn content_range(value: &str) -> Option<(Range<u64>, Option<u64>)> {
+    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+    (first <= last).then_some((first..last.checked_add(1)?, total))
+}
+
+/// An answer to the question for the rest that has something else. The next attempt begins anew.
+fn not_continued(url: &Url, response: &Response) -> Failed {
+    let status = response.status();
+    let text = format!("{} does not go on where its first part ended ({status})", shown(url));
+    Failed::Maybe(Error::new(Code::Fetch, text), None)
+}
+
 /// Attempts left, and the wait before the next.
 struct Budget {
     left: u32,
     backoff: Backoff,
+    /// The most bytes that were ever there.
+    reached: u64,
 }
 
 impl Budget {
     fn new() -> Self {
-        Self { left: ATTEMPTS - 1, backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT) }
+        Self { left: ATTEMPTS - 1, backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT), reached: 0 }
     }
 
-    /// Waits if there is to be another attempt; returns the error if not.
-    async fn wait_after(&mut self, failed: Failed) -> Result<()> {
+    /// Waits if there is to be another attempt, and tells `say` what for; returns the error if not. `reached` is the
+    /// number of bytes that need not be fetched again.
+    async fn wait_after(&mut self, failed: Failed, reached: u64, say: impl Fn(Progress)) -> Result<()> {
         let (error, asked) = match failed {
             Failed::Surely(error) => return Err(error),
             Failed::Maybe(error, asked) => (error, asked),
         };
+        if reached >= self.reached + PROOF {
+            *self = Self { reached, ..Self::new() };
+        }
         let wait = asked.unwrap_or_else(|| self.backoff.next_wait());
         if self.left == 0 || wait > LONGEST_ASKED_WAIT {
             return Err(error);
         }
         self.left -= 1;
         tracing::info!(error = %error, wait_ms = wait.as_millis(), "trying the download again");
+        say(waiting(error.message(), wait));
         tokio::time::sleep(wait).await;
         Ok(())
     }
+}
+
+/// What is said while a server is given time; `why` names it.
+pub(crate) fn waiting(why: &str, wait: Duration) -> Progress {
+    Progress {
+        what: "waiting to try again".into(),
+        item: why.to_owned(),
+        done: 0,
+        total: Some(wait.as_secs()),
+        unit: Unit::Seconds,
+    }
+}
+
+/// Tells a body that trickles from one that is only slow.
+pub(crate) struct Trickle {
+    limit: Duration,
+    since: Instant,
+    bytes: u64,
+}
+
+impl Trickle {
+    /// Nothing has come yet.
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { limit, since: Instant::now(), bytes: 0 }
+    }
+
+    /// Takes note of bytes that have come from `url`; fails where next to none have for too long.
+    pub(crate) fn add(&mut self, url: &Url, count: usize) -> Result<(), Failed> {
+        self.bytes += count as u64;
+        if self.since.elapsed() < self.limit {
+            return Ok(());
+        }
+        let came = std::mem::take(&mut self.bytes);
+        self.since = Instant::now();
+        if came >= TRICKLE {
+            return Ok(());
+        }
+        let text = format!("{} brought {came} bytes in {} s", shown(url), self.limit.as_secs_f64());
+        Err(Failed::Maybe(Error::new(Code::Fetch, text), None))
+    }
+}
+
+/// The end of every patience.
+pub(crate) fn out_of_time(what: &str, limit: Duration) -> Error {
+    Error::new(Code::Fetch, format!("{what} was not there after {} s", limit.as_secs_f64()))
+        .with_hint("use a nearer mirror, or see what slows the network down; then run again")
 }
 
 /// The URL as it may be shown: without user, password, query and fragment, any of which may be a secret.
@@ -343,9 +538,13 @@ fn check_redirect(from: &Url, to: &Url) -> Result<()> {
     }
 }
 
-/// The answer if it is a success, otherwise what its status means.
-fn accept(url: &Url, response: Response) -> Result<Response, Failed> {
-    if response.status() == StatusCode::OK { Ok(response) } else { Err(refused(url, &response)) }
+/// The answer if it is a success (for a rest: or about it), otherwise what its status means.
+fn accept(url: &Url, response: Response, is_rest: bool) -> Result<Response, Failed> {
+    match response.status() {
+        StatusCode::OK => Ok(response),
+        StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if is_rest => Ok(response),
+        _ => Err(refused(url, &response)),
+    }
 }
 
 /// What an answer that is no success means.
@@ -416,24 +615,25 @@ fn refuse_if_full(host: &Host, url: &Url, length: Option<u64>) -> Result<(), Fai
 
 /// Hands the body to the writer, chunk by chunk, and says how far it has come.
 async fn pump(
-    host: &Host,
     url: &Url,
     response: Response,
     expect: Expect,
     queue: mpsc::Sender<Vec<u8>>,
+    mut meter: Meter<'_>,
+    patience: Duration,
 ) -> Result<(), Failed> {
-    let total = response.content_length();
     let is_page = response
         .headers()
         .get(CONTENT_TYPE)
         .is_some_and(|t| t.as_bytes().to_ascii_lowercase().starts_with(b"text/html"));
-    let mut meter = Meter::new(host, url, total);
+    let mut trickle = Trickle::new(patience);
     let mut head = Vec::new();
     let mut is_checked = expect == Expect::Anything;
     let mut body = response.bytes_stream();
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|e| broken(url, e))?;
         meter.add(chunk.len());
+        trickle.add(url, chunk.len())?;
         if !is_checked {
             head.extend_from_slice(&chunk[..chunk.len().min(AR_MAGIC.len() - head.len())]);
             is_checked = head.len() == AR_MAGIC.len();
@@ -466,20 +666,16 @@ fn not_a_deb(url: &Url, is_page: bool, head: &[u8]) -> Error {
 }
 
 /// Starts the thread that hashes and writes what comes through the queue; it ends with the queue.
-fn start_writer(place: PathBuf, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHandle<Result<Written>>) {
+fn start_writer(begun: Partial, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHandle<Result<Partial>>) {
     let (queue, mut chunks) = mpsc::channel::<Vec<u8>>(QUEUE);
-    let mut work = move || -> io::Result<Written> {
-        let mut temp = tempfile::Builder::new()
-            .prefix(PARTIAL_PREFIX)
-            .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(parent(&place))?;
-        let mut hash = Sha256::new();
+    let mut partial = begun;
+    let work = move || -> io::Result<Partial> {
         while let Some(chunk) = chunks.blocking_recv() {
-            hash.update(&chunk);
-            temp.write_all(&chunk)?;
+            partial.hash.update(&chunk);
+            partial.temp.write_all(&chunk)?;
+            partial.length += chunk.len() as u64;
         }
-        temp.as_file().sync_all()?;
-        Ok((temp, format!("{:x}", hash.finalize())))
+        Ok(partial)
     };
     let to_error = move |e| full_hint(Error::io("write the download of", &url, e));
     (queue, tokio::task::spawn_blocking(move || work().map_err(to_error)))
@@ -487,6 +683,7 @@ fn start_writer(place: PathBuf, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHand
 
 /// Gives a verified download its name, durably.
 fn keep(temp: NamedTempFile, place: &Path) -> io::Result<()> {
+    temp.as_file().sync_all()?;
     temp.persist(place).map_err(|e| e.error)?;
     File::open(parent(place))?.sync_all()
 }
@@ -544,10 +741,11 @@ struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    fn new(host: &'a Host, url: &Url, total: Option<u64>) -> Self {
+    /// `done` bytes are there already, and `rest` are to come.
+    fn new(host: &'a Host, url: &Url, done: u64, rest: Option<u64>) -> Self {
         let name = url.path_segments().and_then(|mut s| s.next_back()).filter(|n| !n.is_empty());
         let what = format!("downloading {}", name.or(url.host_str()).unwrap_or_default());
-        let meter = Self { host, what, done: 0, total, said: Instant::now() };
+        let meter = Self { host, what, done, total: rest.map(|rest| done + rest), said: Instant::now() };
         meter.say();
         meter
     }

@@ -21,6 +21,7 @@ use crate::host::apt::Request;
 use crate::host::apt::simulate::{Download, Plan};
 use crate::host::dpkg::{Database, State};
 use crate::host::exec::{Call, Output};
+use crate::host::fetch::waiting;
 use crate::host::files::Files;
 use crate::report::event::{Progress, Unit};
 
@@ -44,6 +45,7 @@ impl Fetching {
         let settings = fetch::Settings {
             proxy: proxy.clone(),
             extra_roots: host.fetch.extra_roots(),
+            patience: host.fetch.patience(),
             ..fetch::Settings::default()
         };
         let ended = stop.clone();
@@ -116,6 +118,7 @@ impl Installer<'_> {
         let total = plan.download_bytes();
         let fetching = Fetching::start(self.host, proxy, items(plan, stage), move |event| match event {
             Event::Progress { bytes } => progress(downloading(bytes, total)),
+            Event::Waiting { why, wait } => progress(waiting(&why, wait)),
             Event::Failed { error, .. } => {
                 let mut failed = first_failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 failed.get_or_insert(error);
@@ -207,6 +210,7 @@ impl Installer<'_> {
         let packages: Vec<_> = plan.downloads.iter().enumerate().map(place).collect();
         Fetching::start(self.host, proxy, items(plan, stage), move |event| match event {
             Event::Progress { bytes } => progress(downloading(bytes, total)),
+            Event::Waiting { why, wait } => progress(waiting(&why, wait)),
             Event::Failed { error, .. } => unpacker.fail(error),
             Event::Verified { item } => {
                 // Before it counts as verified: then programs look at the placeholders.

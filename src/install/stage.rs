@@ -188,6 +188,26 @@ mod tests {
         assert!(!host.files.exists(paths::STAGE_DIR).unwrap());
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "small constants, of another type than the field")]
+    #[tokio::test]
+    async fn a_stage_that_dpkg_may_still_use_stays() {
+        use nix::libc;
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path().into());
+        Stage::make(&host, Instant::now()).await.unwrap();
+        let dpkg = host.files.open_rw("/var/lib/dpkg/lock-frontend").unwrap();
+        let (l_type, l_whence) = (libc::F_WRLCK as libc::c_short, libc::SEEK_SET as libc::c_short);
+        let whole = libc::flock { l_type, l_whence, l_start: 0, l_len: 0, l_pid: 0 };
+        // A lock of the open file: one of the process would not keep this process out.
+        nix::fcntl::fcntl(&dpkg, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+        let error = Stage::purge(&host, Instant::now()).await.unwrap_err();
+        assert_eq!(error.code(), crate::error::Code::AptLocked, "{error}");
+        assert!(host.files.exists(paths::STAGE_DIR).unwrap());
+        drop(dpkg);
+        Stage::purge(&host, Instant::now()).await.unwrap();
+        assert!(!host.files.exists(paths::STAGE_DIR).unwrap());
+    }
+
     #[tokio::test]
     async fn a_new_stage_has_nothing_of_the_last() {
         let root = tempfile::tempdir().unwrap();

@@ -22,6 +22,8 @@ pub fn start(verbosity: u8) {
     };
     let wish = std::env::var("GPU_BOOTSTRAP_LOG").ok().and_then(|text| Targets::from_str(&text).ok());
     let filter = wish.unwrap_or_else(|| Targets::new().with_target("gpu_bootstrap", level));
+    // At its finest level the signer says what it signs, session token included.
+    let filter = filter.with_target("aws_sigv4", Level::DEBUG);
     // A line that cannot be written must not be complained about on the same stream, which would panic.
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let registry = tracing_subscriber::registry();

@@ -32,10 +32,11 @@ impl Request {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
-    /// First and last byte of the `Range` header.
+    /// First and last byte of the `Range` header; without a last one, more than any file has.
     pub fn range(&self) -> Option<(usize, usize)> {
         let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
-        Some((first.parse().unwrap(), last.parse().unwrap()))
+        let last = if last.is_empty() { usize::MAX - 1 } else { last.parse().unwrap() };
+        Some((first.parse().unwrap(), last))
     }
 }
 

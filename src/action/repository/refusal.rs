@@ -1,6 +1,7 @@
 //! What apt says when it refuses a repository, turned into errors of their own.
 
 use crate::error::{Code, Error};
+use crate::host::apt::http_status;
 
 /// Phrases of apt's messages (in the C locale), the first that occurs decides. They are the same from apt 1.6 to
 /// apt 3; sqv's stand beside gpgv's.
@@ -29,8 +30,24 @@ const PHRASES: &[(&str, Code)] = &[
 pub(crate) fn explain(url: &str, error: Error) -> Error {
     let words = format!("{error}\n{}", error.causes().join("\n"));
     // These are this machine's own trouble, not the repository's.
-    if matches!(error.code(), Code::AptLocked | Code::DiskFull | Code::Io | Code::ExecTimeout) {
+    if matches!(error.code(), Code::AptLocked | Code::DiskFull | Code::Io) {
         return error;
+    }
+    if error.code() == Code::ExecTimeout {
+        return Error::new(Code::ExecTimeout, format!("apt did not get the index of {url} in its time"))
+            .with_hint(
+                "use a nearer mirror ([source] packages), or see what slows the network down; then run again",
+            )
+            .because(error);
+    }
+    if words.contains("is not valid yet") || words.contains("is expired (invalid since") {
+        let text = format!("the index of {url} has a date that does not fit this machine's clock");
+        return Error::new(Code::RepositoryUntrusted, text)
+            .with_hint("set the clock (compare `date -u` with the cause), then run again")
+            .because(error);
+    }
+    if let Some(status) = http_status(&words) {
+        return refused(url, status).because(error);
     }
     let code =
         PHRASES.iter().find(|(phrase, _)| words.contains(phrase)).map_or(Code::Fetch, |(_, code)| *code);
@@ -41,8 +58,8 @@ pub(crate) fn explain(url: &str, error: Error) -> Error {
         ),
         Code::IndexTampered => (
             format!("the index of {url} does not match its signature"),
-            "a mirror in the middle of its synchronisation looks like this for some minutes; if it stays, do not \
-             trust the mirror",
+            "a network that wants a login looks like this, and for some minutes a mirror in the middle of its \
+             synchronisation; if it stays, do not trust the mirror",
         ),
         Code::RepositoryUntrusted => (
             format!("the index of {url} is not signed by the one key that is pinned for it"),
@@ -62,6 +79,26 @@ pub(crate) fn explain(url: &str, error: Error) -> Error {
         ),
     };
     Error::new(code, message).with_hint(hint).because(error)
+}
+
+/// What a server's status says, whatever apt concludes from the missing file.
+fn refused(url: &str, status: u16) -> Error {
+    let (code, hint) = match status {
+        401 | 403 | 407 => (
+            Code::FetchDenied,
+            "the server, or a proxy on the way, wants a login or refuses this machine: use a mirror ([source] packages)",
+        ),
+        404 | 410 => (
+            Code::Fetch,
+            "check that the address is right; a repository that is being updated looks the same",
+        ),
+        _ => (
+            Code::Fetch,
+            "the server is busy or out of order: run again later, or use a mirror ([source] packages)",
+        ),
+    };
+    Error::new(code, format!("the index of {url} cannot be fetched: its server answers {status}"))
+        .with_hint(hint)
 }
 
 #[cfg(test)]
@@ -86,6 +123,14 @@ mod tests {
             ("E: Failed to fetch x  Hash Sum mismatch", Code::IndexTampered),
             ("Redirection from https to 'http://x/' is forbidden", Code::InsecureRedirect),
             ("E: Failed to fetch x  404  Not Found", Code::Fetch),
+            (
+                "E: Failed to fetch x/InRelease  403  Forbidden [IP: 1 80]\nE: The repository 'x' is not signed.",
+                Code::FetchDenied,
+            ),
+            (
+                "E: Failed to fetch x/InRelease  503  Busy [IP: 1 80]\nE: The repository 'x' is not signed.",
+                Code::Fetch,
+            ),
             (
                 "Could not connect to 127.0.0.1:1 (127.0.0.1). - connect (111: Connection refused)",
                 Code::Fetch,

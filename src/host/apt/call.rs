@@ -1,9 +1,10 @@
 //! How every apt and dpkg program is called: the options and the environment that no configuration of the
 //! machine may override, time limits, and progress read while it runs. Called by the rest of `host::apt`.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::{Call, Output};
 use crate::report::event::{Progress, Unit};
@@ -74,16 +75,67 @@ fn quiet(call: Call) -> Call {
         .env("APT_LISTBUGS_FRONTEND", "none")
 }
 
+/// Silences after which apt's downloads are ended. apt tries four times at each of a hundred files, which takes hours
+/// where the server never answers.
+const SILENCES: u32 = 10;
+
 /// Runs a call and passes apt's progress on. `bytes`: what it is going to download, when that is known; apt itself
 /// only says how many percent of it are there.
 pub(super) async fn run_with_progress(host: &Host, call: &Call, bytes: Option<u64>) -> Result<Output> {
-    host.exec
-        .stream(call, |line| {
-            if let Some(progress) = status_line(line, bytes) {
-                host.progress(progress);
+    let downloads = Downloads::new(host.fetch.patience().silence * SILENCES);
+    let run = host.exec.stream(call, |line| {
+        if let Some(progress) = status_line(line, bytes) {
+            downloads.note(line, Instant::now());
+            host.progress(progress);
+        }
+    });
+    tokio::select! {
+        output = run => output,
+        error = downloads.stuck() => Err(error),
+    }
+}
+
+/// Whether apt's downloads get on. Whatever it does besides downloading takes its time.
+struct Downloads {
+    limit: Duration,
+    /// What was said last, and since when.
+    said: Cell<Option<Instant>>,
+    percent: Cell<f64>,
+}
+
+impl Downloads {
+    fn new(limit: Duration) -> Self {
+        Self { limit, said: Cell::new(None), percent: Cell::new(-1.0) }
+    }
+
+    /// Takes note of a status line.
+    fn note(&self, line: &str, now: Instant) {
+        let percent: Option<f64> =
+            line.strip_prefix("dlstatus:").and_then(|l| l.split(':').nth(1)?.parse().ok());
+        match percent.filter(|p| *p < 100.0) {
+            // It falls, too: an index that is there may name further files.
+            Some(percent) if percent.to_bits() != self.percent.get().to_bits() => {
+                self.percent.set(percent);
+                self.said.set(Some(now));
             }
-        })
-        .await
+            Some(_) => {}
+            None => self.said.set(None),
+        }
+    }
+
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.said.get().is_some_and(|at| now.saturating_duration_since(at) >= self.limit)
+    }
+
+    /// Ends when they are stuck.
+    async fn stuck(&self) -> Error {
+        while !self.is_stuck(Instant::now()) {
+            tokio::time::sleep(Duration::from_secs(1).min(self.limit)).await;
+        }
+        let seconds = self.limit.as_secs();
+        Error::new(Code::AptFailed, format!("apt's downloads have not got on for {seconds} s"))
+            .with_hint(super::failure::ROUTE_HINT)
+    }
 }
 
 /// Reads `dlstatus:`/`pmstatus:` lines (`kind:item:percent:text`).
@@ -128,6 +180,22 @@ mod tests {
         for line in ["Setting up hello (2.10-3) ...", "pmstatus:x", "pmstatus:x:many:y", "pmstatus:x:900:y"] {
             assert!(status_line(line, None).is_none(), "{line}");
         }
+    }
+
+    #[test]
+    fn only_downloads_that_do_not_get_on_are_stuck() {
+        let (downloads, began) = (Downloads::new(Duration::from_secs(300)), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        assert!(!downloads.is_stuck(at(9999)), "apt has not begun");
+        downloads.note("dlstatus:1:0.0000:Retrieving file 1 of 6", at(0));
+        downloads.note("dlstatus:1:0.0000:Retrieving file 2 of 6", at(200));
+        assert!(!downloads.is_stuck(at(299)) && downloads.is_stuck(at(300)));
+        downloads.note("dlstatus:1:0.0001:Retrieving file 2 of 6", at(299));
+        assert!(!downloads.is_stuck(at(598)));
+        downloads.note("pmstatus:dpkg-exec:0.0000:Running dpkg", at(500));
+        assert!(!downloads.is_stuck(at(9999)), "dpkg is never cut off");
+        downloads.note("dlstatus:6:100.0000:Retrieving file 6 of 6", at(10_000));
+        assert!(!downloads.is_stuck(at(99_999)), "all are there");
     }
 
     #[test]

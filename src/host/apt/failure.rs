@@ -13,6 +13,9 @@ struct Known {
     hint: &'static str,
 }
 
+/// What to do where the network is to blame.
+pub(super) const ROUTE_HINT: &str = "check the network route to the repository named in the message (security group, NAT, proxy), then run again";
+
 /// Known causes; the first that matches counts, so that a cause stands before its consequences.
 const KNOWN: &[Known] = &[
     Known {
@@ -61,11 +64,6 @@ const KNOWN: &[Known] = &[
         hint: "the message names the repository and key: mend or remove that source in /etc/apt/sources.list.d, then run again",
     },
     Known {
-        words: &["404  Not Found", "404 Not Found"],
-        code: Code::IndexOutdated,
-        hint: "the repository's index names a file that is not there (it is being updated, or the source is outdated): run again later",
-    },
-    Known {
         words: &["remove is disabled"],
         code: Code::WouldRemove,
         hint: "another program changed the package lists meanwhile: run again",
@@ -109,7 +107,7 @@ const KNOWN: &[Known] = &[
             "Failed to fetch",
         ],
         code: Code::AptFailed,
-        hint: "check the network route to the repository named in the message (security group, NAT, proxy), then run again",
+        hint: ROUTE_HINT,
     },
     Known {
         words: &["Sub-process /usr/bin/dpkg returned an error"],
@@ -145,11 +143,43 @@ pub(super) fn lock_line(output: &Output) -> String {
 pub(super) fn explain(what: &str, output: &Output) -> Error {
     let cause = cause(output);
     let known = KNOWN.iter().find(|k| k.words.iter().any(|w| cause.full.contains(w)));
-    let error = match known {
-        Some(k) => Error::new(k.code, format!("cannot {what}")).with_hint(k.hint),
+    let refused = http_status(&cause.full).map(meaning);
+    let error = match refused.or(known.map(|k| (k.code, k.hint))) {
+        Some((code, hint)) => Error::new(code, format!("cannot {what}")).with_hint(hint),
         None => Error::new(Code::AptFailed, format!("cannot {what}: status {}", output.status)),
     };
     error.because(cause.short)
+}
+
+/// The HTTP status for which a file could not be fetched. Its reason phrase is the server's own. An index that is not
+/// signed is a consequence, where its signature could not be fetched.
+pub(crate) fn http_status(text: &str) -> Option<u16> {
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once("Failed to fetch ")?;
+        let (_, answer) = rest.split_once("  ")?;
+        let (status, _) = answer.split_once("  ")?;
+        status.parse().ok().filter(|s| (400..600).contains(s))
+    })
+}
+
+/// Whether a later attempt may do better, which apt itself does not make.
+pub(super) fn is_busy(output: &Output) -> bool {
+    let status = http_status(&String::from_utf8_lossy(&output.stderr));
+    status.is_some_and(|s| matches!(s, 408 | 425 | 429 | 500..=599))
+}
+
+fn meaning(status: u16) -> (Code, &'static str) {
+    match status {
+        401 | 403 | 407 => (
+            Code::FetchDenied,
+            "the repository, or a proxy on the way, wants a login or refuses this machine: correct that source, or use a mirror",
+        ),
+        404 | 410 => (
+            Code::IndexOutdated,
+            "the repository's index names a file that is not there (it is being updated, or the source is outdated): run again later",
+        ),
+        _ => (Code::AptFailed, "the repository's server is busy or out of order: run again later"),
+    }
 }
 
 struct Cause {

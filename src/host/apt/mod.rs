@@ -11,17 +11,25 @@ mod sources;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use failure::http_status;
 pub use locks::LOCK_BUDGET;
 
 use crate::error::{Code, Result};
 use crate::host::exec::{Call, Output};
 
+use super::fetch::waiting;
+use super::retry::Backoff;
 use super::{Host, dpkg};
 use simulate::Plan;
 
 /// An archives directory that is never filled: apt lists only files that it does not have yet, and the list
 /// has to be whole to be judged.
 const NO_ARCHIVES: &str = "/var/lib/gpu-bootstrap/no-archives";
+
+/// Updates that are tried while a server is busy, and the waits between them.
+const ATTEMPTS: u32 = 4;
+const FIRST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// apt-get over a [`Host`].
 #[derive(Clone, Copy)]
@@ -63,12 +71,17 @@ impl Apt<'_> {
     /// `apt-get update` for all of the machine's sources. An index that could not be fetched is an error, although
     /// apt would go on with an old one: what is installed next would be chosen from it.
     pub async fn update(&self) -> Result<()> {
-        let call = call::apt_get(call::UPDATE_LIMIT).args(["update"]);
-        let mut output = self.locked(&call).await?;
+        let call = call::apt_get(self.update_limit()).args(["update"]);
+        let mut output = self.fetched(&call).await?;
         if policy::refused_a_legacy_key(&output) && policy::install(self.host)? {
-            output = self.locked(&call).await?;
+            output = self.fetched(&call).await?;
         }
         updated("update the package lists", &output)
+    }
+
+    /// apt itself gives up a silent server (after 30 s, and four attempts at each file), but not one that trickles.
+    fn update_limit(&self) -> Duration {
+        call::UPDATE_LIMIT.min(self.host.fetch.patience().total)
     }
 
     /// Like [`Apt::update`], but what is wrong with somebody else's source is a notice, not a failure: a stale
@@ -91,7 +104,7 @@ impl Apt<'_> {
     /// the machine's lists and sources stay as they are.
     pub async fn update_apart(&self, sources: &str, lists_dir: &str) -> Result<()> {
         self.host.files.make_dir(format!("{lists_dir}/partial"), 0o755)?;
-        let call = call::apt_get(call::UPDATE_LIMIT).args([
+        let call = call::apt_get(self.update_limit()).args([
             "-o".to_owned(),
             format!("Dir::Etc::sourcelist={sources}"),
             "-o".to_owned(),
@@ -110,9 +123,9 @@ impl Apt<'_> {
             "Acquire::GzipIndexes=false".to_owned(),
             "update".to_owned(),
         ]);
-        let mut output = self.locked(&call).await?;
+        let mut output = self.fetched(&call).await?;
         if policy::refused_sha1(&output) {
-            output = self.locked(&policy::scoped(self.host, call)?).await?;
+            output = self.fetched(&policy::scoped(self.host, call)?).await?;
         }
         updated(&format!("fetch the index of the repository in {sources}"), &output)
     }
@@ -189,6 +202,21 @@ impl Apt<'_> {
         adjust: impl FnOnce(Call) -> Call,
     ) -> Result<Output> {
         self.locked_downloading(&adjust(install_call(request, plan)), Some(plan.download_bytes())).await
+    }
+
+    /// Runs an update, and again where a server was busy: apt has further attempts for broken connections only.
+    async fn fetched(&self, call: &Call) -> Result<Output> {
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        for _ in 1..ATTEMPTS {
+            let output = self.locked(call).await?;
+            if !failure::is_busy(&output) {
+                return Ok(output);
+            }
+            let wait = backoff.next_wait();
+            self.host.progress(waiting(&output.tail(), wait));
+            tokio::time::sleep(wait).await;
+        }
+        self.locked(call).await
     }
 
     async fn locked(&self, call: &Call) -> Result<Output> {

@@ -7,7 +7,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName
 use reqwest::{StatusCode, Url};
 
 use crate::error::{Code, Error};
-use crate::host::fetch::{Failed, shown};
+use crate::host::fetch::{Failed, content_range, shown};
 
 /// What to do about a size that is not the package list's.
 const SIZE_HINT: &str =
@@ -167,15 +167,6 @@ pub(super) fn too_long(url: &Url, asked: &Asked) -> Fault {
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
-}
-
-/// `bytes 0-99/1000` as the range and the total, which may be unknown (`*`).
-fn content_range(value: &str) -> Option<(Range<u64>, Option<u64>)> {
-    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
-    (first <= last).then_some((first..last.checked_add(1)?, total))
 }
 
 /// Any headers at all, for `crate::fuzz`: bytes are accepted only where the answer names exactly those that were asked

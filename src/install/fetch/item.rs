@@ -13,11 +13,9 @@ use super::Item;
 use super::answer::Version;
 use super::job::{Host, host_of};
 use crate::error::{Code, Error, Result};
-use crate::host::fetch::{self, FIRST_WAIT, LONGEST_WAIT};
+use crate::host::fetch::{self, FIRST_WAIT, LONGEST_WAIT, PROOF};
 use crate::host::retry::Backoff;
 
-/// So many bytes prove that an item gets on: its failures are forgotten.
-const PROOF: u64 = 1 << 20;
 /// A rest that is not worth a request of its own.
 pub(super) const CRUMB: u64 = 256 << 10;
 

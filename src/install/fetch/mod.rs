@@ -51,7 +51,7 @@ pub(crate) use self::answer::fuzz as fuzz_answer;
 use self::pace::Pace;
 use self::plan::{Effects, HashWork, Plan};
 use crate::error::{Code, Error, Result};
-use crate::host::fetch::{CONNECT, READ, builder, redact_url, roots};
+use crate::host::fetch::{Patience, builder, out_of_time, redact_url, roots};
 use crate::host::proxy;
 
 mod answer;
@@ -122,6 +122,8 @@ pub struct Settings {
     pub threads: usize,
     /// Hash threads.
     pub hash_threads: usize,
+    /// How long servers are waited for.
+    pub patience: Patience,
 }
 
 impl Default for Settings {
@@ -136,6 +138,7 @@ impl Default for Settings {
             max_per_host: MAX_PER_HOST,
             threads,
             hash_threads: (cores / CORES_PER_THREAD).clamp(2, 8),
+            patience: Patience::default(),
         }
     }
 }
@@ -154,6 +157,13 @@ pub enum Event {
         item: usize,
         /// Why.
         error: Error,
+    },
+    /// An item is left alone for some time, after a failure.
+    Waiting {
+        /// What went wrong, a sentence that names the address.
+        why: String,
+        /// The time.
+        wait: Duration,
     },
     /// How far the work has come.
     Progress {
@@ -270,6 +280,7 @@ struct Shared {
     lost: Vec<Notify>,
     over: watch::Sender<bool>,
     events: Sender<Event>,
+    patience: Patience,
 }
 
 impl Shared {
@@ -282,6 +293,7 @@ impl Shared {
             lost: (0..workers).map(|_| Notify::new()).collect(),
             over: watch::Sender::new(false),
             events,
+            patience: settings.patience,
         }
     }
 
@@ -334,8 +346,8 @@ impl Shared {
         }
     }
 
-    /// Delivers events, measures and looks after the connections until all items have ended or `stop` is set;
-    /// returns whether it was.
+    /// Delivers events, measures and looks after the connections until all items have ended (by force when the time
+    /// is up) or `stop` is set; returns whether it was.
     fn attend(
         &self,
         settings: &Settings,
@@ -343,8 +355,9 @@ impl Shared {
         told: &Receiver<Event>,
         on: &(dyn Fn(Event) + Sync),
     ) -> bool {
-        let mut pace = Pace::new(settings.max_connections, Instant::now());
-        let (mut looked, mut said) = (None::<Instant>, None::<Instant>);
+        let began = Instant::now();
+        let mut pace = Pace::new(settings.max_connections, began);
+        let (mut looked, mut said) = (None::<Instant>, None::<(Instant, u64)>);
         loop {
             let now = Instant::now();
             if looked.is_none_or(|at| now >= at + LOOK) {
@@ -353,10 +366,14 @@ impl Shared {
                     pace.look(now, plan.counts().received, plan.busy());
                     plan.allow(pace.limit());
                     plan.look_after(now);
+                    if now - began >= self.patience.total {
+                        plan.give_up(|url| out_of_time(url, self.patience.total));
+                    }
                     plan.bytes()
                 });
-                if said.is_none_or(|at| now >= at + PROGRESS_EVERY) {
-                    said = Some(now);
+                // Where nothing moves, what was said last (a wait) still holds.
+                if said.is_none_or(|(at, before)| now >= at + PROGRESS_EVERY && bytes != before) {
+                    said = Some((now, bytes));
                     on(Event::Progress { bytes });
                 }
             }
@@ -446,8 +463,8 @@ fn networks(settings: &Settings) -> Result<Vec<Network>> {
 
 fn client(settings: &Settings, roots: RootCertStore) -> Result<Client> {
     let mut builder = builder(roots)?
-        .connect_timeout(CONNECT)
-        .read_timeout(READ)
+        .connect_timeout(settings.patience.connect)
+        .read_timeout(settings.patience.silence)
         .redirect(reqwest::redirect::Policy::none());
     match &settings.proxy {
         ProxyChoice::Environment => proxy::check_environment()?,

@@ -18,6 +18,7 @@ use super::item::{End, Mode, Place, State, is_due};
 use super::job::{Host, Job, host_of};
 use super::{Event, HostStats, Item};
 use crate::error::Error;
+use crate::host::fetch::shown;
 
 mod balance;
 mod failures;
@@ -482,6 +483,14 @@ impl Plan {
         self.effects.events.push(Event::Failed { item: index, error });
         self.effects.work = true;
         self.effects.hash = true;
+    }
+
+    /// Ends every item that has not ended; `why` is given its address.
+    pub(super) fn give_up(&mut self, why: impl Fn(&str) -> Error) {
+        for index in 0..self.items.len() {
+            let error = why(&shown(&self.items[index].original));
+            self.fail(index, error);
+        }
     }
 
     /// Something to hash: of the first item that has enough.

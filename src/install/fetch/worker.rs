@@ -11,7 +11,7 @@ use super::answer::{Asked, Fault, Trouble, Version, judge, too_long};
 use super::plan::{Heard, Order, Take};
 use super::{Shared, file};
 use crate::error::{Code, Error};
-use crate::host::fetch::{MAX_REDIRECTS, broken, redirect_target, refused, shown};
+use crate::host::fetch::{MAX_REDIRECTS, Trickle, broken, redirect_target, refused, shown};
 
 /// How long the end of a body is waited for once all its bytes are there, so that its connection can be used
 /// again.
@@ -98,7 +98,9 @@ impl Attempt<'_> {
         file: &std::fs::File,
         mut response: Response,
     ) -> Result<(), Fault> {
+        let mut trickle = Trickle::new(self.shared.patience.trickle);
         while let Some(chunk) = response.chunk().await.map_err(|e| broken(url, e))? {
+            trickle.add(url, chunk.len())?;
             let now = Instant::now();
             let claimed = self.shared.change(|plan| plan.claim(self.me, self.ticket, chunk.len(), now));
             let Some((at, count)) = claimed else { return Ok(()) };

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Url;
 
+use super::super::Event;
 use super::super::answer::{Fault, Trouble, too_short};
 use super::super::item::{Mode, Place};
 use super::super::job::{Job, host_of};
@@ -11,6 +12,8 @@ use super::{HASH_FROM, Plan};
 use crate::error::{Code, Error};
 use crate::host::fetch::{ATTEMPTS, FIRST_WAIT, LONGEST_ASKED_WAIT, shown};
 
+/// Waits that somebody should be told of.
+const WORTH_SAYING: Duration = Duration::from_secs(1);
 /// How often a file may change on its server before it is fetched in one piece.
 const CHANGES: u32 = 2;
 
@@ -123,6 +126,9 @@ impl Plan {
         }
         let wait = asked.unwrap_or_else(|| budget.backoff.next_wait());
         tracing::info!(error = %error, wait_ms = wait.as_millis(), "trying the download again");
+        if wait >= WORTH_SAYING {
+            self.effects.events.push(Event::Waiting { why: error.message().to_owned(), wait });
+        }
         (budget.counted, budget.not_before, budget.received_since) = (Some(now), Some(now + wait), 0);
         self.counts.retries += 1;
         true
@@ -189,7 +195,6 @@ impl Plan {
 mod tests {
     use super::super::simulation::Simulation;
     use super::*;
-    use crate::install::fetch::Event;
 
     const MB: u64 = 1 << 20;
 
@@ -232,7 +237,8 @@ mod tests {
         let mut s = Simulation::new(&[100 * MB], 1);
         for attempt in 1..=ATTEMPTS {
             s.pass(10_000);
-            assert!(s.plan.effects().events.is_empty(), "{attempt}");
+            let waits = |e: &Event| matches!(e, Event::Waiting { .. });
+            assert!(s.plan.effects().events.iter().all(waits), "{attempt}");
             let order = s.take(0).unwrap();
             s.plan.ended(0, order.ticket, Err(broken()), s.now);
         }
