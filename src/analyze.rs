@@ -84,11 +84,19 @@ fn installation(report: &Report) -> String {
     if let (Some(at), Some(fetched)) = (report.prepared.verified_seconds, &report.prepared.fetched) {
         line(format!(
             "{at:7.2} s  until everything was fetched and verified: {}, {} at once, {} requests, {} retries",
-            rate(report.download_bytes, at),
+            rate(fetched.bytes, at),
             fetched.connections,
             fetched.requests,
             fetched.retries
         ));
+    }
+    for (bytes, how) in [
+        (report.prepared.ahead, "had come while earlier steps were at work"),
+        (report.prepared.cached, "lay in a cache"),
+    ] {
+        if bytes > 0 {
+            line(format!("           {} of packages {how}", megabytes(bytes)));
+        }
     }
     if let (Some(at), Some(work)) = (report.prepared.ready_seconds, &report.prepared.unpacked) {
         let busy = work.decode_seconds + work.write_seconds;
@@ -112,12 +120,16 @@ fn installation(report: &Report) -> String {
 
 #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
 fn rate(bytes: u64, seconds: f64) -> String {
-    let megabytes = bytes as f64 / 1e6;
     if seconds > 0.0 {
-        format!("{megabytes:.0} MB, {:.0} MB/s", megabytes / seconds)
+        format!("{}, {:.0} MB/s", megabytes(bytes), bytes as f64 / 1e6 / seconds)
     } else {
-        format!("{megabytes:.0} MB")
+        megabytes(bytes)
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown without any digit behind the point")]
+fn megabytes(bytes: u64) -> String {
+    format!("{:.0} MB", bytes as f64 / 1e6)
 }
 
 /// What would be faster.
@@ -167,6 +179,7 @@ mod tests {
             sync_seconds: 1.0,
             prepared: Prepared {
                 fetched: Some(crate::install::fetch::Stats {
+                    bytes: 1_200_000_000,
                     connections: 24,
                     requests: 200,
                     ..Default::default()
@@ -180,6 +193,8 @@ mod tests {
                     ..Work::default()
                 }),
                 originals: Vec::new(),
+                ahead: 412_000_000,
+                cached: 25_000_000,
             },
         };
         let step = StepStatus {
@@ -204,7 +219,9 @@ mod tests {
         for words in [
             "run: converged after 73.0 s",
             "36.50 s   50 %  CUDA toolkit 12.8",
-            "1637 MB, 546 MB/s, 24 at once",
+            "1200 MB, 400 MB/s, 24 at once",
+            "412 MB of packages had come while earlier steps were at work",
+            "25 MB of packages lay in a cache",
             "97 % of them",
             "waited for the cores; with 8 vCPUs it would take some 12 s instead of 36",
         ] {
@@ -219,6 +236,7 @@ mod tests {
         assert_eq!(install["install"], "pipeline");
         assert_eq!(install["bottleneck"], "the cores");
         assert_eq!(install["unpacked"]["decode_seconds"], 50.0);
+        assert_eq!((&install["ahead"], &install["cached"]), (&412_000_000.into(), &25_000_000.into()));
     }
 
     #[test]

@@ -139,6 +139,9 @@ pub async fn run(options: &RunOptions) -> u8 {
     }
     let reports = reports(options, &files);
     let host = host(options, &reports);
+    if let Err(error) = host.fetch.sweep(&host) {
+        tracing::warn!("{}", explain(&error));
+    }
     let ended = run_locked(options, &host, &reports).await;
     let exit_code = finish(options, &reports, began, &ended);
     if ended.may_reboot

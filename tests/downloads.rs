@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
 
+#[path = "support/namespace.rs"]
+mod namespace;
 #[path = "support/scripted_http.rs"]
 mod scripted_http;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 use gpu_bootstrap::error::{Code, Error};
 use gpu_bootstrap::host::fetch::{Fetch, Patience};
 use gpu_bootstrap::host::{Host, paths};
+use gpu_bootstrap::install::deb_into_cache;
+use namespace::{SmallDisk, run_in_namespace};
 use scripted_http::{Reply, Request, Server, tls};
 use sha2::{Digest, Sha256};
 
@@ -26,6 +29,13 @@ fn sha256(bytes: &[u8]) -> String {
 /// Something that begins as a Debian package does.
 fn deb() -> Vec<u8> {
     [b"!<arch>\ndebian-binary   ".as_slice(), &vec![7; 300_000]].concat()
+}
+
+/// One of this size, whose bytes differ from place to place.
+fn package(size: usize) -> Vec<u8> {
+    let beginning = b"!<arch>\ndebian-binary   ";
+    let rest = (0_u32..).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes());
+    beginning.iter().copied().chain(rest).take(size).collect()
 }
 
 /// A host over an empty root.
@@ -428,18 +438,99 @@ async fn an_unknown_certificate_is_refused_at_once_with_a_hint() {
     assert_eq!(Fetch::trusting(bundle.path().to_owned()).get(&secure.url("/x"), 10).await.unwrap(), b"x");
 }
 
+#[tokio::test]
+async fn a_package_comes_over_many_connections_where_its_server_has_ranges() {
+    let body = package(20_000_000);
+    let shared = body.clone();
+    let server = Server::start(move |r| Reply::part(r, &shared).slowly(100_000, Duration::from_millis(5)));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&seen);
+    let mut scratch = Scratch::new();
+    scratch.host =
+        Host::new(scratch.dir.path().to_path_buf()).with_progress(move |p| sink.lock().unwrap().push(p));
+    fs::create_dir_all(scratch.cache()).unwrap();
+    fs::write(scratch.cache().join(".download-abc"), "half of another").unwrap();
+    let (url, sum) = (server.url("/pool/cudnn.deb?Signature=geheim"), sha256(&body));
+    let path = deb_into_cache(&scratch.host, &url, &sum.to_uppercase()).await.unwrap();
+    assert_eq!(path, Path::new(paths::CACHE_DIR).join(&sum));
+    let kept = scratch.cache().join(&sum);
+    assert!(fs::read(&kept).unwrap() == body);
+    assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o644);
+    assert_eq!(scratch.cached(), std::slice::from_ref(&sum));
+    let log = server.log();
+    let connections: std::collections::BTreeSet<_> = log.iter().map(|r| r.connection).collect();
+    assert!(connections.len() >= 4, "{} connections", connections.len());
+    assert_eq!(
+        log[0].range(),
+        Some((0, 7)),
+        "how many bytes there are is asked with GET, which may be signed"
+    );
+    let last = seen.lock().unwrap().last().cloned().unwrap();
+    assert_eq!((last.what.as_str(), last.done), ("downloading cudnn.deb", body.len() as u64));
+
+    deb_into_cache(&scratch.host, &url, &sum).await.unwrap();
+    assert_eq!(server.log().len(), log.len(), "it was there");
+}
+
+#[tokio::test]
+async fn a_package_comes_whole_where_its_server_has_no_ranges() {
+    let lies = |range: &'static str| {
+        Server::start(move |r| match r.range() {
+            Some(_) => Reply::status(206, b"!<arch>\n".as_slice()).with("Content-Range", range),
+            None => Reply::ok(deb()),
+        })
+    };
+    let servers = [
+        Server::start(|_| Reply::ok(deb())),
+        Server::start(|r| if r.range().is_some() { Reply::status(416, "") } else { Reply::ok(deb()) }),
+        lies("bytes 0-7/*"),
+        lies("bytes 8-15/300000"),
+        lies("nonsense"),
+    ];
+    for (number, server) in servers.iter().enumerate() {
+        let scratch = Scratch::new();
+        let path = deb_into_cache(&scratch.host, &server.url("/x.deb"), &sha256(&deb())).await;
+        assert!(path.is_ok(), "{number}: {path:?}");
+        let log = server.log();
+        assert_eq!((log.len(), log[1].range()), (2, None), "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_package_with_a_wrong_sum_is_not_kept_and_the_pin_is_named() {
+    let body = package(3_000_000);
+    let server = Server::start(move |r| Reply::part(r, &body));
+    let scratch = Scratch::new();
+    let e = deb_into_cache(&scratch.host, &server.url("/x.deb"), &sha256(b"expected")).await.unwrap_err();
+    assert_eq!((e.code(), e.hint()), (Code::ChecksumMismatch, Some("run again, or correct the pin")));
+    assert!(e.message().contains(&sha256(b"expected")) && e.message().contains(&server.url("/x.deb")), "{e}");
+    assert!(scratch.cached().is_empty());
+    let page = Server::start(|r| Reply::part(r, b"<!DOCTYPE html><html>Please log in</html>"));
+    let e = deb_into_cache(&scratch.host, &page.url("/x.deb"), &sha256(b"x")).await.unwrap_err();
+    assert_eq!(e.code(), Code::NotADeb, "{e}");
+}
+
+#[tokio::test]
+async fn an_abandoned_package_leaves_nothing() {
+    let body = package(20_000_000);
+    let sum = sha256(&body);
+    let server = Server::start(move |r| Reply::part(r, &body).slowly(10_000, Duration::from_millis(50)));
+    let scratch = Scratch::new();
+    let url = server.url("/x.deb");
+    let abandoned = deb_into_cache(&scratch.host, &url, &sum);
+    let ended = tokio::time::timeout(Duration::from_millis(1500), abandoned).await;
+    assert!(ended.is_err() && server.log().len() > 1);
+    assert!(scratch.cached().is_empty(), "{:?}", scratch.cached());
+}
+
 /// Runs in a mount namespace of its own, with a cache of 1 MiB, started by [`a_full_disk_is_said_to_be_full`].
 #[tokio::test]
 #[ignore = "started by another test, in a mount namespace"]
 async fn child_with_a_small_disk() {
     let scratch = Scratch::new();
     fs::create_dir_all(scratch.cache()).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
-        .arg(scratch.cache())
-        .status()
-        .unwrap();
-    assert!(mounted.success());
+    let cache = scratch.cache();
+    let _disk = SmallDisk::at(&cache);
     let body = vec![b'x'; 4 << 20];
     let (known, sum) = (Reply::ok(body.clone()), sha256(&body));
     // Without a length, the end of the connection is the end of the body.
@@ -452,19 +543,15 @@ async fn child_with_a_small_disk() {
         assert!(scratch.cached().is_empty());
         assert_eq!(server.log().len(), 1);
     }
-    let unmounted = Command::new("umount").arg(scratch.cache()).status().unwrap();
-    assert!(unmounted.success());
-    println!("both full");
+    let ranges = Server::start(move |request| Reply::part(request, &package(4 << 20)));
+    let e = deb_into_cache(&scratch.host, &ranges.url("/x.deb"), &sum).await.unwrap_err();
+    assert_eq!(e.code(), Code::DiskFull, "{e}");
+    assert!(e.message().contains("has 4194304 bytes, but only"), "{e}");
+    assert_eq!((scratch.cached(), ranges.log().len()), (vec![], 1));
+    println!("all were full");
 }
 
 #[test]
 fn a_full_disk_is_said_to_be_full() {
-    let output = Command::new("unshare")
-        .args(["--mount", "--map-root-user"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "child_with_a_small_disk", "--ignored", "--nocapture"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("both full"), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    run_in_namespace("child_with_a_small_disk", "all were full");
 }

@@ -2,6 +2,8 @@
 //! disposable roots, with a signed repository behind a web server on loopback.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/apt_machine.rs"]
+mod apt_machine;
 #[path = "support/debs.rs"]
 mod debs;
 #[path = "support/repository.rs"]
@@ -16,92 +18,16 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use debs::{Deb, Key, Repository};
-use gpu_bootstrap::error::Error;
-use gpu_bootstrap::host::apt::Request;
-use gpu_bootstrap::host::{Host, paths};
-use gpu_bootstrap::install::{Installer, Options, Report, Rung};
+use apt_machine::{AGENT, Machine, block, most, noise, unmount};
+use debs::{Deb, Repository};
+use gpu_bootstrap::host::paths;
+use gpu_bootstrap::install::{Installer, Options, Rung};
 use root::Root;
 use sha2::{Digest, Sha256};
 use web::{Answer, Web};
-
-/// Plays the stand-ins' part.
-const AGENT: &str = env!("CARGO_BIN_EXE_gpu-bootstrap");
-
-/// A root whose only source is a signed repository behind http.
-struct Machine {
-    root: Root,
-    host: Host,
-    repo: Repository,
-    key: Key,
-    web: Web,
-}
-
-impl Machine {
-    fn new(packages: &[Deb]) -> Self {
-        Self::in_root(Root::new(), packages)
-    }
-
-    fn in_root(root: Root, packages: &[Deb]) -> Self {
-        let repo = Repository::new(root.path(), "repo");
-        let web = Web::serve(&root.at("/srv/repo"));
-        Self::serving(root, repo, web, packages)
-    }
-
-    fn serving(root: Root, repo: Repository, web: Web, packages: &[Deb]) -> Self {
-        let key = Key::new();
-        for package in packages {
-            repo.add(package);
-        }
-        key.export(&root.at("/etc/apt/keyrings/repo.gpg"));
-        root.write(
-            "/etc/apt/sources.list",
-            &format!("deb [signed-by=/etc/apt/keyrings/repo.gpg] {} ./\n", web.url()),
-        );
-        repo.publish(Some(&key));
-        root.run("apt-get", &["-qq", "update"]);
-        let host = Host::new(root.path().into());
-        Self { root, host, repo, key, web }
-    }
-
-    fn install(&self, packages: &[&str], options: Options) -> Result<Report, Error> {
-        let request =
-            Request { packages: packages.iter().map(|p| (*p).to_owned()).collect(), ..Request::default() };
-        let installer = Installer::new(&self.host).with(options).playing(Path::new(AGENT));
-        block(installer.install(&request))
-    }
-
-    /// Installs, and says how and why so.
-    fn way(&self, packages: &[&str]) -> (Rung, String) {
-        let report = self.install(packages, Options::default()).unwrap();
-        (report.install, report.why)
-    }
-
-    fn state(&self, package: &str) -> String {
-        let query = ["-W", "-f", "${db:Status-Abbrev}${Version}", package];
-        let output = self.root.command("dpkg-query", &query).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    }
-}
-
-fn block<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
-
-fn most(most: Rung) -> Options {
-    Options { most, ..Options::default() }
-}
-
-/// Bytes that do not compress to nothing.
-fn noise(length: usize, seed: u32) -> Vec<u8> {
-    let mut x = seed | 1;
-    let next = |x: &mut u32| {
-        *x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        x.to_be_bytes()[0]
-    };
-    (0..length).map(|i| if i % 2 == 0 { next(&mut x) } else { 0 }).collect()
-}
 
 /// Packages with every kind of entry that is treated in its own way.
 fn set() -> Vec<Deb> {
@@ -281,7 +207,7 @@ fn where_the_stand_in_cannot_be_executed_packages_are_still_fetched() {
     mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::MS_NOEXEC, Some("size=200m")).unwrap();
     let (way, why) = m.way(&["everything"]);
     assert!(way == Rung::Originals && why.contains("cannot be executed"), "{way}, because {why}");
-    nix::mount::umount(&state).unwrap();
+    unmount(&state);
 }
 
 #[test]
@@ -296,7 +222,7 @@ fn files_on_another_mount_are_written_by_dpkg() {
     let report = m.install(&["everything"], Options::default()).unwrap();
     assert_eq!((report.install, report.prepared.unpacked.unwrap().linked_files), (Rung::Pipeline, 5));
     assert_eq!(fs::read(behind.join("a/data.bin")).unwrap(), noise(200_000, 4));
-    nix::mount::umount(&opt).unwrap();
+    unmount(&opt);
 }
 
 /// Mounts a file system of its own for the agent's state: no link leads from there to `/usr`.
@@ -324,7 +250,7 @@ fn what_lies_on_another_file_system_than_the_stage_is_not_unpacked_twice() {
     named.sort_unstable();
     assert_eq!(named, ["large_1_all.deb", "plain_3_all.deb"], "{:?}", report.prepared.originals);
     assert_eq!(fs::metadata(m.root.at("/usr/lib/large.bin")).unwrap().len(), 40_000_000);
-    nix::mount::umount(&m.root.at(paths::STATE_DIR)).unwrap();
+    unmount(&m.root.at(paths::STATE_DIR));
 }
 
 #[test]
@@ -349,7 +275,7 @@ fn a_disk_that_fills_up_meanwhile_is_told_and_the_next_run_converges() {
     let states = after.lines().filter(|l| l.starts_with("Status: "));
     assert!(states.clone().all(|l| l == "Status: install ok installed"), "{:?}", states.collect::<Vec<_>>());
     assert!(after.len() >= before.len());
-    nix::mount::umount(&m.root.at(paths::STATE_DIR)).unwrap();
+    unmount(&m.root.at(paths::STATE_DIR));
     m.install(&["everything"], Options::default()).unwrap();
     assert!(m.state("everything").starts_with("ii"));
 }
@@ -430,4 +356,54 @@ fn requests_are_few() {
     m.install(&["everything"], Options::default()).unwrap();
     let asked = &m.web.requests()[before..];
     assert_eq!(asked.len(), 5, "{asked:?}");
+}
+
+#[test]
+fn what_another_program_installs_meanwhile_stops_the_pipeline_before_the_first_package() {
+    let m = Machine::new(&set());
+    let other = Deb::new("liba", "1.0-1").arch("amd64").sums().file("/usr/lib/liba.so.1", noise(1000, 9));
+    let other = other.build(&m.root.at("/srv/other"));
+    // apt holds its lock, lets dpkg's go, and calls this before it starts dpkg: the last moment for anybody.
+    m.root.write(
+        "/etc/apt/apt.conf.d/99other",
+        "DPkg::Pre-Invoke { \"[ -e /meanwhile ] || { touch /meanwhile; \
+         DPKG_FRONTEND_LOCKED=1 dpkg -i /srv/other/liba_1.0-1_amd64.deb; }\"; };\n",
+    );
+    let (way, why) = m.way(&["everything"]);
+    assert!(other.exists() && m.root.at("/meanwhile").exists());
+    // Whatever the other program did, plain apt goes on from there.
+    assert_eq!(way, Rung::Apt, "{why}");
+    assert!(why.contains("another program has installed liba meanwhile"), "{why}");
+    for package in ["liba", "tool", "plain", "zipped", "everything"] {
+        assert!(m.state(package).starts_with("ii"), "{package}: {}", m.state(package));
+    }
+    m.root.run("dpkg", &["--audit"]);
+    assert!(!m.root.at(paths::STAGE_DIR).exists() && !m.root.at(paths::IN_FLIGHT).exists());
+}
+
+#[test]
+fn a_stage_is_kept_while_a_dpkg_that_outlived_its_run_may_link_from_it() {
+    let m = Machine::new(&set());
+    Deb::new("slow", "1").script("postinst", "touch /began; sleep 3").build(&m.root.at("/srv/slow"));
+    let mut dpkg = m.root.command("dpkg", &["-i", "/srv/slow/slow_1_all.deb"]);
+    let mut dpkg = dpkg.stdout(Stdio::null()).spawn().unwrap();
+    while !m.root.at("/began").exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let staged = format!("{}/files/0", paths::STAGE_DIR);
+    m.root.write(&staged, "what dpkg may still want");
+    m.root.write(paths::IN_FLIGHT, r#"{"version": 1, "packages": []}"#);
+    let recover = |budget: u64| {
+        let installer = Installer::new(&m.host).waiting(Duration::from_millis(budget));
+        block(installer.recover())
+    };
+    let began = Instant::now();
+    let error = recover(500).unwrap_err();
+    assert_eq!(error.code().name(), "apt-locked", "{error}");
+    assert!(error.message().contains(&format!("is held by dpkg (process {})", dpkg.id())), "{error}");
+    assert!((Duration::from_millis(500)..Duration::from_secs(2)).contains(&began.elapsed()));
+    assert!(m.root.at(&staged).exists() && m.root.at(paths::IN_FLIGHT).exists());
+    recover(30_000).unwrap();
+    assert!(dpkg.try_wait().unwrap().is_some_and(|status| status.success()), "it was waited for");
+    assert!(!m.root.at(paths::STAGE_DIR).exists() && !m.root.at(paths::IN_FLIGHT).exists());
 }

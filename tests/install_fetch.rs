@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
 
+#[path = "support/namespace.rs"]
+mod namespace;
 #[path = "support/scripted_http.rs"]
 mod scripted_http;
 
@@ -9,13 +11,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gpu_bootstrap::error::{Code, Error};
 use gpu_bootstrap::install::fetch::{Event, Item, ProxyChoice, Settings, Stats, fetch};
+use namespace::{SmallDisk, run_in_namespace};
 use scripted_http::{Reply, Request, Server, tls};
 use sha2::{Digest, Sha256};
 
@@ -887,12 +889,8 @@ fn whatever_goes_wrong_every_file_that_is_verified_has_its_bytes() {
 fn child_with_a_small_disk() {
     let body = content(1, 4 << 20);
     let dir = tempfile::tempdir().unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
-        .arg(dir.path())
-        .status()
-        .unwrap();
-    assert!(mounted.success());
+    let place = dir.path().to_owned();
+    let _disk = SmallDisk::at(&place);
     let server = always(&body, Reply::part);
     let item =
         Item { uri: server.url("/x"), size: 4 << 20, sha256: sha256(&body), path: dir.path().join("x") };
@@ -904,19 +902,10 @@ fn child_with_a_small_disk() {
     assert!(error.hint().unwrap().starts_with("make room where "));
     assert!(outcome.files().is_empty());
     assert_eq!(server.connections(), 0, "not a byte was asked for");
-    let unmounted = Command::new("umount").arg(outcome.dir.path()).status().unwrap();
-    assert!(unmounted.success());
     println!("it was full");
 }
 
 #[test]
 fn a_full_disk_is_said_to_be_full_before_the_first_byte() {
-    let output = Command::new("unshare")
-        .args(["--mount", "--map-root-user"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "child_with_a_small_disk", "--ignored", "--nocapture"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("it was full"), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    run_in_namespace("child_with_a_small_disk", "it was full");
 }

@@ -7,6 +7,7 @@ use super::{Applied, Check, Converge};
 use crate::error::Result;
 use crate::host::Host;
 use crate::install::Installer;
+use crate::install::ahead::Wish;
 
 /// Packages, by apt. Satisfied when dpkg has each of them and everything that came with them installed, in the
 /// recorded versions as far as they are held, and every file of theirs has the size recorded at installation.
@@ -61,6 +62,12 @@ impl Converge for AptPackage {
         }
         package_set::hold_and_record(host, &wanted, &before, Vec::new()).await?;
         Ok(Applied::Done)
+    }
+
+    fn wish(&self, host: &Host) -> Result<Wish> {
+        let found = package_set::examine(host, &self.wanted())?;
+        let request = found.request(self.recommends, true, |_| None);
+        Ok(Wish { request, files: Vec::new() })
     }
 
     fn describe(&self) -> String {

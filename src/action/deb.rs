@@ -12,7 +12,8 @@ use crate::catalog::choose;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::dpkg::{self, Control};
-use crate::install::Installer;
+use crate::install::ahead::Wish;
+use crate::install::{Installer, deb_into_cache};
 
 /// Where files get a name that ends in `.deb`, which apt insists on. Kept until everything is on disk: after a
 /// kill the packages are installed again from here.
@@ -62,7 +63,7 @@ impl Deb {
         let architectures = dpkg::architectures(host).await?;
         let mut ready = Vec::new();
         for file in &self.files {
-            let cached = host.fetch.into_cache_deb(host, &file.url, &file.sha256).await?;
+            let cached = deb_into_cache(host, &file.url, &file.sha256).await?;
             let path = format!("{DEBS_DIR}/{}.deb", file.sha256);
             place(host, &cached, &path, &file.sha256)?;
             let control = dpkg::control(host, &path).await.map_err(|e| {
@@ -128,6 +129,16 @@ impl Converge for Deb {
             host.files.remove(format!("{DEBS_DIR}/{}.deb", file.sha256))?;
         }
         Ok(Applied::Done)
+    }
+
+    fn wish(&self, host: &Host) -> Result<Wish> {
+        let is_there = match self.known(host)? {
+            Some(debs) => !package_set::examine(host, &self.wanted(&debs))?.need_apt(),
+            None => false,
+        };
+        let wanted = self.files.iter().filter(|_| !is_there);
+        let files = wanted.map(|f| (f.url.clone(), f.sha256.clone())).collect();
+        Ok(Wish { files, ..Wish::default() })
     }
 
     fn describe(&self) -> String {

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::host::Host;
+use crate::install::ahead::Wish;
 
 /// What a check found. `Unknown` is never "fine".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +99,10 @@ pub(crate) trait Converge {
     async fn check(&self, host: &Host) -> Result<Check>;
     /// Makes it so. Called only after `check` said `Needed`.
     async fn apply(&self, host: &Host) -> Result<Applied>;
+    /// What applying it will ask for of packages, as far as the machine tells now: for whoever fetches ahead.
+    fn wish(&self, _host: &Host) -> Result<Wish> {
+        Ok(Wish::default())
+    }
     /// The wanted state in a few words ("package cuda-toolkit-12-8").
     fn describe(&self) -> String;
 }
@@ -118,6 +123,11 @@ macro_rules! actions {
             /// Makes it so.
             pub async fn apply(&self, host: &Host) -> Result<Applied> {
                 match self { $(Self::$variant(a) => a.apply(host).await,)* }
+            }
+
+            /// What applying it will ask for of packages, as far as the machine tells now.
+            pub fn wish(&self, host: &Host) -> Result<Wish> {
+                match self { $(Self::$variant(a) => a.wish(host),)* }
             }
 
             /// The wanted state in a few words.

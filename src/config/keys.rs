@@ -166,6 +166,13 @@ pub const KEYS: &[Key] = &[
         meaning: "Whether manuals and documentation are unpacked. Copyright files always are.",
     },
     Key {
+        path: "install.prefetch",
+        kind: Kind::Switch,
+        example: "false",
+        meaning: "Whether packages of later steps are fetched while an earlier one installs. They take no more than half of \
+                  the disk that all installations leave free, and of the memory.",
+    },
+    Key {
         path: "policy.on-no-gpu",
         kind: Kind::Choice(ON_NO_GPU),
         example: "\"install\"",

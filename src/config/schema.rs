@@ -128,6 +128,8 @@ pub struct InstallConfig {
     pub unsafe_io: bool,
     /// Whether manuals and documentation are unpacked.
     pub documentation: bool,
+    /// Whether packages of later steps are fetched while an earlier one installs.
+    pub prefetch: bool,
 }
 
 /// The fastest way to install that may be taken.
@@ -252,7 +254,13 @@ impl Default for ProfileConfig {
 
 impl Default for InstallConfig {
     fn default() -> Self {
-        Self { method: Method::Auto, memory: "auto".into(), unsafe_io: true, documentation: true }
+        Self {
+            method: Method::Auto,
+            memory: "auto".into(),
+            unsafe_io: true,
+            documentation: true,
+            prefetch: true,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::action::{Action, Applied, Check};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::install::ahead::Ahead;
 use crate::plan::{Plan, Step};
 use crate::report::Reports;
 use crate::report::event::EventKind;
@@ -29,10 +30,12 @@ pub enum Outcome {
 /// Makes the plan true. On failure the receipt already says what failed, and the error is returned.
 pub async fn converge(plan: &Plan, host: &Host, receipt: &mut Receipt, reports: &Reports) -> Result<Outcome> {
     let mut changed_any = false;
-    for step in &plan.steps {
+    let _ahead = Ending(host.ahead());
+    for (number, step) in plan.steps.iter().enumerate() {
+        let later = plan.steps.get(number + 1..).unwrap_or_default();
         reports.emit(EventKind::StepStarted { step: step.id.clone() });
         let began = Instant::now();
-        let ended = match run_step(step, host, receipt, reports).await {
+        let ended = match run_step(step, later, host, receipt, reports).await {
             Ok(StepOutcome::Done { changed, evidence }) => note_done(step, changed, &evidence, host, receipt)
                 .map(|()| StepOutcome::Done { changed, evidence }),
             other => other,
@@ -55,7 +58,45 @@ pub async fn converge(plan: &Plan, host: &Host, receipt: &mut Receipt, reports: 
             }
         }
     }
+    if changed_any {
+        tidy(plan, host);
+    }
     Ok(Outcome::Converged { changed: changed_any })
+}
+
+/// Ends what is fetched ahead, however the run ends.
+struct Ending<'a>(&'a Ahead);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Removes downloads that no step of the plan can want again.
+fn tidy(plan: &Plan, host: &Host) {
+    host.ahead().stop();
+    let debs = plan.steps.iter().flat_map(|s| &s.actions).filter_map(|a| match a {
+        Action::Deb(deb) => Some(&deb.files),
+        _ => None,
+    });
+    let keep: Vec<_> = debs.flatten().map(|file| file.sha256.to_ascii_lowercase()).collect();
+    if let Err(error) = host.ahead().tidy(host, &keep) {
+        tracing::warn!("the cache could not be tidied: {error}"); // no reason to fail a machine that works
+    }
+}
+
+/// Tells whoever fetches ahead what the actions after this one will ask for. One that cannot tell says why when its turn
+/// comes.
+fn look_ahead<'a>(later: impl Iterator<Item = &'a Action>, host: &Host) {
+    if !host.install_options().prefetch {
+        return;
+    }
+    let wish = |action: &Action| {
+        let wish = action.wish(host);
+        wish.inspect_err(|e| tracing::debug!("{} is not fetched ahead: {e}", action.describe())).ok()
+    };
+    host.ahead().expect(later.filter_map(wish).collect());
 }
 
 /// The event for an error.
@@ -74,10 +115,16 @@ enum StepOutcome {
     RebootNeeded { why: String },
 }
 
-async fn run_step(step: &Step, host: &Host, receipt: &mut Receipt, reports: &Reports) -> Result<StepOutcome> {
+async fn run_step(
+    step: &Step,
+    later: &[Step],
+    host: &Host,
+    receipt: &mut Receipt,
+    reports: &Reports,
+) -> Result<StepOutcome> {
     let mut changed = false;
     let mut evidence = Vec::new();
-    for action in &step.actions {
+    for (number, action) in step.actions.iter().enumerate() {
         let before = look(step, action, host, reports).await?;
         if let Check::Satisfied { evidence: seen } = before {
             evidence.push(seen);
@@ -90,6 +137,7 @@ async fn run_step(step: &Step, host: &Host, receipt: &mut Receipt, reports: &Rep
             changed = true;
         }
         tracing::info!("{}: {}: {}", step.id, action.describe(), before.why());
+        look_ahead(step.actions.iter().skip(number + 1).chain(later.iter().flat_map(|s| &s.actions)), host);
         if let Applied::RebootNeeded { why } = action.apply(host).await? {
             return Ok(StepOutcome::RebootNeeded { why });
         }

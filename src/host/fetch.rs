@@ -54,7 +54,7 @@ const QUEUE: usize = 32;
 /// How a `.deb` begins: it is an `ar` archive.
 const AR_MAGIC: &[u8] = b"!<arch>\n";
 /// Name of unfinished downloads in the cache's directory.
-const PARTIAL_PREFIX: &str = ".download-";
+pub(crate) const PARTIAL_PREFIX: &str = ".download-";
 /// Progress is reported no more often than this.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -142,6 +142,11 @@ impl Fetch {
         self.patience
     }
 
+    /// A client of the same kind, with connections of its own.
+    pub(crate) fn alike(&self) -> Self {
+        Self { extra_roots: self.extra_roots.clone(), patience: self.patience, ..Self::default() }
+    }
+
     /// The file with certificates that are trusted besides webpki's and the system's.
     pub fn extra_roots(&self) -> Option<PathBuf> {
         self.extra_roots.clone()
@@ -188,6 +193,19 @@ impl Fetch {
     }
 
     async fn cached(&self, host: &Host, url: &str, sha256: &str, expect: Expect) -> Result<PathBuf> {
+        let wanted = self.look_for(host, url, sha256).await?;
+        if wanted.is_there {
+            return Ok(wanted.inside);
+        }
+        let whole = self.download(host, &wanted.url, &wanted.place, &wanted.sha256, expect);
+        match tokio::time::timeout(self.patience.total, whole).await {
+            Ok(outcome) => outcome.map(|()| wanted.inside),
+            Err(_elapsed) => Err(out_of_time(&shown(&wanted.url), self.patience.total)),
+        }
+    }
+
+    /// Looks for the file in the cache and hashes it; one with a wrong sum is removed.
+    pub(crate) async fn look_for(&self, host: &Host, url: &str, sha256: &str) -> Result<Wanted> {
         if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(Error::new(
                 Code::ConfigType,
@@ -195,19 +213,13 @@ impl Fetch {
             ));
         }
         let sha256 = sha256.to_ascii_lowercase();
-        let parsed = parse(url)?;
+        let url = parse(url)?;
         let inside = Path::new(paths::CACHE_DIR).join(&sha256);
+        self.sweep(host)?;
         host.files.make_dir(paths::CACHE_DIR, 0o755)?;
         let place = host.files.outside(&inside)?;
-        self.sweep(&place);
-        if holds(host, &inside, &place, &sha256).await? {
-            return Ok(inside);
-        }
-        let whole = self.download(host, &parsed, &place, &sha256, expect);
-        match tokio::time::timeout(self.patience.total, whole).await {
-            Ok(outcome) => outcome.map(|()| inside),
-            Err(_elapsed) => Err(out_of_time(&shown(&parsed), self.patience.total)),
-        }
+        let is_there = holds(host, &inside, &place, &sha256).await?;
+        Ok(Wanted { url, sha256, inside, place, is_there })
     }
 
     /// A whole download into `place`, however many attempts it takes.
@@ -233,18 +245,33 @@ impl Fetch {
 
     /// Removes downloads that a power cut or SIGKILL left unfinished. Only before this process's first own
     /// download: the run's lock keeps other runs out.
-    fn sweep(&self, place: &Path) {
-        self.swept.get_or_init(|| {
-            let Some(entries) = place.parent().and_then(|dir| fs::read_dir(dir).ok()) else { return };
-            for path in entries.flatten().map(|e| e.path()) {
-                let is_partial = path
-                    .file_name()
-                    .is_some_and(|n| n.to_string_lossy().starts_with(PARTIAL_PREFIX));
-                if is_partial && let Err(e) = fs::remove_file(&path) {
-                    tracing::warn!(path = %path.display(), error = %e, "cannot remove an unfinished download");
-                }
+    pub(crate) fn sweep(&self, host: &Host) -> Result<()> {
+        if self.swept.set(()).is_err() {
+            return Ok(());
+        }
+        for name in host.files.list(paths::CACHE_DIR)?.iter().filter(|n| n.starts_with(PARTIAL_PREFIX)) {
+            let path = Path::new(paths::CACHE_DIR).join(name);
+            if let Err(e) = host.files.remove(&path) {
+                tracing::warn!(path = %path.display(), error = %e, "cannot remove an unfinished download");
             }
-        });
+        }
+        Ok(())
+    }
+
+    /// How many bytes the Debian package at `url` has, if its server tells and answers ranges with ranges. `None` for
+    /// everything else: whoever fetches it whole finds out what it is.
+    pub(crate) async fn size_of_deb(&self, url: &Url) -> Option<u64> {
+        let range = format!("bytes=0-{}", AR_MAGIC.len() - 1);
+        let headers = HeaderMap::from_iter([(RANGE, HeaderValue::try_from(&range).ok()?)]);
+        let response = self.answer(url, headers).await.ok()?.1;
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            return None;
+        }
+        let said = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+        let total = said.strip_prefix(&range.replace('=', " "))?.strip_prefix('/')?.parse().ok()?;
+        let is_short = response.content_length() == Some(AR_MAGIC.len() as u64);
+        let is_deb = is_short && response.bytes().await.ok()? == AR_MAGIC;
+        is_deb.then_some(total)
     }
 
     async fn get_once(&self, url: &Url, limit: usize) -> Result<Vec<u8>, Failed> {
@@ -282,7 +309,7 @@ impl Fetch {
             _ => Partial::new(place, &response)
                 .map_err(|e| Failed::Surely(full_hint(Error::io("write the download of", shown(url), e))))?,
         };
-        refuse_if_full(host, url, response.content_length())?;
+        refuse_if_full(host, url, response.content_length()).map_err(Failed::Surely)?;
         let expect = if begun.length == 0 { expect } else { Expect::Anything };
         let meter = Meter::new(host, url, begun.length, response.content_length());
         let (queue, writer) = start_writer(begun, shown(url));
@@ -315,18 +342,26 @@ impl Fetch {
     /// A successful answer to GET, redirects followed; where something is there already, any answer to the question
     /// for the rest of it.
     async fn open(&self, url: &Url, partial: Option<&Partial>) -> Result<Response, Failed> {
+        let mut headers = HeaderMap::new();
+        if let Some((partial, validator)) = partial.and_then(|p| Some((p, p.validator.clone()?)))
+            && let Ok(rest) = HeaderValue::try_from(format!("bytes={}-", partial.length))
+        {
+            headers.extend([(RANGE, rest), (IF_RANGE, validator)]);
+        }
+        let (at, response) = self.answer(url, headers).await?;
+        accept(&at, response, partial.is_some())
+    }
+
+    /// The answer to GET with these headers, redirects followed, and where it came from.
+    async fn answer(&self, url: &Url, headers: HeaderMap) -> Result<(Url, Response), Failed> {
         let http = self.http().map_err(Failed::Surely)?;
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = http.get(at.clone());
-            if let Some((partial, validator)) = partial.and_then(|p| Some((p, p.validator.clone()?))) {
-                request =
-                    request.header(RANGE, format!("bytes={}-", partial.length)).header(IF_RANGE, validator);
-            }
-            let response = request.send().await.map_err(|e| broken(&at, e))?;
+            let response =
+                http.get(at.clone()).headers(headers.clone()).send().await.map_err(|e| broken(&at, e))?;
             match redirect_target(&at, &response).map_err(Failed::Surely)? {
                 Some(next) => at = next,
-                None => return accept(&at, response, partial.is_some()),
+                None => return Ok((at, response)),
             }
         }
         Err(Failed::Surely(Error::new(
@@ -380,6 +415,20 @@ fn not_continued(url: &Url, response: &Response) -> Failed {
     let status = response.status();
     let text = format!("{} does not go on where its first part ended ({status})", shown(url));
     Failed::Maybe(Error::new(Code::Fetch, text), None)
+}
+
+/// A file that belongs into the cache.
+pub(crate) struct Wanted {
+    /// Where it is fetched from.
+    pub(crate) url: Url,
+    /// In small letters.
+    pub(crate) sha256: String,
+    /// Its place in the cache, inside the root.
+    pub(crate) inside: PathBuf,
+    /// The same, outside.
+    pub(crate) place: PathBuf,
+    /// Whether it is there, with the right bytes.
+    pub(crate) is_there: bool,
 }
 
 /// Attempts left, and the wait before the next.
@@ -597,20 +646,21 @@ fn is_certificate_problem(e: &(dyn StdError + 'static)) -> bool {
     }
 }
 
-fn refuse_if_full(host: &Host, url: &Url, length: Option<u64>) -> Result<(), Failed> {
+/// Refuses a download that the disk has no room for.
+pub(crate) fn refuse_if_full(host: &Host, url: &Url, length: Option<u64>) -> Result<()> {
     let Some(length) = length else { return Ok(()) };
-    let free = host.files.free_bytes(paths::CACHE_DIR).map_err(Failed::Surely)?;
+    let free = host.files.free_bytes(paths::CACHE_DIR)?;
     if length <= free {
         return Ok(());
     }
-    Err(Failed::Surely(full_hint(Error::new(
+    Err(full_hint(Error::new(
         Code::DiskFull,
         format!(
             "{} has {length} bytes, but only {free} are free where {} lies",
             shown(url),
             paths::CACHE_DIR
         ),
-    ))))
+    )))
 }
 
 /// Hands the body to the writer, chunk by chunk, and says how far it has come.
@@ -688,6 +738,12 @@ fn keep(temp: NamedTempFile, place: &Path) -> io::Result<()> {
     File::open(parent(place))?.sync_all()
 }
 
+/// What a download is called while it goes on: by the file's name, or else the host's.
+pub(crate) fn downloading(url: &Url) -> String {
+    let name = url.path_segments().and_then(|mut s| s.next_back()).filter(|n| !n.is_empty());
+    format!("downloading {}", name.or(url.host_str()).unwrap_or_default())
+}
+
 /// Whether the cache holds the file already, by its bytes; one with a wrong sum is removed.
 async fn holds(host: &Host, inside: &Path, place: &Path, sha256: &str) -> Result<bool> {
     if !host.files.exists(inside)? {
@@ -723,7 +779,8 @@ fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
-fn full_hint(e: Error) -> Error {
+/// Adds what to do about a full disk.
+pub(crate) fn full_hint(e: Error) -> Error {
     if e.code() == Code::DiskFull {
         return e
             .with_hint(format!("make room where {} lies, or use a larger root volume", paths::CACHE_DIR));
@@ -743,8 +800,7 @@ struct Meter<'a> {
 impl<'a> Meter<'a> {
     /// `done` bytes are there already, and `rest` are to come.
     fn new(host: &'a Host, url: &Url, done: u64, rest: Option<u64>) -> Self {
-        let name = url.path_segments().and_then(|mut s| s.next_back()).filter(|n| !n.is_empty());
-        let what = format!("downloading {}", name.or(url.host_str()).unwrap_or_default());
+        let what = downloading(url);
         let meter = Self { host, what, done, total: rest.map(|rest| done + rest), said: Instant::now() };
         meter.say();
         meter

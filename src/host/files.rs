@@ -19,7 +19,7 @@ pub struct Files {
 }
 
 /// How temporary files begin; six random characters follow (tempfile's own number).
-const TEMPORARY: &str = ".gpu-bootstrap-";
+pub(crate) const TEMPORARY: &str = ".gpu-bootstrap-";
 
 /// Symbolic links followed while resolving one path; the kernel's own limit.
 const MAX_LINKS: usize = 40;

@@ -31,6 +31,7 @@ pub struct Host {
     /// Time, boot id.
     pub clock: clock::Clock,
     install: OnceLock<crate::install::Options>,
+    ahead: Arc<crate::install::ahead::Ahead>,
     dpkg: dpkg::Cache,
     look: look::Look,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
@@ -47,6 +48,7 @@ impl Host {
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
             install: OnceLock::new(),
+            ahead: Arc::default(),
             dpkg: dpkg::Cache::default(),
             look: look::Look::default(),
             progress: Arc::new(|_| {}),
@@ -89,6 +91,18 @@ impl Host {
     /// How packages are installed.
     pub fn install_options(&self) -> crate::install::Options {
         self.install.get().copied().unwrap_or_default()
+    }
+
+    /// What is fetched for later steps.
+    pub fn ahead(&self) -> &Arc<crate::install::ahead::Ahead> {
+        &self.ahead
+    }
+
+    /// The same machine, for work that nobody is to hear of.
+    pub(crate) fn in_silence(&self) -> Self {
+        let mut host = Self::new(self.files.root().into());
+        host.fetch = self.fetch.alike();
+        host
     }
 
     /// Says something that a person should know and that is no failure. Never blocks, never fails.

@@ -12,13 +12,17 @@
 //! 2. **originals**: fetched and verified the same way, installed by plain apt and dpkg.
 //! 3. **apt**: everything by plain apt.
 //!
+//! Meanwhile the first two fetch what later steps will need ([`ahead`]), and take what lies on the machine already.
+//!
 //! Called by the actions that deal with packages.
 
+pub mod ahead;
 pub mod fetch;
 mod in_flight;
 mod prepare;
 pub mod report;
 mod rung;
+mod single;
 mod stage;
 pub mod stand_in;
 mod unpack;
@@ -36,6 +40,7 @@ use in_flight::InFlight;
 use report::Prepared;
 pub use report::Report;
 pub use rung::Rung;
+pub use single::deb_into_cache;
 use stage::Stage;
 #[cfg(any(test, fuzzing))]
 pub(crate) use unpack::fuzz::package as fuzz_package;
@@ -55,6 +60,8 @@ pub struct Options {
     pub unsafe_io: bool,
     /// Whether manuals and documentation are unpacked.
     pub documentation: bool,
+    /// Whether packages of later steps are fetched while an earlier one installs.
+    pub prefetch: bool,
 }
 
 impl Default for Options {
@@ -74,6 +81,7 @@ impl From<&InstallConfig> for Options {
             memory: config.memory_bytes(),
             unsafe_io: config.unsafe_io,
             documentation: config.documentation,
+            prefetch: config.prefetch,
         }
     }
 }

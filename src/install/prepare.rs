@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::fetch::{self, Event, Item, ProxyChoice};
+use super::ahead::{Start, Stock};
+use super::fetch::{self, Event, Item, ProxyChoice, Supply};
 use super::report::Prepared;
 use super::rung::Rung;
 use super::stage::{Mounts, Stage};
@@ -28,17 +29,45 @@ use crate::report::event::{Progress, Unit};
 /// Where the process's own work stands when apt has ended.
 type Ended = (Result<Output>, Prepared);
 
+/// How far verifying has come, and what begins when it is over.
+struct Verifying {
+    began: Instant,
+    left: usize,
+    /// From then until everything was verified.
+    seconds: Option<f64>,
+    next: Option<Start>,
+}
+
+impl Verifying {
+    fn of(packages: usize, began: Instant, mut next: Option<Start>) -> Arc<std::sync::Mutex<Self>> {
+        if packages == 0 {
+            next.take().into_iter().for_each(Start::go);
+        }
+        Arc::new(std::sync::Mutex::new(Self { began, left: packages, seconds: None, next }))
+    }
+
+    fn one_more(&mut self) {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            self.seconds = Some(self.began.elapsed().as_secs_f64());
+            self.next.take().into_iter().for_each(Start::go);
+        }
+    }
+}
+
 /// A thread that fetches. Dropping it ends the downloads.
-struct Fetching {
+pub(super) struct Fetching {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<fetch::Stats>>>,
 }
 
 impl Fetching {
-    fn start(
+    /// Fetches `items`, or takes them from where `supply` says that they are.
+    pub(super) fn start(
         host: &Host,
         proxy: &ProxyChoice,
         items: Vec<Item>,
+        supply: impl Fn(usize) -> Supply + Send + 'static,
         on: impl Fn(Event) + Send + Sync + 'static,
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -50,7 +79,7 @@ impl Fetching {
         };
         let ended = stop.clone();
         let thread = std::thread::spawn(move || {
-            fetch::fetch(&items, &settings, &ended, &on).or_else(|error| {
+            fetch::fetch_or_take(&items, &supply, &settings, &ended, &on).or_else(|error| {
                 // Nothing could be begun (a proxy or a certificate that cannot be used): whoever waits for packages
                 // hears of it in the same way as of a download that failed.
                 on(Event::Failed { item: 0, error });
@@ -116,27 +145,32 @@ impl Installer<'_> {
         let first_failure = failed.clone();
         let progress = self.host.progress_sink();
         let total = plan.download_bytes();
-        let fetching = Fetching::start(self.host, proxy, items(plan, stage), move |event| match event {
-            Event::Progress { bytes } => progress(downloading(bytes, total)),
-            Event::Waiting { why, wait } => progress(waiting(&why, wait)),
-            Event::Failed { error, .. } => {
-                let mut failed = first_failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                failed.get_or_insert(error);
-            }
-            Event::Verified { .. } => {}
-        });
+        let (stock, next) = (Stock::new(self.host, request, plan, stage)?, self.ahead(request, plan));
+        let asked = stock.clone();
+        let supply = move |item| asked.supply(item);
+        let fetching =
+            Fetching::start(self.host, proxy, items(plan, stage), supply, move |event| match event {
+                Event::Progress { bytes } => progress(downloading(bytes, total)),
+                Event::Waiting { why, wait } => progress(waiting(&why, wait)),
+                Event::Failed { error, .. } => {
+                    let mut failed = first_failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    failed.get_or_insert(error);
+                }
+                Event::Verified { .. } => {}
+            });
         let stats = wait_for(fetching).await?;
         if let Some(error) = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
             return Err(full_hint(error));
         }
         let verified = began.elapsed().as_secs_f64();
+        next.into_iter().for_each(Start::go);
         for (number, download) in plan.downloads.iter().enumerate() {
             let (from, to) = (stage.spool(number), stage.archive(&download.file));
             fs::rename(&from, &to).map_err(|e| Error::io("rename", &from, e))?;
         }
         let output = self.apt().execute(request, plan, |call| self.with_archives(call, request, plan)).await;
         let prepared =
-            Prepared { fetched: Some(stats), verified_seconds: Some(verified), ..Prepared::default() };
+            Prepared { fetched: Some(stats), verified_seconds: Some(verified), ..stock.prepared() };
         Ok((output, prepared))
     }
 
@@ -162,8 +196,9 @@ impl Installer<'_> {
         // Files that were there already were verified by whoever asked for them.
         (fetched..fetched + local).for_each(|number| unpacker.handle().verified(number));
         let began = Instant::now();
-        let verified = Arc::new(std::sync::Mutex::new((0, None)));
-        let fetching = self.feed(plan, stage, proxy, unpacker.handle(), began, verified.clone());
+        let stock = Stock::new(self.host, request, plan, stage)?;
+        let verifying = Verifying::of(fetched, began, self.ahead(request, plan));
+        let fetching = self.feed(plan, stage, proxy, &stock, unpacker.handle(), verifying.clone());
         let output = self
             .apt()
             .execute(request, plan, |call| {
@@ -186,29 +221,31 @@ impl Installer<'_> {
         };
         let prepared = Prepared {
             fetched: Some(stats?),
-            verified_seconds: verified.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1,
+            verified_seconds: verifying.lock().unwrap_or_else(std::sync::PoisonError::into_inner).seconds,
             ready_seconds,
             unpacked: Some(work),
             originals: originals.into_iter().map(named).collect(),
+            ..stock.prepared()
         };
         Ok((output, prepared))
     }
 
-    /// Starts the downloads and tells the unpacker what comes of them.
+    /// Starts the downloads and tells the unpacker what comes of them. When everything is verified, `next` begins.
     fn feed(
         &self,
         plan: &Plan,
         stage: &Stage,
         proxy: &ProxyChoice,
+        stock: &Arc<Stock>,
         unpacker: Handle,
-        began: Instant,
-        verified: Arc<std::sync::Mutex<(usize, Option<f64>)>>,
+        verifying: Arc<std::sync::Mutex<Verifying>>,
     ) -> Fetching {
         let progress = self.host.progress_sink();
-        let (total, all) = (plan.download_bytes(), plan.downloads.len());
+        let (total, stock) = (plan.download_bytes(), stock.clone());
         let place = |(number, d): (usize, &Download)| (stage.spool(number), stage.archive(&d.file));
         let packages: Vec<_> = plan.downloads.iter().enumerate().map(place).collect();
-        Fetching::start(self.host, proxy, items(plan, stage), move |event| match event {
+        let supply = move |item| stock.supply(item);
+        Fetching::start(self.host, proxy, items(plan, stage), supply, move |event| match event {
             Event::Progress { bytes } => progress(downloading(bytes, total)),
             Event::Waiting { why, wait } => progress(waiting(&why, wait)),
             Event::Failed { error, .. } => unpacker.fail(error),
@@ -219,11 +256,7 @@ impl Installer<'_> {
                     return;
                 }
                 unpacker.verified(item);
-                let mut verified = verified.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                verified.0 += 1;
-                if verified.0 == all {
-                    verified.1 = Some(began.elapsed().as_secs_f64());
-                }
+                verifying.lock().unwrap_or_else(std::sync::PoisonError::into_inner).one_more();
             }
         })
     }
@@ -336,7 +369,7 @@ fn downloading(bytes: u64, total: u64) -> Progress {
 }
 
 /// Waits for downloads to end by themselves. Dropped while it waits, it ends them.
-async fn wait_for(mut fetching: Fetching) -> Result<fetch::Stats> {
+pub(super) async fn wait_for(mut fetching: Fetching) -> Result<fetch::Stats> {
     const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
     while fetching.thread.as_ref().is_some_and(|t| !t.is_finished()) {
         tokio::time::sleep(LOOK).await;
@@ -382,9 +415,13 @@ fn special_paths(files: &Files) -> Result<HashSet<PathBuf>> {
 /// A quarter of the machine's memory.
 fn default_memory() -> u64 {
     const LEAST: u64 = 64 << 20;
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes = text
-        .lines()
-        .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kilobytes.map_or(LEAST, |kb| (kb * 1024 / 4).max(LEAST))
+    memory("MemTotal").map_or(LEAST, |bytes| (bytes / 4).max(LEAST))
+}
+
+/// What the kernel says under this name about memory, bytes.
+pub(super) fn memory(name: &str) -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let kilobytes =
+        |l: &str| l.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
+    text.lines().find_map(kilobytes).map(|kb| kb * 1024)
 }

@@ -45,6 +45,12 @@ pub struct Prepared {
     pub unpacked: Option<Work>,
     /// Packages that dpkg got as they came although others were unpacked here: file and reason.
     pub originals: Vec<(String, String)>,
+    /// Bytes of package files that came while earlier steps of the run were at work.
+    #[serde(default)]
+    pub ahead: u64,
+    /// Bytes of package files that lay in a cache: apt's own, or ours since an earlier run.
+    #[serde(default)]
+    pub cached: u64,
 }
 
 /// What an installation waited for most.

@@ -194,6 +194,24 @@ impl Apt<'_> {
         Ok(plan)
     }
 
+    /// What an installation would fetch and by how much the system would grow, by apt's word alone, while another one
+    /// goes on: no lock is waited for or taken, nothing is judged, and dpkg's database is read from `status` (path
+    /// inside the root).
+    pub(crate) async fn foresee(&self, request: &Request, status: &str) -> Result<Plan> {
+        self.host.files.make_dir(format!("{NO_ARCHIVES}/partial"), 0o755)?;
+        let options = [
+            format!("Dir::State::status={status}"),
+            // No cache of a database that is not the machine's.
+            "Dir::Cache::pkgcache=".to_owned(),
+            format!("Dir::Cache::archives={NO_ARCHIVES}"),
+            "Acquire::ForceHash=SHA256".to_owned(),
+        ];
+        let options = options.into_iter().flat_map(|option| ["-o".to_owned(), option]);
+        let call = request_call(request, call::SIMULATE_LIMIT).args(["--print-uris"]).args(options);
+        let uris = self.host.exec.run(&call).await?;
+        Ok(Plan::read("", &uris.text()))
+    }
+
     /// The installation itself, as planned. `adjust` may add to the call (other archives, other options of dpkg).
     pub(crate) async fn execute(
         &self,

@@ -8,9 +8,11 @@ use super::sources::Unsigned;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::dpkg::compare_versions;
+use crate::host::fetch::PARTIAL_PREFIX;
+use crate::host::paths::CACHE_DIR;
 
 /// Room that must be left after the installation: module builds and a new initramfs take some 200 MB.
-const SPARE: u64 = 256 << 20;
+pub(crate) const SPARE: u64 = 256 << 20;
 
 /// What apt would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -116,8 +118,16 @@ impl Plan {
         let cache = Path::new("/var/cache/apt/archives");
         let mut fetched = 0;
         for download in &self.downloads {
-            let there = host.files.lstat(cache.join(&download.file))?;
-            if there.is_none_or(|m| m.len() != download.size) {
+            let mut places = vec![cache.join(&download.file)];
+            // What was fetched ahead, or has its room already.
+            if let Some(sha256) = &download.sha256 {
+                places.extend(["", PARTIAL_PREFIX].map(|p| Path::new(CACHE_DIR).join([p, sha256].concat())));
+            }
+            let mut is_there = false;
+            for place in places {
+                is_there |= host.files.lstat(place)?.is_some_and(|m| m.len() == download.size);
+            }
+            if !is_there {
                 fetched += download.size;
             }
         }

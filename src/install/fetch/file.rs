@@ -34,6 +34,13 @@ pub(super) fn create(path: &Path, size: u64, replaces: bool) -> Result<File> {
     }
 }
 
+/// Opens a file that is there already, if it has the right size.
+pub(super) fn open(path: &Path, size: u64) -> io::Result<Option<File>> {
+    let file = File::open(path)?;
+    let meta = file.metadata()?;
+    Ok((meta.is_file() && meta.len() == size).then_some(file))
+}
+
 /// Removes a file of ours; the caller has an error to tell already, or is going to replace it.
 pub(super) fn remove(path: &Path) {
     if let Err(e) = fs::remove_file(path)

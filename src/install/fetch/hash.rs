@@ -11,7 +11,6 @@ use sha2::Digest;
 
 use super::Shared;
 use super::plan::HashWork;
-use crate::error::Error;
 
 /// What is read at once: it fits into a core's second-level cache, so that the hash does not wait for memory.
 const PIECE: usize = 256 << 10;
@@ -22,10 +21,7 @@ pub(super) fn run(shared: &Shared) {
     while let Some(mut work) = shared.wait_for_hash_work() {
         match add(&mut work, &mut buffer) {
             Ok(()) => shared.change(|plan| plan.hashed(work)),
-            Err(e) => shared.change(|plan| {
-                let path = plan.creation(work.item).path;
-                plan.fail(work.item, Error::io("read the download", path, e));
-            }),
+            Err(e) => shared.change(|plan| plan.unreadable(work.item, e)),
         }
     }
 }

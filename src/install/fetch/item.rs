@@ -38,6 +38,7 @@ pub(super) struct State {
     pub(super) place: Place,
     /// Whether there ever was a file of ours.
     pub(super) was_created: bool,
+    pub(super) origin: Origin,
     /// Whether a byte of this generation has been claimed.
     pub(super) is_touched: bool,
     /// What the first answer of this generation said.
@@ -62,6 +63,17 @@ pub(super) struct State {
 pub(super) enum End {
     Verified,
     Failed,
+}
+
+/// Where an item's bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// That has yet to be said.
+    Unsaid,
+    /// From its file, which was there before anything was fetched.
+    Given,
+    /// From its address.
+    Address,
 }
 
 /// How an item is fetched.
@@ -115,6 +127,7 @@ impl State {
             mode: Mode::Ranges,
             place: Place::None,
             was_created: false,
+            origin: Origin::Address,
             is_touched: false,
             version: None,
             next: 0,

@@ -22,6 +22,7 @@
 //!   time and the earliest item first, so that the sum is known a few milliseconds after the last byte.
 //! * **A wrong sum** leads to one more attempt in one piece, past caches. A file that changes on its server is begun
 //!   anew, in another file, so that late writes of the old one cannot reach it.
+//! * **A file that is there already** (see [`Supply`]) is hashed like any other, and fetched if it is not the right one.
 //!
 //! Files have their final place from the beginning, but nobody may look at one before its [`Event::Verified`].
 //!
@@ -143,6 +144,18 @@ impl Default for Settings {
     }
 }
 
+/// Where an item's bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supply {
+    /// From its address.
+    Address,
+    /// A file that should be the right one lies at its path: it only has to be verified. Where it is another one, it
+    /// is removed, and the question is asked again.
+    Here,
+    /// Somebody else is fetching it: the question is asked again soon.
+    Soon,
+}
+
 /// What [`fetch`] says while it works.
 #[derive(Debug)]
 pub enum Event {
@@ -222,9 +235,21 @@ pub fn fetch(
     stop: &AtomicBool,
     on: &(dyn Fn(Event) + Sync),
 ) -> Result<Stats> {
+    fetch_or_take(items, &|_| Supply::Address, settings, stop, on)
+}
+
+/// Like [`fetch`]; `supply`, which is called on this thread, says of an item where its bytes come from.
+pub fn fetch_or_take(
+    items: &[Item],
+    supply: &dyn Fn(usize) -> Supply,
+    settings: &Settings,
+    stop: &AtomicBool,
+    on: &(dyn Fn(Event) + Sync),
+) -> Result<Stats> {
     let began = Instant::now();
     let (events, told) = channel();
     let shared = Arc::new(Shared::new(items, settings, events));
+    shared.plan().wait_for_supply();
     let networks = networks(settings)?;
     let usage = thread::scope(|scope| -> Result<Usage> {
         // Ends the threads however this closure ends.
@@ -246,7 +271,7 @@ pub fn fetch(
                 thread::Builder::new().name("hash".into()).spawn_scoped(scope, run).map_err(no_thread)?,
             );
         }
-        let is_stopped = shared.attend(settings, stop, &told, on);
+        let is_stopped = shared.attend(settings, supply, stop, &told, on);
         shared.end();
         // A thread that panicked has nothing to say about its time; the panic itself has been printed.
         let sum = |threads: Vec<thread::ScopedJoinHandle<'_, f64>>| {
@@ -351,6 +376,7 @@ impl Shared {
     fn attend(
         &self,
         settings: &Settings,
+        supply: &dyn Fn(usize) -> Supply,
         stop: &AtomicBool,
         told: &Receiver<Event>,
         on: &(dyn Fn(Event) + Sync),
@@ -362,6 +388,7 @@ impl Shared {
             let now = Instant::now();
             if looked.is_none_or(|at| now >= at + LOOK) {
                 looked = Some(now);
+                self.ask_for_supply(supply);
                 let bytes = self.change(|plan| {
                     pace.look(now, plan.counts().received, plan.busy());
                     plan.allow(pace.limit());
@@ -385,6 +412,26 @@ impl Shared {
             }
             if let Ok(event) = told.recv_timeout(LOOK) {
                 on(event);
+            }
+        }
+    }
+
+    /// Asks where the bytes of those items come from of which that has not been said.
+    fn ask_for_supply(&self, supply: &dyn Fn(usize) -> Supply) {
+        let waiting = self.plan().waiting();
+        for item in waiting {
+            let creation = self.plan().creation(item);
+            if creation.replaces {
+                // What was here was not the right file.
+                file::remove(&creation.path);
+            }
+            match supply(item) {
+                Supply::Soon => {}
+                Supply::Address => self.change(|plan| plan.fetch_item(item)),
+                Supply::Here => match file::open(&creation.path, creation.size) {
+                    Ok(Some(file)) => self.change(|plan| plan.given(item, file)),
+                    Ok(None) | Err(_) => file::remove(&creation.path), // asked again soon
+                },
             }
         }
     }

@@ -14,7 +14,7 @@ use reqwest::Url;
 use sha2::{Digest, Sha256};
 
 use super::answer::{Asked, Body, Version};
-use super::item::{End, Mode, Place, State, is_due};
+use super::item::{End, Mode, Origin, Place, State, is_due};
 use super::job::{Host, Job, host_of};
 use super::{Event, HostStats, Item};
 use crate::error::Error;
@@ -22,6 +22,7 @@ use crate::host::fetch::shown;
 
 mod balance;
 mod failures;
+mod supply;
 
 /// Sizes of a segment: below, the round trip per request begins to count; above, nothing is saved any more.
 const SMALLEST: u64 = 1 << 20;
@@ -241,8 +242,9 @@ impl Plan {
     fn offer(&mut self, index: usize, worker: usize, now: Instant) -> Option<Range<u64>> {
         let item = &self.items[index];
         let is_all_out = item.left() == 0 && (item.size > 0 || item.place.file().is_some());
-        if item.end.is_some() || item.place.is_opening() || is_all_out || !is_due(item.budget.not_before, now)
-        {
+        let is_out =
+            item.end.is_some() || item.origin == Origin::Unsaid || item.place.is_opening() || is_all_out;
+        if is_out || !is_due(item.budget.not_before, now) {
             return None;
         }
         if !self.has_room(item.host, now) {
@@ -534,6 +536,8 @@ impl Plan {
             self.effects.events.push(Event::Verified { item: work.item });
             self.effects.work = true;
             self.effects.hash = true;
+        } else if item.origin == Origin::Given {
+            self.refuse(work.item, &format!("its sha256 is {digest}"));
         } else {
             self.mismatch(work.item, &digest);
         }

@@ -30,7 +30,7 @@ pub(super) fn start_writeback(file: &File) {
 
 /// Lowers this thread's priority.
 #[expect(unsafe_code, reason = "nice has no safe binding for one thread")]
-pub(super) fn be_nice(by: i32) {
+pub(in crate::install) fn be_nice(by: i32) {
     // SAFETY: on Linux it changes the calling thread only. Refused, it costs time only.
     unsafe { libc::nice(by) };
 }
