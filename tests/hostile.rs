@@ -183,20 +183,25 @@ fn a_read_only_disk_is_told_with_path_and_cause() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_never_taken_for_a_missing_one() {
-    let machine = idle();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // Reading the first page of a process's memory is EIO.
-            let nothing = nix::mount::MsFlags::empty();
-            mounted(&machine, "/proc/self/mem", "/etc/gpu-bootstrap/10-idle.toml", nothing);
-            let ran = machine.run(&["run"]);
-            assert_eq!(ran.code, 2, "{ran:?}");
-            let said = ran.stdout + &ran.stderr;
-            assert!(said.contains("[config-read]") && said.contains("10-idle.toml"), "{said}");
-            assert!(said.contains("Input/output error"), "{said}");
+    for (path, code, name) in [
+        ("/etc/gpu-bootstrap/10-idle.toml", 2, "[config-read]"),
+        ("/var/lib/gpu-bootstrap/receipt.json", 1, "[io]"),
+    ] {
+        let machine = idle();
+        assert_eq!(machine.run(&["run"]).code, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Reading the first page of a process's memory is EIO.
+                mounted(&machine, "/proc/self/mem", path, nix::mount::MsFlags::empty());
+                let ran = machine.run(&["run"]);
+                assert_eq!(ran.code, code, "{ran:?}");
+                let said = ran.stdout + &ran.stderr;
+                assert!(said.contains(name) && said.contains(path), "{said}");
+                assert!(said.contains("Input/output error"), "{said}");
+            });
         });
-    });
-    assert_eq!(machine.run(&["run"]).code, 0, "once it can be read again");
+        assert_eq!(machine.run(&["run"]).code, 0, "once it can be read again");
+    }
 }
 
 /// A run that waits for a metadata service which never answers; the earlier run had ended well.
