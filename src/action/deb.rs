@@ -105,7 +105,7 @@ impl Converge for Deb {
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        let before = package_set::installed_ids(host)?;
+        let before = package_set::not_arriving(host, &self.key())?;
         Installer::new(host).recover().await?;
         let known = self.known(host)?;
         let found = package_set::examine(host, &self.wanted(known.as_deref().unwrap_or_default()))?;
@@ -141,6 +141,7 @@ impl Deb {
         let request = crate::host::apt::Request {
             reinstall: ready.iter().map(|r| r.path.clone()).collect(),
             change_held: true,
+            record: Some(self.key()),
             ..Default::default()
         };
         package_set::install_renewed(host, &request).await

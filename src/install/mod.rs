@@ -14,6 +14,7 @@
 //!
 //! Called by the actions that deal with packages.
 
+pub mod arriving;
 pub mod fetch;
 mod in_flight;
 mod prepare;
@@ -32,7 +33,8 @@ use crate::host::Host;
 use crate::host::apt::simulate::Plan;
 use crate::host::apt::{self, LOCK_BUDGET, Request, judge};
 use crate::host::exec::{Call, Output};
-use in_flight::InFlight;
+use arriving::Arriving;
+use in_flight::{Entry, InFlight};
 use report::Prepared;
 pub use report::Report;
 pub use rung::Rung;
@@ -138,6 +140,12 @@ impl<'a> Installer<'a> {
         let files = request.files(self.host).await?;
         let plan = self.apt().plan(request).await?;
         let plan_seconds = began.elapsed().as_secs_f64();
+        if let Some(key) = &request.record {
+            let new = plan.installs.iter().filter(|i| i.old.is_none());
+            let new = new.map(|i| format!("{}:{}", i.name, i.arch)).collect();
+            let automatic = request.automatic.iter().cloned().collect();
+            Arriving { new, automatic }.write(self.host, key)?;
+        }
         InFlight::of(&plan, &files).write(self.host)?;
         let began = Instant::now();
         let result = self.climb_down(request, &plan).await;
@@ -242,6 +250,10 @@ impl<'a> Installer<'a> {
         if !self.host.packages()?.broken().is_empty() {
             repaired = Some(self.fix_broken().await?);
         }
+        // What cannot be had any more is named below.
+        if let Err(error) = self.reinstall_torn(in_flight.as_ref()).await {
+            tracing::warn!("{error}: {}", error.causes().join(": "));
+        }
         let names: Vec<String> = self.host.packages()?.broken().iter().map(|p| p.id()).collect();
         if !names.is_empty() {
             return Err(Error::new(
@@ -273,13 +285,34 @@ impl<'a> Installer<'a> {
     /// torn in ways that dpkg cannot see. The others come with the request that wanted them.
     async fn reinstall_in_flight(&self, list: &InFlight) -> Result<()> {
         let database = self.host.packages()?;
+        let is_there =
+            |e: &&Entry| database.installed(&e.name, Some(&e.arch)).is_some_and(|p| p.version == e.version);
+        self.reinstall(list.packages.iter().filter(is_there)).await
+    }
+
+    /// Installs again what dpkg was killed over while it unpacked: `apt-get -f install` fetches such packages, and
+    /// leaves them as they are.
+    async fn reinstall_torn(&self, in_flight: Option<&InFlight>) -> Result<()> {
+        let database = self.host.packages()?;
+        let file = |name: &str| in_flight?.packages.iter().find(|e| e.name == name)?.file.clone();
+        let torn = database.broken().into_iter().filter(|p| p.torn);
+        let torn: Vec<_> = torn
+            .map(|p| Entry {
+                name: p.name.clone(),
+                arch: p.arch.clone(),
+                version: p.version.clone(),
+                file: file(&p.name),
+                upgrade: false,
+            })
+            .collect();
+        self.reinstall(torn.iter()).await
+    }
+
+    /// Installs these again: from their files, else in their versions, else in what the repository has.
+    async fn reinstall(&self, packages: impl Iterator<Item = &Entry>) -> Result<()> {
         let mut versioned = Request { change_held: true, ..Request::default() };
         let mut any = versioned.clone();
-        for entry in &list.packages {
-            let there = database.installed(&entry.name, Some(&entry.arch));
-            if there.is_none_or(|p| p.version != entry.version) {
-                continue;
-            }
+        for entry in packages {
             match &entry.file {
                 Some(file) if self.host.files.exists(file)? => {
                     versioned.reinstall.push(file.clone());
