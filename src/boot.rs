@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, umask};
 
+use crate::action::repository::private::Private;
 use crate::catalog::{Catalog, Choice, Stack, choose};
 use crate::config::schema::Reboot;
 use crate::config::user_data::NotOurs;
@@ -132,8 +133,9 @@ pub async fn run(options: &RunOptions) -> u8 {
             return error.code().exit_code();
         }
     };
-    for dir in paths::WRITTEN_DIRS {
-        if let Err(error) = files.sweep(dir) {
+    let swept = paths::WRITTEN_DIRS.map(|dir| files.sweep(dir));
+    for result in swept.into_iter().chain([Private::sweep(&files)]) {
+        if let Err(error) = result {
             tracing::warn!("{}", explain(&error)); // tidiness is no reason not to run
         }
     }

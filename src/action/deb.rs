@@ -12,6 +12,7 @@ use crate::catalog::choose;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::dpkg::{self, Control};
+use crate::host::fault::{self, Kind};
 use crate::install::Installer;
 
 /// Where files get a name that ends in `.deb`, which apt insists on. Kept until everything is on disk: after a
@@ -153,13 +154,14 @@ fn place(host: &Host, cached: &std::path::Path, to: &str, sha256: &str) -> Resul
     let from = host.files.outside(cached)?;
     let target = host.files.outside(to)?;
     let fail = |e: std::io::Error| Error::io("copy", cached, e);
-    match std::fs::remove_file(&target) {
+    match fault::point(Kind::Remove, &target).and_then(|()| std::fs::remove_file(&target)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", to, e)),
         _ => {}
     }
     // A second name costs no space; where the file system has none, a copy does.
-    if std::fs::hard_link(&from, &target).is_err() {
-        std::fs::copy(&from, &target).map_err(fail)?;
+    let linked = fault::point(Kind::Link, &target).and_then(|()| std::fs::hard_link(&from, &target));
+    if linked.is_err() {
+        fault::point(Kind::Write, &target).and_then(|()| std::fs::copy(&from, &target)).map_err(fail)?;
     }
     let mut file = std::fs::File::open(&target).map_err(fail)?;
     let mut hash = Sha256::new();

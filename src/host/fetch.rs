@@ -24,6 +24,7 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::fault::{self, Kind};
 use super::retry::{Backoff, retry_after};
 use super::{Host, paths, proxy};
 use crate::error::{Code, Error, Result};
@@ -169,7 +170,9 @@ impl Fetch {
                 let is_partial = path
                     .file_name()
                     .is_some_and(|n| n.to_string_lossy().starts_with(PARTIAL_PREFIX));
-                if is_partial && let Err(e) = fs::remove_file(&path) {
+                if is_partial
+                    && let Err(e) = fault::point(Kind::Remove, paths::CACHE_DIR).and_then(|()| fs::remove_file(&path))
+                {
                     tracing::warn!(path = %path.display(), error = %e, "cannot remove an unfinished download");
                 }
             }
@@ -227,6 +230,7 @@ impl Fetch {
         let http = self.http().map_err(Failed::Surely)?;
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
+            fault::point(Kind::Fetch, at.as_str()).map_err(|e| unsent(&at, e))?;
             let response = http.get(at.clone()).send().await.map_err(|e| broken(&at, e))?;
             match redirect_target(&at, &response).map_err(Failed::Surely)? {
                 Some(next) => at = next,
@@ -384,6 +388,11 @@ pub(crate) fn broken(url: &Url, e: reqwest::Error) -> Failed {
     Failed::Maybe(error.because(e), None)
 }
 
+/// A request that did not even leave this machine.
+pub(crate) fn unsent(url: &Url, e: io::Error) -> Failed {
+    Failed::Maybe(Error::new(Code::Fetch, format!("cannot download {}", shown(url))).because(e), None)
+}
+
 /// Whether the other side's certificate was refused, which no other attempt will change.
 fn is_certificate_problem(e: &(dyn StdError + 'static)) -> bool {
     if let Some(tls) = e.downcast_ref::<rustls::Error>() {
@@ -469,6 +478,7 @@ fn not_a_deb(url: &Url, is_page: bool, head: &[u8]) -> Error {
 fn start_writer(place: PathBuf, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHandle<Result<Written>>) {
     let (queue, mut chunks) = mpsc::channel::<Vec<u8>>(QUEUE);
     let mut work = move || -> io::Result<Written> {
+        fault::point(Kind::Create, &place)?;
         let mut temp = tempfile::Builder::new()
             .prefix(PARTIAL_PREFIX)
             .permissions(fs::Permissions::from_mode(0o644))
@@ -476,8 +486,10 @@ fn start_writer(place: PathBuf, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHand
         let mut hash = Sha256::new();
         while let Some(chunk) = chunks.blocking_recv() {
             hash.update(&chunk);
+            fault::point(Kind::Write, &place)?;
             temp.write_all(&chunk)?;
         }
+        fault::point(Kind::Sync, &place)?;
         temp.as_file().sync_all()?;
         Ok((temp, format!("{:x}", hash.finalize())))
     };
@@ -487,7 +499,9 @@ fn start_writer(place: PathBuf, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHand
 
 /// Gives a verified download its name, durably.
 fn keep(temp: NamedTempFile, place: &Path) -> io::Result<()> {
+    fault::point(Kind::Rename, place)?;
     temp.persist(place).map_err(|e| e.error)?;
+    fault::point(Kind::Sync, parent(place))?;
     File::open(parent(place))?.sync_all()
 }
 
