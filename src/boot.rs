@@ -23,6 +23,7 @@ use crate::host::Host;
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::imds;
+use crate::install::Installer;
 use crate::plan::step::Scope;
 use crate::plan::{self, Plan};
 use crate::report::cloudwatch;
@@ -248,6 +249,9 @@ async fn run_plan(
         Ok(begun) => begun,
         Err(error) => return fail(reports, error),
     };
+    if let Err(error) = Installer::new(host).tidy().await {
+        tracing::warn!("{}", explain(&error)); // the next run tries again
+    }
     let mut receipt = before.clone();
     receipt.begin(&plan, &identity.boot_id.value);
     let result = tokio::select! {

@@ -236,6 +236,15 @@ impl<'a> Installer<'a> {
         call.args(options.into_iter().flat_map(option))
     }
 
+    /// Gives the space of a stage back that could not be removed when it was no longer needed. What was in flight is
+    /// for [`Installer::recover`], which every installation begins with.
+    pub async fn tidy(&self) -> Result<()> {
+        if self.host.packages_in_flight()? {
+            return Ok(());
+        }
+        Stage::purge(self.host, Instant::now()).await
+    }
+
     /// Repairs what a killed run (ours or another's) left behind; does nothing on a healthy machine.
     pub async fn recover(&self) -> Result<()> {
         let in_flight = InFlight::read(self.host)?;
