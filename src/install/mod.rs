@@ -379,3 +379,23 @@ struct Taken {
     output: Output,
     prepared: Prepared,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::paths;
+
+    #[tokio::test]
+    async fn a_stage_that_nobody_needs_is_given_back_and_one_of_packages_in_flight_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path().into());
+        let there = || host.files.exists(paths::STAGE_DIR).unwrap();
+        Stage::make(&host, Instant::now()).await.unwrap();
+        InFlight::of(&Plan::default(), &[]).write(&host).unwrap();
+        Installer::new(&host).tidy().await.unwrap();
+        assert!(there(), "recovery begins with it");
+        host.files.remove(paths::IN_FLIGHT).unwrap();
+        Installer::new(&host).tidy().await.unwrap();
+        assert!(!there());
+    }
+}

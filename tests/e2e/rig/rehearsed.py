@@ -214,7 +214,7 @@ def children(pid):
 
 def lower():
     """What tells whether this machine's own packages are still the same: it shows through all layers."""
-    return [(path, os.stat(path).st_mtime_ns) for path in ("/var/lib/dpkg/status", "/etc/ld.so.cache")]
+    return [(path, os.stat(path).st_mtime_ns) for path in ("/var/lib/dpkg/status", "/var/lib/dpkg/updates", "/etc/ld.so.cache")]
 
 
 class Reference:
