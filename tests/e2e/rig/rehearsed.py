@@ -30,7 +30,7 @@ MODULES, DRIVER = "/sys/module", "/proc/driver"
 DPKG_LOG = "/var/log/dpkg.log"
 FINISHED = 0
 NOTHING_TO_RESUME = 7
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 600
 
 # What may differ from a machine whose run was left alone, besides tree.VOLATILE.
 AFTER_A_CRASH = [
