@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, umask};
 
+use crate::action::repository::private::Private;
 use crate::catalog::{Catalog, Choice, Stack, choose};
 use crate::config::schema::Reboot;
 use crate::config::user_data::NotOurs;
@@ -22,6 +23,7 @@ use crate::host::Host;
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::imds;
+use crate::install::Installer;
 use crate::plan::step::Scope;
 use crate::plan::{self, Plan};
 use crate::report::cloudwatch;
@@ -132,8 +134,9 @@ pub async fn run(options: &RunOptions) -> u8 {
             return error.code().exit_code();
         }
     };
-    for dir in paths::WRITTEN_DIRS {
-        if let Err(error) = files.sweep(dir) {
+    let swept = paths::WRITTEN_DIRS.map(|dir| files.sweep(dir));
+    for result in swept.into_iter().chain([Private::sweep(&files)]) {
+        if let Err(error) = result {
             tracing::warn!("{}", explain(&error)); // tidiness is no reason not to run
         }
     }
@@ -249,6 +252,9 @@ async fn run_plan(
         Ok(begun) => begun,
         Err(error) => return fail(reports, error),
     };
+    if let Err(error) = Installer::new(host).tidy().await {
+        tracing::warn!("{}", explain(&error)); // the next run tries again
+    }
     let mut receipt = before.clone();
     receipt.begin(&plan, &identity.boot_id.value);
     let result = tokio::select! {

@@ -554,6 +554,199 @@ fn after_a_kill_every_package_in_flight_is_installed_again() {
     assert_eq!(m.root.run("dpkg", &["--audit"]), "");
 }
 
+/// Applies the action, and stops it between apt's end and the record of what came, as a kill would: there is no `apt-mark`.
+fn stopped_before_the_record(m: &Machine, action: &Action) {
+    let (program, away) = (m.root.at("/usr/bin/apt-mark"), m.root.at("/usr/bin/apt-mark.gone"));
+    fs::rename(&program, &away).unwrap();
+    let error = block(action.apply(&m.host)).unwrap_err();
+    let about_marks = ["hold packages", "mark packages"].iter().any(|words| error.message().contains(words));
+    assert!(about_marks, "{error}");
+    assert!(!m.root.at(IN_FLIGHT).exists(), "apt has not come to its end");
+    fs::rename(away, program).unwrap();
+    let Check::Needed { why } = m.check(action) else { panic!("not needed") };
+    assert!(why.contains("not recorded yet") || why.contains("not on hold"), "{why}");
+}
+
+#[test]
+fn a_kill_before_the_record_loses_no_dependency() {
+    let m = Machine::new(&toolkit()[..4]);
+    let action = packages(&["cuda-toolkit-12-8"]);
+    stopped_before_the_record(&m, &action);
+    block(action.apply(&m.host)).unwrap();
+    assert_eq!(m.satisfied(&action), "cuda-toolkit-12-8 and 2 more installed, 2 files as recorded");
+    fs::remove_file(m.root.at("/usr/bin/plain-tool")).unwrap();
+    m.heals(&action, "/usr/bin/plain-tool is missing of plain-tool", &["plain-tool"]);
+}
+
+#[test]
+fn what_a_killed_run_brought_for_one_record_gets_into_no_other() {
+    let tool = |name: &str| Deb::new(name, "1").file(&format!("/usr/bin/{name}"), "x");
+    let m = Machine::new(&[
+        Deb::new("cuda-one", "1").field("Depends", "for-one"),
+        Deb::new("cuda-two", "1").field("Depends", "for-two"),
+        tool("for-one"),
+        tool("for-two"),
+    ]);
+    let (one, two) = (packages(&["cuda-one"]), packages(&["cuda-two"]));
+    block(one.apply(&m.host)).unwrap();
+    stopped_before_the_record(&m, &two);
+    // The next run finds something to do for the first set, too.
+    fs::remove_file(m.root.at("/usr/bin/for-one")).unwrap();
+    m.heals(&one, "/usr/bin/for-one is missing", &["for-one"]);
+    assert_eq!(m.satisfied(&one), "cuda-one and 1 more installed, 1 files as recorded");
+    block(two.apply(&m.host)).unwrap();
+    assert_eq!(m.satisfied(&two), "cuda-two and 1 more installed, 1 files as recorded");
+}
+
+#[test]
+fn a_kill_after_a_repair_leaves_no_dependency_marked_as_wanted() {
+    let m = Machine::new(&toolkit()[..4]);
+    let action = packages(&["cuda-toolkit-12-8"]);
+    block(action.apply(&m.host)).unwrap();
+    let automatic = m.root.run("apt-mark", &["showauto"]);
+    assert!(automatic.contains("libcublas-12-8\n") && automatic.contains("plain-tool\n"), "{automatic}");
+    m.root.run("dpkg", &["--force-depends", "--purge", "plain-tool"]);
+    stopped_before_the_record(&m, &action);
+    block(action.apply(&m.host)).unwrap();
+    m.satisfied(&action);
+    assert_eq!(m.root.run("apt-mark", &["showauto"]), automatic);
+}
+
+/// The first time, a maintainer script with this in it waits to be killed.
+const WAITS_ONCE: &str = "if [ ! -e /slow-began ]; then touch /slow-began; sleep 30; fi";
+
+/// Applies the action, and kills apt, dpkg and the maintainer script as soon as that waits.
+fn killed_while_it_waits(m: &Machine, action: &Action) {
+    let began = m.root.at("/slow-began");
+    block(async {
+        tokio::select! {
+            done = action.apply(&m.host) => panic!("ended too early: {done:?}"),
+            () = async { while !began.exists() { tokio::time::sleep(Duration::from_millis(10)).await } } => {}
+        }
+    });
+    assert!(m.root.at(IN_FLIGHT).exists());
+}
+
+#[test]
+fn dpkg_killed_in_unpack_configure_or_trigger_is_brought_to_its_end() {
+    // Which script waits, what it does otherwise, and what dpkg says of the package meanwhile.
+    let phases = [
+        ("preinst", WAITS_ONCE.to_owned(), "half-installed"),
+        ("postinst", format!("[ \"$1\" != configure ] || {{ {WAITS_ONCE}; }}"), "half-configured"),
+        (
+            "postinst",
+            format!("[ \"$1\" != triggered ] || {{ {WAITS_ONCE}; echo ran >/triggered; }}"),
+            "half-configured",
+        ),
+    ];
+    for (script, body, state) in phases {
+        let m = Machine::new(&[
+            Deb::new("cuda-slow", "1")
+                .file("/usr/lib/slow.so", vec![1; 5000])
+                .control("triggers", "interest-noawait /usr/share/pulls\n")
+                .script(script, &body),
+            Deb::new("cuda-pulls", "1").field("Depends", "cuda-slow").file("/usr/share/pulls/it", "x"),
+        ]);
+        if body.contains("triggered") {
+            // Only what is configured already can be triggered.
+            block(packages(&["cuda-slow"]).apply(&m.host)).unwrap();
+        }
+        let action = packages(&["cuda-pulls"]);
+        killed_while_it_waits(&m, &action);
+        let status = m.root.run("dpkg-query", &["-W", "-f", "${db:Status-Status}", "cuda-slow"]);
+        assert_eq!(status, state, "{script}: {body}");
+        block(action.apply(&m.host)).unwrap();
+        m.satisfied(&action);
+        assert_eq!((m.version("cuda-slow").as_str(), m.version("cuda-pulls").as_str()), ("hi 1", "hi 1"));
+        assert_eq!(m.root.run("dpkg", &["--audit"]), "", "{script}: {body}");
+        assert!(!m.root.at(IN_FLIGHT).exists());
+        assert_eq!(body.contains("triggered"), m.root.at("/triggered").exists());
+    }
+}
+
+#[test]
+fn whatever_a_power_cut_tears_is_made_whole_again() {
+    // No sums, as dpkg --verify would need them; a link; and files that only the script makes.
+    let torn = Deb::new("cuda-torn", "1")
+        .file("/usr/lib/torn.so", vec![1; 5000])
+        .file("/usr/lib/zeroed.so", vec![2; 5000])
+        .link("/usr/lib/link.so", "torn.so")
+        .script("postinst", "cat /usr/lib/torn.so /usr/lib/zeroed.so >/usr/lib/made-by-script");
+    let m = Machine::new(&[
+        torn,
+        Deb::new("cuda-last", "1").field("Depends", "cuda-torn").script("postinst", WAITS_ONCE),
+    ]);
+    let action = packages(&["cuda-last"]);
+    killed_while_it_waits(&m, &action);
+    let at = |name: &str| m.root.at(&format!("/usr/lib/{name}"));
+    let list = m.root.at("/var/lib/dpkg/info/cuda-torn.list");
+    let whole = fs::read(&list).unwrap();
+
+    fs::write(at("torn.so"), vec![1; 100]).unwrap();
+    fs::write(at("zeroed.so"), vec![0; 5000]).unwrap();
+    fs::remove_file(at("link.so")).unwrap();
+    fs::write(at("made-by-script"), "").unwrap();
+    fs::write(&list, "").unwrap();
+    assert_eq!(m.root.run("dpkg", &["--verify", "cuda-torn"]), "", "dpkg does not see it");
+
+    block(action.apply(&m.host)).unwrap();
+    m.satisfied(&action);
+    assert_eq!(fs::read(at("torn.so")).unwrap(), vec![1; 5000]);
+    assert_eq!(fs::read(at("zeroed.so")).unwrap(), vec![2; 5000]);
+    assert_eq!(fs::read_link(at("link.so")).unwrap(), Path::new("torn.so"));
+    assert_eq!(fs::read(at("made-by-script")).unwrap(), [vec![1; 5000], vec![2; 5000]].concat());
+    assert_eq!(fs::read(&list).unwrap(), whole);
+    assert!(!m.root.at(IN_FLIGHT).exists());
+}
+
+#[test]
+fn a_script_that_fails_once_is_run_again_and_one_that_always_fails_is_named_each_time() {
+    let m = Machine::new(&[
+        Deb::new("cuda-once", "1").script("postinst", "if [ ! -e /failed ]; then touch /failed; exit 3; fi"),
+        Deb::new("cuda-always", "1").script("postinst", "echo out of order >&2; exit 3"),
+    ]);
+    let once = packages(&["cuda-once"]);
+    let error = block(once.apply(&m.host)).unwrap_err();
+    assert_eq!(error.code(), Code::AptFailed);
+    block(once.apply(&m.host)).unwrap();
+    m.satisfied(&once);
+
+    let always = packages(&["cuda-always"]);
+    let error = block(always.apply(&m.host)).unwrap_err();
+    assert_eq!(error.code(), Code::AptFailed);
+    assert!(error.causes()[0].contains("cuda-always"), "{:?}", error.causes());
+    for _ in 0..2 {
+        let error = block(always.apply(&m.host)).unwrap_err();
+        assert_eq!(error.code(), Code::DpkgBroken, "{error}");
+        assert!(error.message().starts_with("cuda-always:all could not be repaired"), "{error}");
+    }
+    // What is wrong with it is no reason to touch what is right.
+    m.satisfied(&once);
+}
+
+#[test]
+fn what_another_program_left_half_installed_is_completed_from_the_repository() {
+    let m = Machine::new(&[Deb::new("other", "1").script("preinst", WAITS_ONCE), Deb::new("tool", "1.0")]);
+    let deb = "/srv/repo/other_1_all.deb";
+    let mut dpkg = m.root.command("dpkg", &["-i", deb]);
+    let mut dpkg = std::os::unix::process::CommandExt::process_group(&mut dpkg, 0)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !m.root.at("/slow-began").exists() {
+        assert!(Instant::now() < deadline, "dpkg does not begin");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let group = nix::unistd::Pid::from_raw(i32::try_from(dpkg.id()).unwrap());
+    nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).unwrap();
+    dpkg.wait().unwrap();
+    assert!(!m.root.at(IN_FLIGHT).exists());
+    block(Installer::new(&m.host).install(&request(&["tool"]))).unwrap();
+    assert_eq!((m.version("other").as_str(), m.version("tool").as_str()), ("ii 1", "ii 1.0"));
+}
+
 #[test]
 fn half_installed_packages_are_repaired_or_named() {
     let m = Machine::new(&[

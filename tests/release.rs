@@ -141,6 +141,9 @@ fn what_would_make_a_wrong_binary_is_refused() {
     refused(&run("CARGO_ENCODED_RUSTFLAGS", ""), "the variable CARGO_ENCODED_RUSTFLAGS is set");
     refused(&run("BINARY", "/bin/sh"), "is not static");
     refused(&run("DIFFERENT", "1"), "names a directory of this machine");
+    let armed = repository.path("armed");
+    fs::write(&armed, [&fs::read(&binary).unwrap()[..], b"GPU_BOOTSTRAP_FAULT_LIST"].concat()).unwrap();
+    refused(&run("BINARY", armed.to_str().unwrap()), "has fault points");
     // One byte too many, behind the program's end.
     let large = repository.path("large");
     fs::copy(&binary, &large).unwrap();

@@ -54,7 +54,7 @@ impl Converge for AptPackage {
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let wanted = self.wanted();
-        let before = package_set::installed_ids(host)?;
+        let before = package_set::not_arriving(host, &wanted.key)?;
         Installer::new(host).recover().await?;
         let found = package_set::examine(host, &wanted)?;
         if found.need_apt() {

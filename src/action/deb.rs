@@ -12,6 +12,7 @@ use crate::catalog::choose;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::dpkg::{self, Control};
+use crate::host::fault::{self, Kind};
 use crate::install::ahead::Wish;
 use crate::install::{Installer, deb_into_cache};
 
@@ -106,7 +107,7 @@ impl Converge for Deb {
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        let before = package_set::installed_ids(host)?;
+        let before = package_set::not_arriving(host, &self.key())?;
         Installer::new(host).recover().await?;
         let known = self.known(host)?;
         let found = package_set::examine(host, &self.wanted(known.as_deref().unwrap_or_default()))?;
@@ -152,6 +153,7 @@ impl Deb {
         let request = crate::host::apt::Request {
             reinstall: ready.iter().map(|r| r.path.clone()).collect(),
             change_held: true,
+            record: Some(self.key()),
             ..Default::default()
         };
         package_set::install_renewed(host, &request).await
@@ -163,13 +165,14 @@ fn place(host: &Host, cached: &std::path::Path, to: &str, sha256: &str) -> Resul
     let from = host.files.outside(cached)?;
     let target = host.files.outside(to)?;
     let fail = |e: std::io::Error| Error::io("copy", cached, e);
-    match std::fs::remove_file(&target) {
+    match fault::point(Kind::Remove, &target).and_then(|()| std::fs::remove_file(&target)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", to, e)),
         _ => {}
     }
     // A second name costs no space; where the file system has none, a copy does.
-    if std::fs::hard_link(&from, &target).is_err() {
-        std::fs::copy(&from, &target).map_err(fail)?;
+    let linked = fault::point(Kind::Link, &target).and_then(|()| std::fs::hard_link(&from, &target));
+    if linked.is_err() {
+        fault::point(Kind::Write, &target).and_then(|()| std::fs::copy(&from, &target)).map_err(fail)?;
     }
     let mut file = std::fs::File::open(&target).map_err(fail)?;
     let mut hash = Sha256::new();

@@ -80,7 +80,7 @@ impl Converge for KernelPackages {
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        let before = package_set::installed_ids(host)?;
+        let before = package_set::not_arriving(host, &self.key())?;
         Installer::new(host).recover().await?;
         let wanted = self.wanted(&self.choose(host).await?);
         let found = package_set::examine(host, &wanted)?;

@@ -16,6 +16,7 @@ use crate::host::apt::{Request, nvidia};
 use crate::host::dpkg::{self, Database, Package, State, Want, compare_versions};
 use crate::host::{Host, paths};
 use crate::install::Installer;
+use crate::install::arriving::Arriving;
 use crate::text::hex;
 
 /// First line of a record; another one is not ours to interpret.
@@ -206,7 +207,7 @@ pub(super) fn examine(host: &Host, wanted: &Wanted) -> Result<Findings> {
     let record = Record::read(host, &wanted.key)?;
     let mut found = Findings {
         interrupted: host.packages_in_flight()?,
-        unrecorded: record.is_none(),
+        unrecorded: record.is_none() || Arriving::read(host, &wanted.key)?.is_some(),
         ..Findings::default()
     };
     let record = record.unwrap_or_default();
@@ -337,23 +338,37 @@ fn damage(stats: &mut dpkg::Stats<'_>, path: &Path, content: Content) -> Result<
     })
 }
 
-/// The ids of the packages that were installed before; to be taken before apt works, or repairs what a killed
-/// run left. What that run was installing is new: it belongs into the record as if nothing had happened.
-pub(super) fn installed_ids(host: &Host) -> Result<HashSet<String>> {
-    let arriving = host.packages_arriving()?;
+/// The ids of the packages that are none of what comes into the record `key` now; to be taken before apt works, or
+/// repairs what a killed run left. What that run was bringing for this record is new: it belongs into the record as if
+/// nothing had happened, and what it was bringing for another one does not.
+pub(super) fn not_arriving(host: &Host, key: &str) -> Result<HashSet<String>> {
+    let ours = Arriving::read(host, key)?.unwrap_or_default().new;
+    let mut before = Arriving::into_others(host, key)?;
+    let in_flight = host.packages_arriving()?;
     let database = host.packages()?;
     let installed = database.all().filter(|p| p.state == State::Installed).map(Package::id);
-    Ok(installed.filter(|id| !arriving.contains(id)).collect())
+    before.extend(installed.filter(|id| !in_flight.contains(id)).collect::<Vec<_>>());
+    before.retain(|id| !ours.contains(id));
+    Ok(before)
 }
 
-/// Holds what must be held and writes the record: the packages asked for, what came with them, and what of
-/// NVIDIA's they depend on. `before` is what was installed earlier.
+/// Marks what apt has to regard as a dependency, holds what must be held, and writes the record: the packages asked
+/// for, what came with them, and what of NVIDIA's they depend on. `before` is [`not_arriving`].
 pub(super) async fn hold_and_record(
     host: &Host,
     wanted: &Wanted,
     before: &HashSet<String>,
     debs: Vec<(String, dpkg::Control)>,
 ) -> Result<()> {
+    if let Some(arriving) = Arriving::read(host, &wanted.key)? {
+        let database = host.packages()?;
+        let still = |id: &String| {
+            let spec = Spec::parse(id);
+            spec.find(&database).is_some() && wanted.specs.iter().all(|s| s.name != spec.name)
+        };
+        let automatic: Vec<String> = arriving.automatic.into_iter().filter(still).collect();
+        host.apt().mark_automatic(&automatic).await?;
+    }
     let database = host.packages()?;
     let set = members(&database, wanted, before, Record::read(host, &wanted.key)?.as_ref());
     let unheld: Vec<String> = set
@@ -374,7 +389,8 @@ pub(super) async fn hold_and_record(
             files: measure(host, &mut stats, package)?,
         });
     }
-    record.write(host, &wanted.key)
+    record.write(host, &wanted.key)?;
+    Arriving::arrived(host, &wanted.key)
 }
 
 fn members<'a>(
@@ -521,13 +537,15 @@ pub(super) async fn install(
     recommends: bool,
     path: impl Fn(&str) -> Option<String>,
 ) -> Result<()> {
-    let exact = found.request(recommends, true, &path);
-    let any = found.request(recommends, false, &path);
+    let for_record = |request: Request| Request {
+        record: Some(wanted.key.clone()),
+        automatic: found.dependencies(),
+        ..request
+    };
+    let exact = for_record(found.request(recommends, true, &path));
+    let any = for_record(found.request(recommends, false, &path));
     let error = match install_renewed(host, &exact).await {
-        Ok(()) => {
-            host.apt().mark_automatic(&found.dependencies()).await?;
-            return installed(host, wanted);
-        }
+        Ok(()) => return installed(host, wanted),
         Err(e) => e,
     };
     let same = any.packages == exact.packages && any.reinstall == exact.reinstall;
@@ -535,8 +553,7 @@ pub(super) async fn install(
         return Err(error);
     }
     tracing::warn!("{error}: the recorded versions are no longer to be had; taking what the repository has");
-    Installer::new(host).install(&any).await?;
-    host.apt().mark_automatic(&found.dependencies()).await
+    Installer::new(host).install(&any).await.map(drop)
 }
 
 /// Installs; when the package lists prove too old, renews them and tries once more.

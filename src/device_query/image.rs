@@ -13,6 +13,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::embedded::inflate;
+use crate::host::fault::{self, Kind};
 use crate::host::files::Files;
 
 /// The probe, compiled by `build.rs` from `src/probe/`. Inflated once: a query starts it several times.
@@ -53,6 +54,7 @@ impl Image {
     }
 
     fn in_memory() -> io::Result<Self> {
+        fault::point(Kind::Create, "memfd")?;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         // Kernels before 6.3 do not know the flag; newer ones may insist on it.
         let fd = match memfd_create(c"gpu-probe", flags | MFdFlags::from_bits_retain(MFD_EXEC)) {
@@ -68,6 +70,7 @@ impl Image {
     }
 
     fn in_directory(files: &Files, dir: &str) -> io::Result<Self> {
+        fault::point(Kind::Create, dir)?;
         let outside = files.outside(Path::new(dir).join("x")).map_err(io::Error::other)?;
         let directory = tempfile::Builder::new()
             .permissions(Permissions::from_mode(0o700))

@@ -21,6 +21,7 @@ use super::image::Image;
 use super::record::{Record, records};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::host::fault::{self, Kind};
 
 /// What the driver's libraries see. Nothing is inherited: `LD_PRELOAD` or `CUDA_VISIBLE_DEVICES` of the caller
 /// must not change the answer. No cache of compiled kernels is written anywhere.
@@ -163,7 +164,10 @@ fn start(image: &Image, root: &Path, arguments: &[String], cpus: Option<CpuSet>)
         }
     };
     run_before_exec(&mut command, before_exec);
-    command.spawn()
+    fault::point(Kind::Exec, arguments.last().map_or("", String::as_str))?;
+    let child = command.spawn()?;
+    fault::child(child.id());
+    Ok(child)
 }
 
 /// Standard input that has ended. `/dev/null` may not be there.

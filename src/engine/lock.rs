@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Code, Error, Result};
+use crate::host::fault::{self, Kind};
 use crate::host::files::Files;
 use crate::host::paths;
 
@@ -22,11 +23,15 @@ pub struct Lock {
 
 /// Takes the lock, or says who holds it (`locked`, exit code 4).
 pub fn acquire(files: &Files) -> Result<Lock> {
-    match take(files.open_rw(paths::LOCK)?) {
+    let file = files.open_rw(paths::LOCK)?;
+    fault::point(Kind::Lock, paths::LOCK).map_err(|e| Error::io("lock", paths::LOCK, e))?;
+    match take(file) {
         Ok(mut held) => {
             let line = format!("pid {}\n", std::process::id());
-            let written =
-                held.set_len(0).and_then(|()| held.rewind()).and_then(|()| held.write_all(line.as_bytes()));
+            let written = fault::point(Kind::Write, paths::LOCK)
+                .and_then(|()| held.set_len(0))
+                .and_then(|()| held.rewind())
+                .and_then(|()| held.write_all(line.as_bytes()));
             written.map_err(|e| Error::io("write", paths::LOCK, e))?;
             Ok(Lock { _held: held })
         }

@@ -53,6 +53,8 @@ pub struct Package {
     pub want: Want,
     /// What it is.
     pub state: State,
+    /// Whether dpkg was cut off while it unpacked the package, so that it has to be unpacked again.
+    pub torn: bool,
     /// `Depends` and `Pre-Depends`, as written.
     pub depends: String,
     /// Its configuration files; they may change or vanish.
@@ -186,6 +188,7 @@ fn stanza(text: &[u8]) -> (Option<Package>, &[u8]) {
         version: String::new(),
         want: Want::Other,
         state: State::Absent,
+        torn: false,
         depends: String::new(),
         conffiles: Vec::new(),
     };
@@ -212,7 +215,9 @@ fn stanza(text: &[u8]) -> (Option<Package>, &[u8]) {
             b'D' => depends(line, b"Depends:", &mut package.depends),
             b'A' => field(line, b"Architecture:", &mut package.arch),
             b'V' => field(line, b"Version:", &mut package.version),
-            b'S' if line.starts_with(b"Status:") => (package.want, package.state) = status(&line[7..]),
+            b'S' if line.starts_with(b"Status:") => {
+                (package.want, package.state, package.torn) = status(&line[7..]);
+            }
             b'C' => in_conffiles = line == b"Conffiles:",
             _ => {}
         }
@@ -240,8 +245,8 @@ fn conffile(line: &[u8]) -> Option<PathBuf> {
     Some(PathBuf::from(std::ffi::OsStr::from_bytes(&line[..end])))
 }
 
-/// `install ok installed` → what is wanted, and what it is.
-fn status(value: &[u8]) -> (Want, State) {
+/// `install ok installed` → what is wanted, what it is, and whether it has to be unpacked again.
+fn status(value: &[u8]) -> (Want, State, bool) {
     let text = String::from_utf8_lossy(value);
     let mut words = text.split_ascii_whitespace();
     let want = match words.next() {
@@ -250,14 +255,15 @@ fn status(value: &[u8]) -> (Want, State) {
         _ => Want::Other,
     };
     let reinstall_required = words.next() != Some("ok");
-    let state = match words.next() {
+    let word = words.next();
+    let state = match word {
         Some("installed" | "triggers-pending" | "triggers-awaited") if !reinstall_required => {
             State::Installed
         }
         Some("not-installed" | "config-files") if !reinstall_required => State::Absent,
         _ => State::Broken,
     };
-    (want, state)
+    (want, state, state == State::Broken && (reinstall_required || word == Some("half-installed")))
 }
 
 /// The paths that a package owns, directories included; `None` if dpkg has no list for it.
@@ -457,8 +463,8 @@ Version: 2
         assert!(db.installed("gone", None).is_none() && db.installed("not-a-package", None).is_none());
         let needs: Vec<_> = db.dependencies(cuda).map(|p| p.name.as_str()).collect();
         assert_eq!(needs, ["libnvidia-ptxjitcompiler1"]); // tzdata is broken, gone is gone
-        let broken: Vec<_> = db.broken().iter().map(|p| p.name.clone()).collect();
-        assert_eq!(broken, ["tzdata", "torn"]);
+        let broken: Vec<_> = db.broken().iter().map(|p| (p.name.as_str(), p.torn)).collect();
+        assert_eq!(broken, [("tzdata", false), ("torn", true)]);
         let conffiles = &db.named("tzdata").next().unwrap().conffiles;
         assert_eq!(conffiles, &[PathBuf::from("/etc/a"), PathBuf::from("/etc/default/x")]);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
+use super::fault;
 use crate::error::{Code, Error, Result};
 
 /// Output kept per stream; a program that prints more is read on, and the middle is dropped.
@@ -130,9 +131,10 @@ impl Exec {
         let mut command = self.command(call);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
         command.process_group(0);
-        let mut child = command
-            .spawn()
+        let mut child = fault::exec(call)
+            .and_then(|()| command.spawn())
             .map_err(|e| Error::new(Code::Exec, format!("cannot run {}", call.line())).because(e))?;
+        fault::child(child.id());
         // Dropped on a time-out, and when the run is interrupted: no grandchild is left to work unseen.
         let group = Group(child.id());
         let mut out = child.stdout.take();

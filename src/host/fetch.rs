@@ -29,6 +29,7 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::fault::{self, Kind};
 use super::retry::{Backoff, retry_after};
 use super::{Host, paths, proxy};
 use crate::error::{Code, Error, Result};
@@ -357,6 +358,7 @@ impl Fetch {
         let http = self.http().map_err(Failed::Surely)?;
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
+            fault::point(Kind::Fetch, at.as_str()).map_err(|e| unsent(&at, e))?;
             let response =
                 http.get(at.clone()).headers(headers.clone()).send().await.map_err(|e| broken(&at, e))?;
             match redirect_target(&at, &response).map_err(Failed::Surely)? {
@@ -374,6 +376,7 @@ impl Fetch {
 impl Partial {
     /// Nothing yet of what `response` begins to bring, beside its later `place`.
     fn new(place: &Path, response: &Response) -> io::Result<Self> {
+        fault::point(Kind::Create, place)?;
         let temp = tempfile::Builder::new()
             .prefix(PARTIAL_PREFIX)
             .permissions(fs::Permissions::from_mode(0o644))
@@ -632,6 +635,11 @@ pub(crate) fn broken(url: &Url, e: reqwest::Error) -> Failed {
     Failed::Maybe(error.because(e), None)
 }
 
+/// A request that did not even leave this machine.
+pub(crate) fn unsent(url: &Url, e: io::Error) -> Failed {
+    Failed::Maybe(Error::new(Code::Fetch, format!("cannot download {}", shown(url))).because(e), None)
+}
+
 /// Whether the other side's certificate was refused, which no other attempt will change.
 fn is_certificate_problem(e: &(dyn StdError + 'static)) -> bool {
     if let Some(tls) = e.downcast_ref::<rustls::Error>() {
@@ -722,6 +730,7 @@ fn start_writer(begun: Partial, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHand
     let work = move || -> io::Result<Partial> {
         while let Some(chunk) = chunks.blocking_recv() {
             partial.hash.update(&chunk);
+            fault::point(Kind::Write, paths::CACHE_DIR)?;
             partial.temp.write_all(&chunk)?;
             partial.length += chunk.len() as u64;
         }
@@ -733,8 +742,11 @@ fn start_writer(begun: Partial, url: String) -> (mpsc::Sender<Vec<u8>>, JoinHand
 
 /// Gives a verified download its name, durably.
 fn keep(temp: NamedTempFile, place: &Path) -> io::Result<()> {
+    fault::point(Kind::Sync, place)?;
     temp.as_file().sync_all()?;
+    fault::point(Kind::Rename, place)?;
     temp.persist(place).map_err(|e| e.error)?;
+    fault::point(Kind::Sync, parent(place))?;
     File::open(parent(place))?.sync_all()
 }
 

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Code, Error, Result};
 
+use super::fault::{self, Kind};
 use super::paths;
 
 /// The file tree below a root directory. Paths given to its methods are absolute and are resolved as if
@@ -168,18 +169,22 @@ impl Files {
         let path = path.as_ref();
         let target = self.prepare_parent(path)?;
         let dir = parent(&target);
-        let mut temp = tempfile::Builder::new()
-            .prefix(TEMPORARY)
-            .permissions(fs::Permissions::from_mode(mode))
-            .tempfile_in(dir)
+        let mut temp = tempfile::Builder::new();
+        temp.prefix(TEMPORARY).permissions(fs::Permissions::from_mode(mode));
+        let mut temp = fault::point(Kind::Create, path)
+            .and_then(|()| temp.tempfile_in(dir))
             .map_err(|e| Error::io("write", path, e))?;
-        temp.write_all(bytes).map_err(|e| Error::io("write", path, e))?;
+        fault::point(Kind::Write, path)
+            .and_then(|()| temp.write_all(bytes))
+            .map_err(|e| Error::io("write", path, e))?;
         // The umask may have taken bits away from the mode given at creation.
-        temp.as_file()
-            .set_permissions(fs::Permissions::from_mode(mode))
+        fault::point(Kind::Mode, path)
+            .and_then(|()| temp.as_file().set_permissions(fs::Permissions::from_mode(mode)))
             .map_err(|e| Error::io("set the mode of", path, e))?;
-        temp.as_file().sync_all().map_err(|e| Error::io("fsync", path, e))?;
-        temp.persist(&target).map_err(|e| Error::io("rename to", path, e.error))?;
+        fault::point(Kind::Sync, path)
+            .and_then(|()| temp.as_file().sync_all())
+            .map_err(|e| Error::io("fsync", path, e))?;
+        persist(temp.into_temp_path(), &target, path)?;
         sync_dir(dir, path)
     }
 
@@ -188,11 +193,14 @@ impl Files {
         let path = path.as_ref();
         let link = self.prepare_parent(path)?;
         let dir = parent(&link);
-        let temp = tempfile::Builder::new()
-            .prefix(TEMPORARY)
-            .make_in(dir, |p| std::os::unix::fs::symlink(target.as_ref(), p))
+        let temp = fault::point(Kind::Link, path)
+            .and_then(|()| {
+                tempfile::Builder::new()
+                    .prefix(TEMPORARY)
+                    .make_in(dir, |p| std::os::unix::fs::symlink(target.as_ref(), p))
+            })
             .map_err(|e| Error::io("link", path, e))?;
-        temp.persist(&link).map_err(|e| Error::io("rename to", path, e.error))?;
+        persist(temp.into_temp_path(), &link, path)?;
         sync_dir(dir, path)
     }
 
@@ -202,14 +210,16 @@ impl Files {
         let target = self.outside_followed(path)?;
         let mut builder = fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, mode);
-        builder.recursive(true).create(target).map_err(|e| Error::io("make the directory", path, e))
+        fault::point(Kind::MakeDir, path)
+            .and_then(|()| builder.recursive(true).create(target))
+            .map_err(|e| Error::io("make the directory", path, e))
     }
 
     /// Removes a file or link; nothing happens if it is not there.
     pub fn remove(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let target = self.outside(path)?;
-        match fs::remove_file(&target) {
+        match fault::point(Kind::Remove, path).and_then(|()| fs::remove_file(&target)) {
             Ok(()) => sync_dir(parent(&target), path),
             Err(e) if is_missing(&e) => Ok(()),
             Err(e) => Err(Error::io("remove", path, e)),
@@ -226,7 +236,8 @@ impl Files {
     /// Removes a directory of our own with all that is in it; nothing happens if it is not there.
     pub fn remove_tree(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        match fs::remove_dir_all(self.outside(path)?) {
+        let target = self.outside(path)?;
+        match fault::point(Kind::Remove, path).and_then(|()| fs::remove_dir_all(target)) {
             Ok(()) => Ok(()),
             Err(e) if is_missing(&e) => Ok(()),
             Err(e) => Err(Error::io("remove the directory", path, e)),
@@ -261,13 +272,10 @@ impl Files {
     pub fn open_rw(&self, path: impl AsRef<Path>) -> Result<File> {
         let path = path.as_ref();
         let target = self.prepare_parent(path)?;
-        File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644)
-            .open(target)
+        fault::point(Kind::Create, path)
+            .and_then(|()| {
+                File::options().read(true).write(true).create(true).truncate(false).mode(0o644).open(target)
+            })
             .map_err(|e| Error::io("open", path, e))
     }
 
@@ -287,7 +295,9 @@ impl Files {
             .ok_or_else(|| Error::new(Code::Io, format!("{} names no file", path.display())))?;
         let dir = path.parent().unwrap_or(Path::new("/"));
         let dir_outside = self.outside_followed(dir)?;
-        fs::create_dir_all(&dir_outside).map_err(|e| Error::io("make the directory", dir, e))?;
+        fault::point(Kind::MakeDir, dir)
+            .and_then(|()| fs::create_dir_all(&dir_outside))
+            .map_err(|e| Error::io("make the directory", dir, e))?;
         Ok(dir_outside.join(name))
     }
 }
@@ -315,8 +325,17 @@ fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
+/// Gives a temporary file or link its name.
+fn persist(temp: tempfile::TempPath, to: &Path, path: &Path) -> Result<()> {
+    fault::point(Kind::Rename, path)
+        .and_then(|()| temp.persist(to).map_err(|e| e.error))
+        .map_err(|e| Error::io("rename to", path, e))
+}
+
 fn sync_dir(dir: &Path, path: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("fsync the directory of", path, e))
+    fault::point(Kind::Sync, dir)
+        .and_then(|()| File::open(dir)?.sync_all())
+        .map_err(|e| Error::io("fsync the directory of", path, e))
 }
 
 #[cfg(test)]

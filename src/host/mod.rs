@@ -5,6 +5,7 @@ pub mod apt;
 pub mod clock;
 pub mod dpkg;
 pub mod exec;
+pub(crate) mod fault;
 pub mod fetch;
 pub mod files;
 pub mod ld_cache;
@@ -162,7 +163,7 @@ pub mod paths {
     /// The result of the last run, written only at its end.
     pub const RESULT: &str = "/run/gpu-bootstrap/result.json";
     /// Every directory that files of ours are written to.
-    pub const WRITTEN_DIRS: [&str; 9] = [
+    pub const WRITTEN_DIRS: [&str; 11] = [
         STATE_DIR,
         CACHE_DIR,
         PACKAGE_FILES_DIR,
@@ -171,6 +172,8 @@ pub mod paths {
         "/etc/apt/sources.list.d",
         "/etc/ld.so.conf.d",
         "/etc/profile.d",
+        "/etc/crypto-policies/back-ends",
+        "/usr/local",
         "/usr/share/keyrings",
     ];
     /// Distribution's configuration layer.

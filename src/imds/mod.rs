@@ -22,6 +22,7 @@ pub use endpoint::Endpoint;
 use verdict::{Kind, Verdict, verdict};
 
 use crate::error::{Code, Error, Result};
+use crate::host::fault;
 use crate::host::fetch::client_without_roots;
 use crate::host::retry::{Backoff, retry_after};
 
@@ -77,7 +78,7 @@ struct Answer {
 /// Why an attempt brought no answer.
 enum Missed {
     /// Not reached, or the connection broke: worth another attempt.
-    Transport(reqwest::Error),
+    Transport(Box<dyn std::error::Error + Send + Sync>),
     /// An answer that no other attempt would better.
     Final(Error),
 }
@@ -194,7 +195,7 @@ impl Client {
             match timeout_at(ends, self.attempt(path, token)).await {
                 Err(_elapsed) => return Err(self.unreachable(last)),
                 Ok(Err(Missed::Final(e))) => return Err(e),
-                Ok(Err(Missed::Transport(e))) => last = e.into(),
+                Ok(Err(Missed::Transport(e))) => last = e,
                 Ok(Ok(answer)) if verdict(kind, answer.status.as_u16()) != Verdict::Later => {
                     return Ok(answer);
                 }
@@ -244,14 +245,15 @@ impl Client {
             None => http.put(&url).header("X-aws-ec2-metadata-token-ttl-seconds", TOKEN_TTL_SECONDS),
         };
         self.shared.requests.fetch_add(1, Ordering::Relaxed);
-        let mut response = request.send().await.map_err(Missed::Transport)?;
+        fault::point(fault::Kind::Fetch, &url).map_err(|e| Missed::Transport(e.into()))?;
+        let mut response = request.send().await.map_err(|e| Missed::Transport(e.into()))?;
         let status = response.status();
         tracing::debug!(url, %status, "metadata");
         let wait = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok());
         let wait = wait.and_then(|v| retry_after(v, jiff::Timestamp::now()));
         let mut body = Vec::new();
         // Error pages are read to their end, too, though never parsed: it keeps the connection.
-        while let Some(chunk) = response.chunk().await.map_err(Missed::Transport)? {
+        while let Some(chunk) = response.chunk().await.map_err(|e| Missed::Transport(e.into()))? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_ANSWER {
                 return Err(Missed::Final(Error::new(

@@ -28,6 +28,7 @@ use super::{Installer, Rung, rung};
 use crate::error::{Code, Error, Result};
 use crate::host::apt::Request;
 use crate::host::apt::simulate::{Plan, SPARE};
+use crate::host::fault::{self, Kind};
 use crate::host::fetch::{PARTIAL_PREFIX, parse};
 use crate::host::files::TEMPORARY;
 use crate::host::{Host, paths};
@@ -156,7 +157,9 @@ pub(super) fn partial(sha256: &str) -> PathBuf {
 /// Gives a verified download its name in the cache (outside paths). Not durably: what lies in the cache is hashed again
 /// before it is used.
 pub(super) fn keep(item: &Item, place: &Path) -> io::Result<()> {
+    fault::point(Kind::Mode, &item.path)?;
     fs::set_permissions(&item.path, Permissions::from_mode(0o644))?;
+    fault::point(Kind::Rename, place)?;
     fs::rename(&item.path, place)
 }
 
@@ -260,7 +263,9 @@ impl Start {
         let fail = |e| Error::io("copy", DPKG_STATUS, e);
         // Named so that the next run removes it, should this one be killed.
         let directory = self.host.files.outside(paths::STATE_DIR)?;
+        fault::point(Kind::Create, DPKG_STATUS).map_err(fail)?;
         let copy = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(directory).map_err(fail)?;
+        fault::point(Kind::Write, DPKG_STATUS).map_err(fail)?;
         fs::copy(from, copy.path()).map_err(fail)?;
         Ok(copy)
     }
@@ -454,7 +459,9 @@ impl Stock {
         }
         if *from < Source::Ahead {
             *from = if matches!(came, Came::Here(_)) { Source::Ahead } else { Source::Cache };
-            if fs::rename(&place.cached, &place.to).is_ok() {
+            let moved =
+                fault::point(Kind::Rename, &place.to).and_then(|()| fs::rename(&place.cached, &place.to));
+            if moved.is_ok() {
                 return Supply::Here;
             }
         }
@@ -494,7 +501,9 @@ impl Place {
 
     /// A second name costs no space; across file systems a copy is made.
     fn link(&self) -> io::Result<()> {
+        fault::point(Kind::Link, &self.to)?;
         fs::hard_link(&self.archive, &self.to).or_else(|_| {
+            fault::point(Kind::Create, &self.to)?;
             io::copy(&mut File::open(&self.archive)?, &mut File::create_new(&self.to)?).map(drop)
         })
     }

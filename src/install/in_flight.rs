@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Code, Error, Result};
 use crate::host::apt::simulate::{Install, Plan};
 use crate::host::dpkg::Control;
+use crate::host::fault::{self, Kind};
 use crate::host::{Host, paths};
 
 const VERSION: u32 = 1;
@@ -99,7 +100,9 @@ fn sync_file_systems(directories: &[PathBuf]) -> Result<()> {
             Err(e) => return Err(Error::io("open", dir, e)),
         };
         if synced.insert(file.metadata().map_err(|e| Error::io("stat", dir, e))?.dev()) {
-            nix::unistd::syncfs(&file).map_err(|e| Error::io("sync the file system of", dir, e.into()))?;
+            fault::point(Kind::Sync, dir)
+                .and_then(|()| Ok(nix::unistd::syncfs(&file)?))
+                .map_err(|e| Error::io("sync the file system of", dir, e))?;
         }
     }
     Ok(())

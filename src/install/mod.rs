@@ -17,6 +17,7 @@
 //! Called by the actions that deal with packages.
 
 pub mod ahead;
+pub mod arriving;
 pub mod fetch;
 mod in_flight;
 mod prepare;
@@ -36,7 +37,8 @@ use crate::host::Host;
 use crate::host::apt::simulate::Plan;
 use crate::host::apt::{self, LOCK_BUDGET, Request, judge};
 use crate::host::exec::{Call, Output};
-use in_flight::InFlight;
+use arriving::Arriving;
+use in_flight::{Entry, InFlight};
 use report::Prepared;
 pub use report::Report;
 pub use rung::Rung;
@@ -148,6 +150,12 @@ impl<'a> Installer<'a> {
         let files = request.files(self.host).await?;
         let plan = self.apt().plan(request).await?;
         let plan_seconds = began.elapsed().as_secs_f64();
+        if let Some(key) = &request.record {
+            let new = plan.installs.iter().filter(|i| i.old.is_none());
+            let new = new.map(|i| format!("{}:{}", i.name, i.arch)).collect();
+            let automatic = request.automatic.iter().cloned().collect();
+            Arriving { new, automatic }.write(self.host, key)?;
+        }
         InFlight::of(&plan, &files).write(self.host)?;
         let began = Instant::now();
         let result = self.climb_down(request, &plan).await;
@@ -238,6 +246,15 @@ impl<'a> Installer<'a> {
         call.args(options.into_iter().flat_map(option))
     }
 
+    /// Gives the space of a stage back that could not be removed when it was no longer needed. What was in flight is
+    /// for [`Installer::recover`], which every installation begins with.
+    pub async fn tidy(&self) -> Result<()> {
+        if self.host.packages_in_flight()? {
+            return Ok(());
+        }
+        Stage::purge(self.host, Instant::now()).await
+    }
+
     /// Repairs what a killed run (ours or another's) left behind; does nothing on a healthy machine.
     pub async fn recover(&self) -> Result<()> {
         let in_flight = InFlight::read(self.host)?;
@@ -251,6 +268,10 @@ impl<'a> Installer<'a> {
         let mut repaired = None;
         if !self.host.packages()?.broken().is_empty() {
             repaired = Some(self.fix_broken().await?);
+        }
+        // What cannot be had any more is named below.
+        if let Err(error) = self.reinstall_torn(in_flight.as_ref()).await {
+            tracing::warn!("{error}: {}", error.causes().join(": "));
         }
         let names: Vec<String> = self.host.packages()?.broken().iter().map(|p| p.id()).collect();
         if !names.is_empty() {
@@ -283,13 +304,34 @@ impl<'a> Installer<'a> {
     /// torn in ways that dpkg cannot see. The others come with the request that wanted them.
     async fn reinstall_in_flight(&self, list: &InFlight) -> Result<()> {
         let database = self.host.packages()?;
+        let is_there =
+            |e: &&Entry| database.installed(&e.name, Some(&e.arch)).is_some_and(|p| p.version == e.version);
+        self.reinstall(list.packages.iter().filter(is_there)).await
+    }
+
+    /// Installs again what dpkg was killed over while it unpacked: `apt-get -f install` fetches such packages, and
+    /// leaves them as they are.
+    async fn reinstall_torn(&self, in_flight: Option<&InFlight>) -> Result<()> {
+        let database = self.host.packages()?;
+        let file = |name: &str| in_flight?.packages.iter().find(|e| e.name == name)?.file.clone();
+        let torn = database.broken().into_iter().filter(|p| p.torn);
+        let torn: Vec<_> = torn
+            .map(|p| Entry {
+                name: p.name.clone(),
+                arch: p.arch.clone(),
+                version: p.version.clone(),
+                file: file(&p.name),
+                upgrade: false,
+            })
+            .collect();
+        self.reinstall(torn.iter()).await
+    }
+
+    /// Installs these again: from their files, else in their versions, else in what the repository has.
+    async fn reinstall(&self, packages: impl Iterator<Item = &Entry>) -> Result<()> {
         let mut versioned = Request { change_held: true, ..Request::default() };
         let mut any = versioned.clone();
-        for entry in &list.packages {
-            let there = database.installed(&entry.name, Some(&entry.arch));
-            if there.is_none_or(|p| p.version != entry.version) {
-                continue;
-            }
+        for entry in packages {
             match &entry.file {
                 Some(file) if self.host.files.exists(file)? => {
                     versioned.reinstall.push(file.clone());
@@ -352,4 +394,24 @@ struct Taken {
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_in_flight(bytes: &[u8]) {
     let _ = serde_json::from_slice::<InFlight>(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::paths;
+
+    #[tokio::test]
+    async fn a_stage_that_nobody_needs_is_given_back_and_one_of_packages_in_flight_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path().into());
+        let there = || host.files.exists(paths::STAGE_DIR).unwrap();
+        Stage::make(&host, Instant::now()).await.unwrap();
+        InFlight::of(&Plan::default(), &[]).write(&host).unwrap();
+        Installer::new(&host).tidy().await.unwrap();
+        assert!(there(), "recovery begins with it");
+        host.files.remove(paths::IN_FLIGHT).unwrap();
+        Installer::new(&host).tidy().await.unwrap();
+        assert!(!there());
+    }
 }

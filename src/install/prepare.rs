@@ -22,6 +22,7 @@ use crate::host::apt::Request;
 use crate::host::apt::simulate::{Download, Plan};
 use crate::host::dpkg::{Database, State};
 use crate::host::exec::{Call, Output};
+use crate::host::fault::{self, Kind};
 use crate::host::fetch::waiting;
 use crate::host::files::Files;
 use crate::report::event::{Progress, Unit};
@@ -166,7 +167,9 @@ impl Installer<'_> {
         next.into_iter().for_each(Start::go);
         for (number, download) in plan.downloads.iter().enumerate() {
             let (from, to) = (stage.spool(number), stage.archive(&download.file));
-            fs::rename(&from, &to).map_err(|e| Error::io("rename", &from, e))?;
+            fault::point(Kind::Rename, &to)
+                .and_then(|()| fs::rename(&from, &to))
+                .map_err(|e| Error::io("rename", &from, e))?;
         }
         let output = self.apt().execute(request, plan, |call| self.with_archives(call, request, plan)).await;
         let prepared =
@@ -298,7 +301,9 @@ impl Installer<'_> {
         let real = self.real_stage()?;
         for (number, download) in plan.downloads.iter().enumerate() {
             let path = stage.archive(&download.file);
-            let made = File::create_new(&path).and_then(|file| file.set_len(download.size));
+            let made = fault::point(Kind::Create, &path);
+            let made =
+                made.and_then(|()| File::create_new(&path)).and_then(|file| file.set_len(download.size));
             made.map_err(|e| Error::io("make", &path, e))?;
             archives.insert(real.join("archives").join(&download.file), number);
         }

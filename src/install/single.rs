@@ -10,6 +10,7 @@ use super::fetch::{Event, Item, ProxyChoice, Supply};
 use super::prepare::{Fetching, wait_for};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::host::fault::{self, Kind};
 use crate::host::fetch::{downloading, full_hint, refuse_if_full, waiting};
 use crate::report::event::{Progress, Unit};
 
@@ -55,8 +56,11 @@ pub async fn deb_into_cache(host: &Host, url: &str, sha256: &str) -> Result<Path
             _ => full_hint(error),
         });
     }
-    let kept =
-        File::open(&item.path).and_then(|file| file.sync_all()).and_then(|()| keep(&item, &wanted.place));
+    let synced = File::open(&item.path).and_then(|file| {
+        fault::point(Kind::Sync, &item.path)?;
+        file.sync_all()
+    });
+    let kept = synced.and_then(|()| keep(&item, &wanted.place));
     kept.map_err(|e| full_hint(Error::io("keep", &wanted.place, e)))?;
     Ok(wanted.inside)
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::host::apt::locks;
+use crate::host::fault::{self, Kind};
 use crate::host::files::Files;
 use crate::host::{Host, paths};
 
@@ -22,6 +23,9 @@ const SPOOL: &str = "spool";
 const FILES: &str = "files";
 const STUBS: &str = "stubs";
 const ARCHIVES: &str = "archives";
+/// A file to be linked for a trial, and a note of where: a link to the place of the link.
+const TRIAL: &str = "trial";
+const TRIED: &str = "tried";
 
 /// The stage, empty when made.
 #[derive(Debug)]
@@ -37,7 +41,9 @@ impl Stage {
         let outside = host.files.outside(paths::STAGE_DIR)?;
         host.files.make_dir(paths::STATE_DIR, 0o755)?;
         let create = |dir: &Path| {
-            fs::create_dir(dir)
+            fault::point(Kind::MakeDir, dir)
+                .and_then(|()| fs::create_dir(dir))
+                .and_then(|()| fault::point(Kind::Mode, dir))
                 .and_then(|()| fs::set_permissions(dir, Permissions::from_mode(0o700)))
                 .map_err(|e| Error::io("make", dir, e))
         };
@@ -54,6 +60,11 @@ impl Stage {
             return Ok(());
         }
         let _lock = locks::frontend(host, deadline).await?;
+        let stage = host.files.outside(paths::STAGE_DIR)?;
+        // Where a killed run was trying whether the stage can be linked to.
+        if let Ok(link) = fs::read_link(stage.join(TRIED)) {
+            remove_trial(&link);
+        }
         host.files.remove_tree(paths::STAGE_DIR)
     }
 
@@ -96,6 +107,7 @@ impl Stage {
     pub(super) fn new_file(&self) -> io::Result<(File, String)> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         let path = self.outside.join(FILES).join(number.to_string());
+        fault::point(Kind::Create, &path)?;
         let file = File::options().write(true).create_new(true).open(path)?;
         Ok((file, format!(".{}/{FILES}/{number}", paths::STAGE_DIR)))
     }
@@ -124,8 +136,10 @@ struct Known {
 
 impl Mounts {
     pub(super) fn new(files: &Files, stage: &Stage) -> Result<Self> {
-        let trial = stage.outside.join("trial");
-        File::create_new(&trial).map_err(|e| Error::io("make", &trial, e))?;
+        let trial = stage.outside.join(TRIAL);
+        fault::point(Kind::Create, &trial)
+            .and_then(|()| File::create_new(&trial))
+            .map_err(|e| Error::io("make", &trial, e))?;
         Ok(Self { files: files.clone(), trial, known: Mutex::default() })
     }
 
@@ -152,11 +166,25 @@ impl Mounts {
 
     fn try_link(&self, directory: &Path) -> bool {
         let link = directory.join(format!(".gpu-bootstrap-trial-{}", std::process::id()));
-        let linked = fs::hard_link(&self.trial, &link).is_ok();
-        if linked && let Err(error) = fs::remove_file(&link) {
-            tracing::warn!(%error, path = %link.display(), "cannot remove the trial link");
+        let note = self.trial.with_file_name(TRIED);
+        let noted = fault::point(Kind::Link, &note).and_then(|()| symlink(&link, &note));
+        let linked = noted
+            .and_then(|()| fault::point(Kind::Link, directory))
+            .and_then(|()| fs::hard_link(&self.trial, &link));
+        if linked.is_ok() {
+            remove_trial(&link);
         }
-        linked
+        let _ = fs::remove_file(&note); // the stage goes with all that is in it
+        linked.is_ok()
+    }
+}
+
+fn remove_trial(link: &Path) {
+    if let Err(error) =
+        fault::point(Kind::Remove, link.parent().unwrap_or(link)).and_then(|()| fs::remove_file(link))
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, path = %link.display(), "cannot remove the trial link");
     }
 }
 

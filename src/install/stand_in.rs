@@ -30,6 +30,7 @@ use super::stage::Stage;
 use super::unpack::{Handle, Ready};
 use crate::error::{Error, Result};
 use crate::host::exec::Call;
+use crate::host::fault::{self, Kind};
 use crate::host::{Host, paths};
 
 /// What is stood in for.
@@ -93,7 +94,10 @@ fn play() -> String {
             Some(Err(why)) => return why,
         };
     }
-    format!("cannot be run: {}", command.exec())
+    match fault::point(Kind::Exec, DPKG_DEB) {
+        Ok(()) => format!("cannot be run: {}", command.exec()),
+        Err(e) => format!("cannot be run: {e}"),
+    }
 }
 
 /// The real program.
@@ -108,7 +112,9 @@ fn real(stage: Option<&Path>) -> Option<PathBuf> {
 /// Asks the agent about an archive, or, by an empty path, about all. `None`: take it as it is.
 fn ask(stage: &Path, file: &Path) -> std::result::Result<Option<PathBuf>, String> {
     let gone = |e: io::Error| format!("the agent that prepares {} is gone: {e}", file.display());
-    let mut socket = UnixStream::connect(stage.join(SOCKET)).map_err(gone)?;
+    let mut socket = fault::point(Kind::Socket, file)
+        .and_then(|()| UnixStream::connect(stage.join(SOCKET)))
+        .map_err(gone)?;
     socket.write_all(file.as_os_str().as_bytes()).map_err(gone)?;
     socket.shutdown(std::net::Shutdown::Write).map_err(gone)?;
     let mut answer = Vec::new();
@@ -134,7 +140,9 @@ impl Server {
         let directory = File::open(stage.outside()).map_err(|e| Error::io("open", stage.outside(), e))?;
         // By descriptor: a socket's path may have 107 bytes only.
         let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(SOCKET);
-        let listener = UnixListener::bind(short).map_err(|e| Error::io("listen in", stage.outside(), e))?;
+        let listener = fault::point(Kind::Socket, stage.outside())
+            .and_then(|()| UnixListener::bind(short))
+            .map_err(|e| Error::io("listen in", stage.outside(), e))?;
         listener.set_nonblocking(true).map_err(|e| Error::io("listen in", stage.outside(), e))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (ended, archives) = (stop.clone(), Arc::new(archives));
@@ -191,18 +199,27 @@ fn answer(mut connection: UnixStream, archives: &HashMap<PathBuf, usize>, unpack
         Some(Err(why)) => [&[GIVE_UP], why.as_bytes()].concat(),
     };
     reply.truncate(4096);
-    let _ = connection.write_all(&reply); // whoever asked is gone
+    // Whoever asked may be gone.
+    let _ = fault::point(Kind::Socket, &path).and_then(|()| connection.write_all(&reply));
 }
 
 /// Puts the stand-ins into the stage. False where they cannot be executed there (noexec, `SELinux`, fapolicyd).
 pub(super) async fn install(host: &Host, stage: &Stage, program: &Path) -> Result<bool> {
     let directory = stage.outside().join(DIRECTORY);
-    fs::create_dir(&directory).map_err(|e| Error::io("make", &directory, e))?;
+    fault::point(Kind::MakeDir, &directory)
+        .and_then(|()| fs::create_dir(&directory))
+        .map_err(|e| Error::io("make", &directory, e))?;
     let first = directory.join(DPKG_DEB);
-    fs::copy(program, &first).map_err(|e| Error::io("copy this program to", &first, e))?;
-    fs::set_permissions(&first, Permissions::from_mode(0o700)).map_err(|e| Error::io("chmod", &first, e))?;
+    fault::point(Kind::Write, &first)
+        .and_then(|()| fs::copy(program, &first))
+        .map_err(|e| Error::io("copy this program to", &first, e))?;
+    fault::point(Kind::Mode, &first)
+        .and_then(|()| fs::set_permissions(&first, Permissions::from_mode(0o700)))
+        .map_err(|e| Error::io("chmod", &first, e))?;
     let wait = directory.join(WAIT);
-    fs::hard_link(&first, &wait).map_err(|e| Error::io("link", &wait, e))?;
+    fault::point(Kind::Link, &wait)
+        .and_then(|()| fs::hard_link(&first, &wait))
+        .map_err(|e| Error::io("link", &wait, e))?;
     // The stand-in starts the real program, which says its version: all that dpkg will need of both.
     // By its path: a search for its name would pass over what cannot be executed.
     let path = format!("{}/{DIRECTORY}/{DPKG_DEB}", paths::STAGE_DIR);
@@ -212,7 +229,7 @@ pub(super) async fn install(host: &Host, stage: &Stage, program: &Path) -> Resul
 
 /// The call in whose search path the stand-ins come first.
 pub(super) fn call(call: Call) -> Call {
-    call.env("PATH", search_path()).env(VARIABLE, paths::STAGE_DIR)
+    fault::pass_on(call.env("PATH", search_path()).env(VARIABLE, paths::STAGE_DIR))
 }
 
 fn search_path() -> String {

@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::config::schema::{CloudwatchConfig, Enabled};
 use crate::error::Error;
 use crate::facts::identity::Identity;
+use crate::host::fault::{self, Kind};
 use crate::host::fetch::{Fetch, redact_url};
 use crate::host::retry::{Backoff, http_date, retry_after};
 use crate::imds;
@@ -372,7 +373,7 @@ fn signature(
 }
 
 /// Why CloudWatch did not take a request.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Refused {
     /// Absent when there was no answer.
     status: Option<u16>,
@@ -437,6 +438,7 @@ async fn post(
     for (name, value) in headers {
         request = request.header(name, value);
     }
+    fault::point(Kind::Fetch, url).map_err(|e| Refused { message: e.to_string(), ..Refused::default() })?;
     let mut response = request.send().await.map_err(unreached)?;
     let status = response.status();
     if status == reqwest::StatusCode::OK {

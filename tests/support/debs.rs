@@ -17,6 +17,8 @@ pub(crate) struct Deb {
     arch: String,
     fields: String,
     files: Vec<(String, Vec<u8>)>,
+    links: Vec<(String, String)>,
+    control: Vec<(String, String)>,
     conffiles: Vec<String>,
     scripts: Vec<(String, String)>,
     modes: Vec<(String, u32)>,
@@ -32,6 +34,8 @@ impl Deb {
             arch: "all".into(),
             fields: String::new(),
             files: Vec::new(),
+            links: Vec::new(),
+            control: Vec::new(),
             conffiles: Vec::new(),
             scripts: Vec::new(),
             modes: Vec::new(),
@@ -74,6 +78,18 @@ impl Deb {
         self
     }
 
+    /// A symbolic link.
+    pub(crate) fn link(mut self, path: &str, target: &str) -> Self {
+        self.links.push((path.into(), target.into()));
+        self
+    }
+
+    /// A further member of the control archive (`triggers`).
+    pub(crate) fn control(mut self, name: &str, content: &str) -> Self {
+        self.control.push((name.into(), content.into()));
+        self
+    }
+
     pub(crate) fn conffile(mut self, path: &str, content: &str) -> Self {
         self.conffiles.push(path.into());
         self.file(path, content)
@@ -96,6 +112,11 @@ impl Deb {
             fs::create_dir_all(to.parent().unwrap()).unwrap();
             fs::write(to, content).unwrap();
         }
+        for (path, target) in &self.links {
+            let to = root.join(path.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(target, to).unwrap();
+        }
         for (path, mode) in &self.modes {
             let to = root.join(path.trim_start_matches('/'));
             fs::set_permissions(to, fs::Permissions::from_mode(*mode)).unwrap();
@@ -116,6 +137,9 @@ impl Deb {
             ),
         )
         .unwrap();
+        for (name, content) in &self.control {
+            fs::write(control.join(name), content).unwrap();
+        }
         if !self.conffiles.is_empty() {
             fs::write(control.join("conffiles"), self.conffiles.join("\n") + "\n").unwrap();
         }

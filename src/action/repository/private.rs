@@ -8,10 +8,14 @@
 use std::io::BufReader;
 
 use crate::error::{Code, Error, Result};
+use crate::host::files::Files;
 use crate::host::{Host, paths};
 
 use super::packages::Index;
 use super::release::Release;
+
+/// The directory, below that of the index, into which apt fetches.
+const INCOMING: &str = "incoming";
 
 /// Where the private index of one repository lies.
 #[derive(Clone, Debug)]
@@ -44,7 +48,7 @@ impl Private {
 
     /// The directory into which apt fetches before anything is believed.
     pub(crate) fn incoming_dir(&self) -> String {
-        format!("{}/incoming", self.dir)
+        format!("{}/{INCOMING}", self.dir)
     }
 
     /// The verified Release file, or `None` when there is none.
@@ -61,6 +65,16 @@ impl Private {
         let file = std::fs::File::open(outside).map_err(|e| Error::io("open", &path, e))?;
         Index::read(BufReader::with_capacity(64 * 1024, file))
             .map_err(|why| malformed(&self.url, &path, &why))
+    }
+
+    /// Removes what killed runs left of indexes that they were fetching. Only the holder of the lock may do this.
+    pub(crate) fn sweep(files: &Files) -> Result<()> {
+        for name in files.list(paths::LISTS_DIR)? {
+            let dir = format!("{}/{name}", paths::LISTS_DIR);
+            files.sweep(&dir)?;
+            files.remove_tree(format!("{dir}/{INCOMING}"))?;
+        }
+        Ok(())
     }
 
     /// Keeps a verified index.

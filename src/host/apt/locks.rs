@@ -13,6 +13,7 @@ use nix::libc;
 
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::host::fault::{self, Kind};
 use crate::report::event::{Progress, Unit};
 
 /// How long others may hold a lock before we give up. First-boot upgrades (cloud-init, unattended-upgrades) take
@@ -90,6 +91,7 @@ pub(crate) async fn frontend(host: &Host, deadline: Instant) -> Result<Option<Fr
     let started = Instant::now();
     loop {
         let file = host.files.open_rw(path)?;
+        fault::point(Kind::Lock, path).map_err(|e| Error::io("lock", path, e))?;
         let in_the_way = match fcntl(&file, FcntlArg::F_SETLK(&whole_file())) {
             Ok(_) => holder(host, dpkg)?.map(|pid| (dpkg, pid)),
             Err(Errno::EAGAIN | Errno::EACCES) => Some((path, holder(host, path)?.unwrap_or_default())),

@@ -51,6 +51,10 @@ pub struct Request {
     pub change_held: bool,
     /// Whether an older version may replace a newer one (for the same reason).
     pub downgrade: bool,
+    /// The record of packages that this installation is made for, if it is made for one.
+    pub record: Option<String>,
+    /// Of the packages above, those (`name:arch`, or names) that are dependencies only: nobody has asked for them.
+    pub automatic: Vec<String>,
 }
 
 impl Host {

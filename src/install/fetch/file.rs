@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::error::{Code, Error, Result};
+use crate::host::fault::{self, Kind};
 
 /// Creates the file for `size` bytes at `path` (outside path), readable by its owner only, with its room reserved
 /// where the file system can: a disk that is too small says so before the first byte is asked for. A file that is
@@ -18,14 +19,10 @@ pub(super) fn create(path: &Path, size: u64, replaces: bool) -> Result<File> {
     if replaces {
         remove(path);
     }
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
+    let file = fault::point(Kind::Create, path)
+        .and_then(|()| OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path))
         .map_err(|e| full_hint(Error::io("create", path, e), path))?;
-    match reserve(&file, size) {
+    match fault::point(Kind::Write, path).and_then(|()| reserve(&file, size)) {
         Ok(()) => Ok(file),
         Err(e) => {
             remove(path);
@@ -43,7 +40,7 @@ pub(super) fn open(path: &Path, size: u64) -> io::Result<Option<File>> {
 
 /// Removes a file of ours; the caller has an error to tell already, or is going to replace it.
 pub(super) fn remove(path: &Path) {
-    if let Err(e) = fs::remove_file(path)
+    if let Err(e) = fault::point(Kind::Remove, path).and_then(|()| fs::remove_file(path))
         && e.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(path = %path.display(), error = %e, "cannot remove an unfinished download");

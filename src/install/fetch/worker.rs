@@ -11,7 +11,8 @@ use super::answer::{Asked, Fault, Trouble, Version, judge, too_long};
 use super::plan::{Heard, Order, Take};
 use super::{Shared, file};
 use crate::error::{Code, Error};
-use crate::host::fetch::{MAX_REDIRECTS, Trickle, broken, redirect_target, refused, shown};
+use crate::host::fault::{self, Kind};
+use crate::host::fetch::{MAX_REDIRECTS, Trickle, broken, redirect_target, refused, shown, unsent};
 
 /// How long the end of a body is waited for once all its bytes are there, so that its connection can be used
 /// again.
@@ -104,7 +105,8 @@ impl Attempt<'_> {
             let now = Instant::now();
             let claimed = self.shared.change(|plan| plan.claim(self.me, self.ticket, chunk.len(), now));
             let Some((at, count)) = claimed else { return Ok(()) };
-            if let Err(e) = file.write_all_at(&chunk[..count], at) {
+            let written = fault::point(Kind::Write, "a download");
+            if let Err(e) = written.and_then(|()| file.write_all_at(&chunk[..count], at)) {
                 let path = self.shared.change(|plan| plan.creation(item).path);
                 return Err(Fault::Local(file::write_failed(&path, e)));
             }
@@ -135,6 +137,7 @@ async fn ends(response: &mut Response) -> bool {
 async fn open(client: &Client, order: &Order) -> Result<(Url, Response), Fault> {
     let mut at = order.url.clone();
     for _ in 0..=MAX_REDIRECTS {
+        fault::point(Kind::Fetch, at.as_str()).map_err(|e| unsent(&at, e))?;
         let response = request(client, &at, order).send().await.map_err(|e| broken(&at, e))?;
         if let Some(next) = redirect_target(&at, &response).map_err(Fault::Final)? {
             at = next;

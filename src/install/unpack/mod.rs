@@ -41,6 +41,7 @@ use self::system::{reserve, start_writeback, thread_time};
 use self::tar::{Entry, Sink, Splitter};
 use super::stage::{Mounts, Stage};
 use crate::error::{Code, Error, Result};
+use crate::host::fault::{self, Kind};
 
 /// Files from this size on are placed by us. 398 of the 4,906 files of the CUDA 11.8 toolkit are that big, and hold
 /// 99.4 % of its bytes; dpkg takes longer to link a file than to write a smaller one.
@@ -560,7 +561,8 @@ impl Shared {
     fn put(&self, file: &Staged, bytes: &[u8], offset: u64) -> Result<(), Trouble> {
         let began = thread_time();
         let length = bytes.len() as u64;
-        let written = file.file.write_all_at(bytes, offset);
+        let written = fault::point(Kind::Write, self.stage.outside())
+            .and_then(|()| file.file.write_all_at(bytes, offset));
         if written.is_ok() && file.left.fetch_sub(length, Ordering::AcqRel) == length {
             start_writeback(&file.file);
         }
@@ -584,7 +586,9 @@ impl Shared {
         let inside = job.stub.close()?;
         if slot.package.disposable {
             // Its pages need not be written to the disk any more.
-            fs::remove_file(&slot.package.file).map_err(|e| Trouble::writing(&slot.package.file, e))?;
+            fault::point(Kind::Remove, &slot.package.file)
+                .and_then(|()| fs::remove_file(&slot.package.file))
+                .map_err(|e| Trouble::writing(&slot.package.file, e))?;
         }
         self.ready(package, Ready::Stub(inside));
         Ok(())
@@ -626,7 +630,7 @@ impl Sink for Placer<'_> {
         }
         let broken = |e| Trouble::writing(self.shared.stage.outside(), e);
         let (file, link) = self.shared.stage.new_file().map_err(broken)?;
-        reserve(&file, entry.size).map_err(broken)?;
+        fault::point(Kind::Write, &link).and_then(|()| reserve(&file, entry.size)).map_err(broken)?;
         *self.current = Some(Arc::new(Staged { file, left: AtomicU64::new(entry.size) }));
         Ok(Some(link))
     }

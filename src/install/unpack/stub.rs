@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::archive::{self, Archive};
 use super::{Stage, Trouble};
 use crate::error::{Error, Result};
+use crate::host::fault::{self, Kind};
 
 /// A package's stub while it is made.
 pub(super) struct Stub {
@@ -30,7 +31,8 @@ impl Stub {
         let name = format!("{number}.deb");
         let path = stage.stub(&name);
         let broken = |e| Trouble::writing(stage.stub(&name), e);
-        let file = File::create_new(&path).map_err(broken)?;
+        let file =
+            fault::point(Kind::Create, &path).and_then(|()| File::create_new(&path)).map_err(broken)?;
         let mut stub = Self {
             file: BufWriter::with_capacity(256 << 10, file),
             inside: Stage::stub_inside(&name),
@@ -47,7 +49,9 @@ impl Stub {
     }
 
     fn raw(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
-        self.file.write_all(bytes).map_err(|e| Trouble::writing(&self.path, e))
+        fault::point(Kind::Write, &self.path)
+            .and_then(|()| self.file.write_all(bytes))
+            .map_err(|e| Trouble::writing(&self.path, e))
     }
 
     pub(super) fn add(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
@@ -60,7 +64,7 @@ impl Stub {
         if self.data % 2 == 1 {
             self.raw(b"\n")?;
         }
-        let done = self.file.flush().and_then(|()| {
+        let done = fault::point(Kind::Write, &self.path).and_then(|()| self.file.flush()).and_then(|()| {
             let file = self.file.get_mut();
             file.seek(SeekFrom::Start(self.data_header_at))?;
             file.write_all(&archive::data_header(self.data))
@@ -74,6 +78,7 @@ impl Stub {
 /// that look at archives before dpkg does. A package that cannot be read here stands there whole.
 pub(in crate::install) fn fill_placeholder(package: &Path, placeholder: &Path) -> Result<()> {
     let fill = || -> io::Result<()> {
+        fault::point(Kind::Write, placeholder)?;
         let file = File::open(package)?;
         let size = file.metadata()?.len();
         let Ok(archive) = Archive::read(&file, size) else {

@@ -33,7 +33,7 @@ class Trees:
         self.known = {}
 
     def snapshot(self, root):
-        """{path: (kind, mode, owner, content, change time)} of everything below `root`."""
+        """{path: (kind, mode, owner, content, hard links, change time)} of everything below `root`."""
         found = {}
         pending = ["/"]
         while pending:
@@ -55,7 +55,8 @@ class Trees:
             content = os.readlink(root + path)
         elif stat.S_ISREG(info.st_mode):
             content = self.digest(root, path, info)
-        return kind, stat.S_IMODE(info.st_mode), (info.st_uid, info.st_gid), content, info.st_ctime_ns
+        links = 0 if stat.S_ISDIR(info.st_mode) else info.st_nlink
+        return kind, stat.S_IMODE(info.st_mode), (info.st_uid, info.st_gid), content, links, info.st_ctime_ns
 
     def digest(self, root, path, info):
         key = (root, path, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
@@ -81,9 +82,9 @@ def differences(before, after, untouched=False, besides=()):
         if old is None or new is None:
             sentences.append(f"{path} {'appeared' if old is None else 'is gone'}")
             continue
-        for index, what in enumerate(("kind", "mode", "owner", "content")):
+        for index, what in enumerate(("kind", "mode", "owner", "content", "hard links")):
             if old[index] != new[index]:
                 sentences.append(f"{path}: {what} {old[index]!r} became {new[index]!r}")
-        if untouched and old[0] != stat.S_IFDIR and old[4] != new[4] and old[:4] == new[:4]:
+        if untouched and old[0] != stat.S_IFDIR and old[5] != new[5] and old[:5] == new[:5]:
             sentences.append(f"{path} was written again")
     return sentences
