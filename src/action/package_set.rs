@@ -346,8 +346,9 @@ pub(super) fn not_arriving(host: &Host, key: &str) -> Result<HashSet<String>> {
     let mut before = Arriving::into_others(host, key)?;
     let in_flight = host.packages_arriving()?;
     let database = host.packages()?;
-    let installed = database.all().filter(|p| p.state == State::Installed).map(Package::id);
-    before.extend(installed.filter(|id| !in_flight.contains(id)).collect::<Vec<_>>());
+    // A package whose trigger was running is half configured at this moment, and was there before all the same.
+    let there = database.all().filter(|p| p.state != State::Absent).map(Package::id);
+    before.extend(there.filter(|id| !in_flight.contains(id)).collect::<Vec<_>>());
     before.retain(|id| !ours.contains(id));
     Ok(before)
 }

@@ -196,12 +196,23 @@ class Running:
         if agent is None:
             return False
         os.kill(agent, signal.SIGKILL)
+        while self.agent() == agent and not is_dead(agent):  # on a busy machine dying takes its time
+            time.sleep(0.001)
         return True
 
     def kill_all(self):
         """Process 1, and with it everything."""
         self.process.kill()
         self.process.wait()
+
+
+def is_dead(pid):
+    """Whether the process has let go of everything: it is gone, or waits to be buried."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as source:
+            return source.read().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def children(pid):
