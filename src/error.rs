@@ -316,6 +316,11 @@ impl Error {
         Some(self.hint.as_deref().unwrap_or(self.code.usual_hint()))
     }
 
+    /// Whether the place that failed said what to do, so that nothing more special is known.
+    pub fn has_own_hint(&self) -> bool {
+        self.hint.is_some()
+    }
+
     /// The causes, outermost first, each as text.
     pub fn causes(&self) -> Vec<String> {
         let mut causes = Vec::new();

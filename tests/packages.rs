@@ -748,6 +748,34 @@ fn what_another_program_left_half_installed_is_completed_from_the_repository() {
 }
 
 #[test]
+fn a_script_that_fails_because_its_own_package_s_file_is_torn_gets_the_whole_file() {
+    let m = Machine::new(&[
+        Deb::new("cuda-slow", "1.0")
+            .script("postinst", "if [ ! -e /slow-began ]; then touch /slow-began; sleep 3; fi"),
+        // Unpacked, and not configured before the other one is.
+        Deb::new("cuda-tool", "1.0")
+            .field("Depends", "cuda-slow")
+            .file("/usr/lib/cuda-tool", "whole")
+            .script("postinst", "grep -q whole /usr/lib/cuda-tool"),
+    ]);
+    let action = packages(&["cuda-tool"]);
+    block(async {
+        let install = action.apply(&m.host);
+        tokio::select! {
+            done = install => panic!("ended too early: {done:?}"),
+            () = async { while !m.root.at("/slow-began").exists() { tokio::time::sleep(Duration::from_millis(20)).await } } => {}
+        }
+    });
+    assert!(m.version("cuda-tool").starts_with("iU"), "{}", m.version("cuda-tool"));
+    fs::write(m.root.at("/usr/lib/cuda-tool"), "").unwrap();
+
+    block(action.apply(&m.host)).unwrap();
+    m.satisfied(&action);
+    assert_eq!(m.root.read("/usr/lib/cuda-tool"), "whole");
+    assert_eq!(m.root.run("dpkg", &["--audit"]), "");
+}
+
+#[test]
 fn half_installed_packages_are_repaired_or_named() {
     let m = Machine::new(&[
         Deb::new("tool", "1.0"),

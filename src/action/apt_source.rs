@@ -185,6 +185,9 @@ fn family(location: &str) -> Option<&str> {
 
 /// apt's Release file for the index files whose names begin with `prefix`.
 pub(super) fn release_in_lists(host: &Host, prefix: &str) -> Result<Option<Release>> {
+    if host.apt().lists_are_in_doubt()? {
+        return Ok(None);
+    }
     for name in ["InRelease", "Release"] {
         let path = format!("{LISTS_DIR}/{prefix}{name}");
         if let Some(text) = host.files.read_text(&path)? {
@@ -196,6 +199,9 @@ pub(super) fn release_in_lists(host: &Host, prefix: &str) -> Result<Option<Relea
 
 /// Whether apt has the Packages file for `prefix`, in any of the forms in which it keeps it.
 pub(super) fn has_packages(host: &Host, prefix: &str) -> Result<bool> {
+    if host.apt().lists_are_in_doubt()? {
+        return Ok(false);
+    }
     for suffix in ["", ".lz4", ".gz", ".xz", ".zst", ".bz2", ".lzma"] {
         if host.files.exists(format!("{LISTS_DIR}/{prefix}Packages{suffix}"))? {
             return Ok(true);
@@ -224,6 +230,24 @@ mod tests {
             host.files.write(path, text.as_bytes(), 0o644).unwrap();
         }
         source().rivals(&host)
+    }
+
+    #[tokio::test]
+    async fn lists_that_a_power_cut_may_have_torn_count_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path().to_path_buf());
+        let source = source();
+        let put = |path: &str, bytes: &[u8]| host.files.write(path, bytes, 0o644).unwrap();
+        put(&source.path, source.content().as_bytes());
+        let prefix = format!("{LISTS_DIR}/{}", list_name(&source.url_with_slash()));
+        put(&format!("{prefix}Packages"), b"");
+        put(&format!("{prefix}InRelease"), b"");
+        // In the boot that wrote them the page cache is whole: such a file is somebody else's doing, and an error.
+        put("/proc/sys/kernel/random/boot_id", b"one\n");
+        put(crate::host::paths::LISTS_UNSYNCED, b"one");
+        assert!(source.check(&host).await.is_err());
+        put("/proc/sys/kernel/random/boot_id", b"two\n");
+        assert_eq!(source.check(&host).await.unwrap().state(), "needed");
     }
 
     #[test]

@@ -178,8 +178,8 @@ enum Outcome<T> {
 /// GPUs' architectures are the same, it is kept.
 pub fn choose(catalog: &Catalog, facts: &Facts, config: &Config, earlier: Option<&Stack>) -> Result<Choice> {
     let ctx = Context { catalog, facts, config };
-    attempt(ctx, earlier).map_err(|error| match (error.code(), error.hint()) {
-        (Code::ImpossibleWish, None) => match alternative::find(ctx) {
+    attempt(ctx, earlier).map_err(|error| match (error.code(), error.has_own_hint()) {
+        (Code::ImpossibleWish, false) => match alternative::find(ctx) {
             Some(hint) => error.with_hint(hint),
             None => error.with_hint("no other setting helps on this machine"),
         },

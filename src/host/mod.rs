@@ -140,6 +140,8 @@ pub mod paths {
     pub const RECEIPT: &str = "/var/lib/gpu-bootstrap/receipt.json";
     /// Packages being installed at this moment; honoured whatever the receipt says.
     pub const IN_FLIGHT: &str = "/var/lib/gpu-bootstrap/in-flight.json";
+    /// The boot in which apt's package lists were last written, until they are on the disk.
+    pub const LISTS_UNSYNCED: &str = "/var/lib/gpu-bootstrap/lists-unsynced";
     /// What `auto` chose on this image.
     pub const CHOICE: &str = "/var/lib/gpu-bootstrap/choice.json";
     /// Held by flock for the whole run; names its holder.

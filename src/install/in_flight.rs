@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result};
+use crate::host::apt::lists;
 use crate::host::apt::simulate::{Install, Plan};
 use crate::host::dpkg::Control;
 use crate::host::fault::{self, Kind};
@@ -82,6 +83,7 @@ impl InFlight {
         tokio::task::spawn_blocking(move || sync_file_systems(&directories))
             .await
             .map_err(|e| Error::new(Code::Io, "cannot sync the file systems").because(e))??;
+        lists::synced(host)?;
         host.files.remove(paths::IN_FLIGHT)
     }
 }

@@ -257,6 +257,7 @@ impl<'a> Installer<'a> {
 
     /// Repairs what a killed run (ours or another's) left behind; does nothing on a healthy machine.
     pub async fn recover(&self) -> Result<()> {
+        self.apt().renew_lists_in_doubt().await?;
         let in_flight = InFlight::read(self.host)?;
         let broken = !self.host.packages()?.broken().is_empty();
         if in_flight.is_none() && !broken {
@@ -267,7 +268,19 @@ impl<'a> Installer<'a> {
         let configured = self.apt().configure().await?;
         let mut repaired = None;
         if !self.host.packages()?.broken().is_empty() {
-            repaired = Some(self.fix_broken().await?);
+            repaired = match (self.fix_broken().await, &in_flight) {
+                (Ok(output), _) => Some(output),
+                // What keeps a package from being configured may be a torn file; it is about to come anew.
+                (Err(error), Some(_)) => {
+                    tracing::warn!("apt could not repair it: {error}");
+                    None
+                }
+                (Err(error), None) => return Err(error),
+            };
+        }
+        if let Some(list) = &in_flight {
+            self.remove_unconfigurable(list).await?;
+            self.reinstall_in_flight(list).await?;
         }
         // What cannot be had any more is named below.
         if let Err(error) = self.reinstall_torn(in_flight.as_ref()).await {
@@ -282,8 +295,7 @@ impl<'a> Installer<'a> {
             .with_hint("`dpkg --audit` says what is wrong; `apt-get install --reinstall PACKAGE` often helps; then run again")
             .because(format!("{}\n{}", configured.tail(), repaired.map(|o| o.tail()).unwrap_or_default()).trim().to_owned()));
         }
-        if let Some(list) = in_flight {
-            self.reinstall_in_flight(&list).await?;
+        if in_flight.is_some() {
             InFlight::clear(self.host).await?;
         }
         Ok(())
@@ -298,6 +310,21 @@ impl<'a> Installer<'a> {
 
     async fn again(&self, request: &Request, plan: &Plan) -> Result<()> {
         judge(request, &self.climb_down(request, plan).await.map_err(|s| s.error)?.output)
+    }
+
+    /// Removes what was in flight, was not here before, and cannot be configured: a file that its script needs may be
+    /// torn, and apt installs nothing again that waits to be configured. It comes anew with what wanted it.
+    async fn remove_unconfigurable(&self, list: &InFlight) -> Result<()> {
+        let database = self.host.packages()?;
+        let broken: Vec<String> = database.broken().iter().map(|p| p.id()).collect();
+        let arrived = list.packages.iter().filter(|e| !e.upgrade).map(|e| format!("{}:{}", e.name, e.arch));
+        let ids: Vec<String> = arrived.filter(|id| broken.contains(id)).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!("{} cannot be configured, and will be installed anew", ids.join(", "));
+        // What it could not remove is still broken, and is told of then.
+        self.apt().take_away(&ids).await.map(drop)
     }
 
     /// Installs again, with their scripts, the packages that were in flight and are there: their files may be

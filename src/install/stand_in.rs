@@ -23,6 +23,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -224,8 +225,25 @@ pub(super) async fn install(host: &Host, stage: &Stage, program: &Path) -> Resul
     // By its path: a search for its name would pass over what cannot be executed.
     let path = format!("{}/{DIRECTORY}/{DPKG_DEB}", paths::STAGE_DIR);
     let call = call(Call::new(&path).args(["--version"]));
-    Ok(host.exec.output(&call).await.is_ok_and(|output| output.ok()))
+    for _ in 0..BUSY_ATTEMPTS {
+        match host.exec.output(&call).await {
+            Err(error) if is_busy(&error) => tokio::time::sleep(BUSY_WAIT).await,
+            other => return Ok(other.is_ok_and(|output| output.ok())),
+        }
+    }
+    Ok(false)
 }
+
+/// A child that another thread has just forked holds every open file until it executes its program, and so for a moment
+/// the copy that was being written: nobody can execute that meanwhile.
+fn is_busy(error: &Error) -> bool {
+    error.causes().iter().any(|cause| cause.contains(TEXT_BUSY))
+}
+
+const BUSY_ATTEMPTS: u32 = 40;
+const BUSY_WAIT: Duration = Duration::from_millis(25);
+/// How the standard library ends the words for `ETXTBSY`.
+const TEXT_BUSY: &str = "(os error 26)";
 
 /// The call in whose search path the stand-ins come first.
 pub(super) fn call(call: Call) -> Call {

@@ -3,6 +3,7 @@
 
 mod call;
 mod failure;
+pub(crate) mod lists;
 pub(crate) mod locks;
 pub mod nvidia;
 mod policy;
@@ -75,10 +76,14 @@ impl Apt<'_> {
     /// `apt-get update` for all of the machine's sources. An index that could not be fetched is an error, although
     /// apt would go on with an old one: what is installed next would be chosen from it.
     pub async fn update(&self) -> Result<()> {
+        let in_doubt = lists::begin(self.host)?;
         let call = call::apt_get(self.update_limit()).args(["update"]);
         let mut output = self.fetched(&call).await?;
         if policy::refused_a_legacy_key(&output) && policy::install(self.host)? {
             output = self.fetched(&call).await?;
+        }
+        if in_doubt {
+            lists::sync(self.host)?;
         }
         updated("update the package lists", &output)
     }
@@ -86,6 +91,12 @@ impl Apt<'_> {
     /// apt itself gives up a silent server (after 30 s, and four attempts at each file), but not one that trickles.
     fn update_limit(&self) -> Duration {
         call::UPDATE_LIMIT.min(self.host.fetch.patience().total)
+    }
+
+    /// Whether the package lists may be torn, because the machine went down before they were on the disk. Then they
+    /// count as none: the next update fetches all of them.
+    pub fn lists_are_in_doubt(&self) -> Result<bool> {
+        lists::are_in_doubt(self.host)
     }
 
     /// Like [`Apt::update`], but what is wrong with somebody else's source is a notice, not a failure: a stale
@@ -102,6 +113,15 @@ impl Apt<'_> {
         }
         self.host.notice(format!("apt could not refresh every source, going on with what it has: {words}"));
         Ok(())
+    }
+
+    /// Renews the package lists if a power cut may have torn them; otherwise nothing happens.
+    pub(crate) async fn renew_lists_in_doubt(&self) -> Result<()> {
+        if !self.lists_are_in_doubt()? {
+            return Ok(());
+        }
+        tracing::warn!("the machine went down before the package lists were on the disk: renewing them");
+        self.update_for(&[]).await
     }
 
     /// `apt-get update` for one sources file alone, into a lists directory of its own (paths inside the root):
@@ -168,6 +188,14 @@ impl Apt<'_> {
     pub(crate) async fn configure(&self) -> Result<Output> {
         let args = ["--force-confdef", "--force-confold", "--configure", "-a"];
         self.locked(&call::program("dpkg", call::INSTALL_LIMIT).args(args)).await
+    }
+
+    /// `dpkg --remove` of packages (`name:arch`) that were never whole, whatever depends on them. Their configuration
+    /// files stay.
+    pub(crate) async fn take_away(&self, ids: &[String]) -> Result<Output> {
+        let args = ["--force-depends", "--force-remove-reinstreq", "--remove"];
+        let call = call::program("dpkg", call::INSTALL_LIMIT).args(args).args(ids.iter().cloned());
+        self.locked(&call).await
     }
 
     /// What apt would do, refused if it must not happen.

@@ -35,7 +35,11 @@ def install_missing(needed, say, pip=False):
     if pip and subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
         missing.append("python3-pip")
     if missing:
-        say(f"installing {' '.join(missing)}")
-        subprocess.run(["apt-get", "-qq", "update"], check=True)
-        subprocess.run(["apt-get", "-qq", "--yes", "--no-install-recommends", "install", *missing], check=True,
-                       env=dict(os.environ, DEBIAN_FRONTEND="noninteractive"), stdout=subprocess.DEVNULL)
+        install(missing, say)
+
+
+def install(packages, say):
+    say(f"installing {' '.join(packages)}")
+    subprocess.run(["apt-get", "-qq", "update"], check=True)
+    subprocess.run(["apt-get", "-qq", "--yes", "--no-install-recommends", "install", *packages], check=True,
+                   env=dict(os.environ, DEBIAN_FRONTEND="noninteractive"), stdout=subprocess.DEVNULL)

@@ -31,6 +31,13 @@ class Key:
     def armoured(self):
         return self.gpg("--armor", "--export", USER)
 
+    def catalog(self, distro, *lines):
+        """Text of a repositories.toml (what --catalog takes) that names this key for the distribution's repository; `lines`
+        say in TOML what else is different there."""
+        more = "\n".join(lines)
+        return (f'schema = 1\n\n[[key]]\nid = "test"\nfingerprint = "{self.fingerprint}"\narmour = """\n{self.armoured}"""\n\n'
+                f'[[repository]]\ndistro = "{distro}"\nkey = "test"\n{more}\n')
+
     def close(self):
         """Ends the agent that gpg started for this home."""
         subprocess.run(["gpgconf", "--homedir", self.home, "--kill", "all"], check=False)
