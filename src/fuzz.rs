@@ -149,7 +149,7 @@ fn dpkg_status(bytes: &[u8]) {
         }
     }
     for package in database.all().take(64) {
-        assert!(database.dependencies(package).count() <= database.all().count() * 2);
+        database.dependencies(package).for_each(drop);
     }
     database.broken();
 }
