@@ -10,6 +10,7 @@ OUTSIDE = {"/proc", "/sys", "/dev", "/run", "/tmp"}
 VOLATILE = [
     (r"/var/log/", "logs"),
     (r"/var/lib/gpu-bootstrap/(result|receipt|last-installation)\.json$", "times of the last run"),
+    (r"/var/lib/gpu-bootstrap/lists-unsynced$", "a note of each update, until an installation has synced its lists"),
     (r"/var/lib/gpu-bootstrap/lock$", "the process id of the last run"),
     (r"/var/lib/dpkg/status-old$", "dpkg's copy of the state before the last change"),
     (r"/var/lib/dpkg/(lock|lock-frontend|triggers/Lock)$", "empty lock files"),
