@@ -211,6 +211,28 @@ fn where_the_stand_in_cannot_be_executed_packages_are_still_fetched() {
 }
 
 #[test]
+fn a_stand_in_that_somebody_holds_open_for_a_moment_is_executed_after_it() {
+    let m = Machine::new(&set());
+    let program = m.root.at(paths::STAGE_DIR).join("bin/dpkg-deb");
+    // As a child does that another thread has forked, until it executes its own program. Opened while it is being written:
+    // nobody can open for writing what is being executed.
+    let holder = std::thread::spawn(move || {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(30) {
+            if let Ok(held) = fs::OpenOptions::new().write(true).open(&program) {
+                std::thread::sleep(Duration::from_millis(300));
+                drop(held);
+                return true;
+            }
+        }
+        false
+    });
+    let (way, why) = m.way(&["everything"]);
+    assert!(holder.join().unwrap(), "it was never open");
+    assert_eq!(way, Rung::Pipeline, "{why}");
+}
+
+#[test]
 fn files_on_another_mount_are_written_by_dpkg() {
     use nix::mount::{MsFlags, mount};
     let m = Machine::new(&set());
@@ -334,6 +356,25 @@ fn package_files_among_the_request_are_unpacked_by_all_cores_too() {
     assert_eq!((work.stubs, work.linked_files), (2, 3), "{work:?}");
     assert_eq!(fs::read(m.root.at("/usr/lib/local.bin")).unwrap(), noise(400_000, 9));
     assert!(deb.exists());
+}
+
+#[test]
+fn files_that_reach_over_blocks_are_whole_whichever_thread_decodes_which() {
+    // Of blocks of 3 MiB: the first two files share one, the last reaches over five.
+    let files = [("first", 700_000, 11), ("second", 1_800_000, 12), ("third", 16_000_000, 13)];
+    let deb = files
+        .iter()
+        .fold(Deb::new("blocks", "1").sums().compressed("xz").level(1), |deb, (name, length, seed)| {
+            deb.file(&format!("/usr/lib/blocks/{name}"), noise(*length, *seed))
+        });
+    let m = Machine::new(&[deb]);
+    let report = m.install(&["blocks"], Options::default()).unwrap();
+    assert_eq!((report.install, &report.prepared.originals[..]), (Rung::Pipeline, &[][..]));
+    assert_eq!(report.prepared.unpacked.unwrap().linked_files, 3);
+    for (name, length, seed) in files {
+        let found = fs::read(m.root.at(&format!("/usr/lib/blocks/{name}"))).unwrap();
+        assert!(found == noise(length, seed), "{name}");
+    }
 }
 
 #[test]

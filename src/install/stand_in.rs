@@ -30,7 +30,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::stage::Stage;
 use super::unpack::{Handle, Ready};
 use crate::error::{Error, Result};
-use crate::host::exec::Call;
+use crate::host::exec::{Call, Output};
 use crate::host::fault::{self, Kind};
 use crate::host::{Host, paths};
 
@@ -226,24 +226,28 @@ pub(super) async fn install(host: &Host, stage: &Stage, program: &Path) -> Resul
     let path = format!("{}/{DIRECTORY}/{DPKG_DEB}", paths::STAGE_DIR);
     let call = call(Call::new(&path).args(["--version"]));
     for _ in 0..BUSY_ATTEMPTS {
-        match host.exec.output(&call).await {
-            Err(error) if is_busy(&error) => tokio::time::sleep(BUSY_WAIT).await,
-            other => return Ok(other.is_ok_and(|output| output.ok())),
+        let tried = host.exec.output(&call).await;
+        if !is_busy(&tried) {
+            return Ok(tried.is_ok_and(|output| output.ok()));
         }
+        tokio::time::sleep(BUSY_WAIT).await;
     }
     Ok(false)
 }
 
 /// A child that another thread has just forked holds every open file until it executes its program, and so for a moment
 /// the copy that was being written: nobody can execute that meanwhile.
-fn is_busy(error: &Error) -> bool {
-    error.causes().iter().any(|cause| cause.contains(TEXT_BUSY))
+fn is_busy(tried: &Result<Output>) -> bool {
+    match tried {
+        Ok(output) => !output.ok() && output.tail().contains(TEXT_BUSY), // of chroot, where the root is another one
+        Err(error) => error.causes().iter().any(|cause| cause.contains(TEXT_BUSY)),
+    }
 }
 
 const BUSY_ATTEMPTS: u32 = 40;
 const BUSY_WAIT: Duration = Duration::from_millis(25);
-/// How the standard library ends the words for `ETXTBSY`.
-const TEXT_BUSY: &str = "(os error 26)";
+/// `ETXTBSY` in the C library's words.
+const TEXT_BUSY: &str = "Text file busy";
 
 /// The call in whose search path the stand-ins come first.
 pub(super) fn call(call: Call) -> Call {

@@ -23,6 +23,7 @@ pub(crate) struct Deb {
     scripts: Vec<(String, String)>,
     modes: Vec<(String, u32)>,
     compression: &'static str,
+    level: Option<u8>,
     sums: bool,
 }
 
@@ -40,6 +41,7 @@ impl Deb {
             scripts: Vec::new(),
             modes: Vec::new(),
             compression: "none",
+            level: None,
             sums: false,
         }
     }
@@ -47,6 +49,12 @@ impl Deb {
     /// Compressed as dpkg-deb calls it (`none`, `gzip`, `xz`, `zstd`).
     pub(crate) fn compressed(mut self, compression: &'static str) -> Self {
         self.compression = compression;
+        self
+    }
+
+    /// At this level of compression. At level 1, xz makes a block of every 3 MiB.
+    pub(crate) fn level(mut self, level: u8) -> Self {
+        self.level = Some(level);
         self
     }
 
@@ -152,7 +160,9 @@ impl Deb {
         // Times are part of what is compared.
         run(Command::new("dpkg-deb")
             .env("SOURCE_DATE_EPOCH", "1700000000")
-            .args(["--root-owner-group", &format!("-Z{}", self.compression), "--build"])
+            .args(["--root-owner-group", &format!("-Z{}", self.compression)])
+            .args(self.level.map(|level| format!("-z{level}")))
+            .arg("--build")
             .arg(root)
             .arg(&deb));
         deb
