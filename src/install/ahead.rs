@@ -246,7 +246,7 @@ impl Start {
             match found {
                 None => return Ok(()),
                 Some(Ok(batches)) => {
-                    batches.into_iter().try_for_each(|(proxy, items)| self.fetch(proxy, items, stop))?;
+                    batches.into_iter().try_for_each(|(proxy, items)| self.fetch(&proxy, items, stop))?;
                 }
                 // Another step's wish may be clearer.
                 Some(Err(error)) => {
@@ -342,7 +342,7 @@ impl Start {
         Ok(disk.min(memory))
     }
 
-    fn fetch(&mut self, proxy: ProxyChoice, mut items: Vec<Item>, stop: &AtomicBool) -> Result<()> {
+    fn fetch(&mut self, proxy: &ProxyChoice, mut items: Vec<Item>, stop: &AtomicBool) -> Result<()> {
         let (room, mut sum, all) = (self.room()?, 0, items.len());
         let fits = items.iter().take_while(|item| {
             sum += item.size;
@@ -357,7 +357,7 @@ impl Start {
         for item in &items {
             self.shared.note(&item.sha256, Came::Soon);
         }
-        let settings = Settings { proxy, extra_roots: self.host.fetch.extra_roots(), ..Settings::default() };
+        let settings = Settings::of(&self.host, proxy);
         let result = fetch::fetch(&items, &settings, stop, &|event| match event {
             Event::Verified { item } => self.came(&items[item]),
             Event::Failed { item, error } => {

@@ -72,12 +72,7 @@ impl Fetching {
         on: impl Fn(Event) + Send + Sync + 'static,
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let settings = fetch::Settings {
-            proxy: proxy.clone(),
-            extra_roots: host.fetch.extra_roots(),
-            patience: host.fetch.patience(),
-            ..fetch::Settings::default()
-        };
+        let settings = fetch::Settings::of(host, proxy);
         let ended = stop.clone();
         let thread = std::thread::spawn(move || {
             fetch::fetch_or_take(&items, &supply, &settings, &ended, &on).or_else(|error| {

@@ -76,6 +76,10 @@ impl Apt<'_> {
     /// `apt-get update` for all of the machine's sources. An index that could not be fetched is an error, although
     /// apt would go on with an old one: what is installed next would be chosen from it.
     pub async fn update(&self) -> Result<()> {
+        if self.lists_are_in_doubt()? {
+            // They are about to be removed: not under another program's eyes.
+            locks::wait(self.host, Instant::now() + self.lock_budget).await?;
+        }
         let in_doubt = lists::begin(self.host)?;
         let call = call::apt_get(self.update_limit()).args(["update"]);
         let mut output = self.fetched(&call).await?;

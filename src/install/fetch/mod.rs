@@ -52,6 +52,7 @@ pub(crate) use self::answer::fuzz as fuzz_answer;
 use self::pace::Pace;
 use self::plan::{Effects, HashWork, Plan};
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::host::fetch::{Patience, builder, out_of_time, redact_url, roots};
 use crate::host::proxy;
 
@@ -140,6 +141,18 @@ impl Default for Settings {
             threads,
             hash_threads: (cores / CORES_PER_THREAD).clamp(2, 8),
             patience: Patience::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// As the host's own client is set up, by this proxy.
+    pub(super) fn of(host: &Host, proxy: &ProxyChoice) -> Self {
+        Self {
+            proxy: proxy.clone(),
+            extra_roots: host.fetch.extra_roots(),
+            patience: host.fetch.patience(),
+            ..Self::default()
         }
     }
 }
