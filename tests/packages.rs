@@ -19,10 +19,11 @@ use gpu_bootstrap::action::apt_package::AptPackage;
 use gpu_bootstrap::action::kernel_packages::KernelPackages;
 use gpu_bootstrap::action::{Action, Check, deb};
 use gpu_bootstrap::catalog::choose;
+use gpu_bootstrap::config::schema::InstallConfig;
 use gpu_bootstrap::error::{Code, Error};
 use gpu_bootstrap::host::apt::Request;
 use gpu_bootstrap::host::{Host, paths};
-use gpu_bootstrap::install::Installer;
+use gpu_bootstrap::install::{Installer, Options, Rung};
 use root::Root;
 use sha2::{Digest, Sha256};
 
@@ -451,10 +452,12 @@ fn locks_are_waited_for_and_their_holder_is_named() {
     let mut dpkg = slow_dpkg(&m, 4);
     let named = format!("is held by dpkg (process {})", dpkg.id());
 
-    let error =
-        block(Installer::new(&m.host).waiting(Duration::from_millis(500)).install(&request(&["tool"])))
-            .unwrap_err();
+    let hurried = Host::new(m.root.path().into());
+    hurried.install_as(Options::from(&InstallConfig { lock_timeout: 1, ..InstallConfig::default() }));
+    let error = block(Installer::new(&hurried).install(&request(&["tool"]))).unwrap_err();
     assert_eq!(error.code(), Code::AptLocked);
+    assert!(error.message().ends_with("gave up after 1 s"), "{error}");
+    assert!(error.hint().unwrap().contains("lock-timeout"), "{error:?}");
     assert!(error.message().contains(&named), "{error}");
 
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -722,6 +725,49 @@ fn a_script_that_fails_once_is_run_again_and_one_that_always_fails_is_named_each
     }
     // What is wrong with it is no reason to touch what is right.
     m.satisfied(&once);
+}
+
+#[test]
+fn a_script_that_hangs_is_ended_with_its_package_s_name_and_the_next_run_goes_on() {
+    for method in [Rung::Originals, Rung::Apt] {
+        let hangs = "if [ ! -e /mended ]; then echo $$ >/hanging; sleep 600; fi";
+        let m = Machine::new(&[
+            Deb::new("cuda-hangs", "1").file("/usr/lib/hangs.so", vec![1; 5000]).script("postinst", hangs),
+            Deb::new("cuda-last", "1").field("Depends", "cuda-hangs"),
+        ]);
+        let options = Options { most: method, script_timeout: Duration::from_secs(2), ..Options::default() };
+        let install = || block(Installer::new(&m.host).with(options).install(&request(&["cuda-last"])));
+        // The first time while it installs, the second while the next run repairs what is left.
+        for _ in 0..2 {
+            let began = Instant::now();
+            let error = install().unwrap_err();
+            assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+            assert_eq!(error.code(), Code::ExecTimeout, "{error}");
+            assert!(error.message().contains("cuda-hangs"), "{error}");
+            assert!(error.hint().unwrap().contains("script-timeout"), "{error:?}");
+            // Nothing of it is left at work, and nobody holds dpkg's lock.
+            let pid = m.root.read("/hanging").trim().to_owned();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while Path::new("/proc").join(&pid).exists() {
+                assert!(Instant::now() < deadline, "the script goes on");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            block(m.host.apt().waiting(Duration::ZERO).update()).unwrap();
+        }
+        m.root.write("/mended", "");
+        install().unwrap();
+        assert_eq!((m.version("cuda-hangs").as_str(), m.version("cuda-last").as_str()), ("ii 1", "ii 1"));
+        assert_eq!(m.root.run("dpkg", &["--audit"]), "");
+        assert!(!m.root.at(IN_FLIGHT).exists());
+    }
+}
+
+#[test]
+fn a_slow_script_that_says_something_is_left_alone() {
+    let m = Machine::new(&[Deb::new("cuda-slow", "1")
+        .script("postinst", "for i in 1 2 3 4 5 6 7 8; do echo still here; sleep 0.5; done")]);
+    let options = Options { script_timeout: Duration::from_secs(2), ..Options::default() };
+    block(Installer::new(&m.host).with(options).install(&request(&["cuda-slow"]))).unwrap();
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub enum Kind {
     Namespace,
     /// An amount of memory.
     Memory,
+    /// A number of seconds.
+    Seconds,
 }
 
 impl Kind {
@@ -62,10 +64,14 @@ impl Kind {
             Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
             Self::GpuCount => "\"auto\" or a number from 1".into(),
             Self::Memory => "\"auto\" or an amount from 64M such as \"512M\" or \"2G\"".into(),
+            Self::Seconds => "a number of seconds from 1 to 86400".into(),
             Self::Namespace => "1 to 255 characters, not beginning with \":\" or \"AWS/\"".into(),
         }
     }
 }
+
+/// What [`Kind::Seconds`] takes.
+pub(super) const SECONDS: std::ops::RangeInclusive<u64> = 1..=86_400;
 
 /// Values of `driver.flavour`.
 const FLAVOURS: &[&str] = &["auto", "open", "proprietary"];
@@ -171,6 +177,20 @@ pub const KEYS: &[Key] = &[
         example: "false",
         meaning: "Whether packages of later steps are fetched while an earlier one installs. They take no more than half of \
                   the disk that all installations leave free, and of the memory.",
+    },
+    Key {
+        path: "install.lock-timeout",
+        kind: Kind::Seconds,
+        example: "1800",
+        meaning: "How long another program (unattended-upgrades, a person's apt) may hold apt's and dpkg's locks. Who holds \
+                  them is shown meanwhile; after that the run ends with `apt-locked`.",
+    },
+    Key {
+        path: "install.script-timeout",
+        kind: Kind::Seconds,
+        example: "900",
+        meaning: "How long an installation may show no sign of life: no line of apt, of dpkg or of a package's own script, and \
+                  nothing fetched. Then its programs are ended, and the run fails with `exec-timeout` and the package's name.",
     },
     Key {
         path: "policy.on-no-gpu",

@@ -130,6 +130,10 @@ pub struct InstallConfig {
     pub documentation: bool,
     /// Whether packages of later steps are fetched while an earlier one installs.
     pub prefetch: bool,
+    /// Seconds that other programs may hold apt's and dpkg's locks.
+    pub lock_timeout: u64,
+    /// Seconds that packages' own scripts may say nothing.
+    pub script_timeout: u64,
 }
 
 /// The fastest way to install that may be taken.
@@ -260,6 +264,11 @@ impl Default for InstallConfig {
             unsafe_io: true,
             documentation: true,
             prefetch: true,
+            // First-boot upgrades (cloud-init, unattended-upgrades) take minutes on small instances; ten is well above
+            // what is seen, and well below a stack's creation timeout.
+            lock_timeout: 600,
+            // A kernel module that DKMS builds in silence takes ten minutes on two cores, half an hour without CPU credits.
+            script_timeout: 3600,
         }
     }
 }

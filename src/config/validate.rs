@@ -2,7 +2,7 @@
 //! adds the file's name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
@@ -163,7 +163,8 @@ impl Walk<'_> {
             Kind::Memory => self.string(key, value, memory),
             Kind::Switch => self.switch(key, value, false),
             Kind::SwitchOrAuto => self.switch(key, value, true),
-            Kind::GpuCount => self.gpu_count(key, value),
+            Kind::GpuCount => self.number(key, value, &(1..=u32::MAX.into()), true),
+            Kind::Seconds => self.number(key, value, &keys::SECONDS, false),
             Kind::Toolkits => self.toolkits(key, value),
             Kind::InstanceTypes => self.instance_types(key, value),
             Kind::Debs => self.debs(key, value),
@@ -217,15 +218,20 @@ impl Walk<'_> {
         }
     }
 
-    fn gpu_count(&mut self, key: &Key, value: &Value<'_>) {
+    /// A whole number, or `auto` where that is taken.
+    fn number(&mut self, key: &Key, value: &Value<'_>, range: &RangeInclusive<u64>, or_auto: bool) {
         let takes = format!("{} takes {}", key.path, key.kind.takes());
         let text = match value.get_ref() {
-            DeValue::String(s) if s == "auto" => return,
-            DeValue::String(s) if s.parse::<u32>().is_ok_and(|n| n > 0) => {
+            DeValue::String(s) if or_auto && s == "auto" => return,
+            DeValue::String(s) if s.parse().is_ok_and(|n| range.contains(&n)) => {
                 format!("{takes}; write {s} without quotes")
             }
             DeValue::String(s) => format!("{takes}, not \"{s}\""),
-            DeValue::Integer(i) if u32::from_str_radix(i.as_str(), i.radix()).is_ok_and(|n| n > 0) => return,
+            DeValue::Integer(i)
+                if u64::from_str_radix(i.as_str(), i.radix()).is_ok_and(|n| range.contains(&n)) =>
+            {
+                return;
+            }
             DeValue::Integer(_) | DeValue::Float(_) => {
                 format!("{takes}, not {}", slice(self.text, value.span()))
             }

@@ -15,7 +15,7 @@ pub mod retry;
 
 use std::any::Any;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::install::report::Report as Installation;
@@ -36,6 +36,7 @@ pub struct Host {
     dpkg: dpkg::Cache,
     look: look::Look,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
+    last_progress: Arc<Mutex<Option<Instant>>>,
     notices: Arc<dyn Fn(String) + Send + Sync>,
     installations: Arc<dyn Fn(Installation) + Send + Sync>,
 }
@@ -53,6 +54,7 @@ impl Host {
             dpkg: dpkg::Cache::default(),
             look: look::Look::default(),
             progress: Arc::new(|_| {}),
+            last_progress: Arc::default(),
             notices: Arc::new(|_| {}),
             installations: Arc::new(|_| {}),
         }
@@ -123,12 +125,21 @@ impl Host {
 
     /// Says how far a piece of long work has come. Never blocks, never fails.
     pub fn progress(&self, progress: Progress) {
-        (self.progress)(progress);
+        (self.progress_sink())(progress);
+    }
+
+    /// When work last said that it gets on.
+    pub(crate) fn last_progress(&self) -> Option<Instant> {
+        *self.last_progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same for threads that outlive a borrow of the host.
     pub fn progress_sink(&self) -> Arc<dyn Fn(Progress) + Send + Sync> {
-        self.progress.clone()
+        let (sink, last) = (self.progress.clone(), self.last_progress.clone());
+        Arc::new(move |progress| {
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            sink(progress);
+        })
     }
 }
 

@@ -35,7 +35,7 @@ use crate::config::schema::{InstallConfig, Method};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::apt::simulate::Plan;
-use crate::host::apt::{self, LOCK_BUDGET, Request, judge};
+use crate::host::apt::{self, Request, judge};
 use crate::host::exec::{Call, Output};
 use arriving::Arriving;
 use in_flight::{Entry, InFlight};
@@ -64,6 +64,10 @@ pub struct Options {
     pub documentation: bool,
     /// Whether packages of later steps are fetched while an earlier one installs.
     pub prefetch: bool,
+    /// How long others may hold a lock.
+    pub lock_timeout: Duration,
+    /// How long an installation may show no sign of life.
+    pub script_timeout: Duration,
 }
 
 impl Default for Options {
@@ -84,6 +88,8 @@ impl From<&InstallConfig> for Options {
             unsafe_io: config.unsafe_io,
             documentation: config.documentation,
             prefetch: config.prefetch,
+            lock_timeout: Duration::from_secs(config.lock_timeout),
+            script_timeout: Duration::from_secs(config.script_timeout),
         }
     }
 }
@@ -101,7 +107,6 @@ const DOCUMENTATION: [&str; 5] = [
 #[derive(Clone, Copy)]
 pub struct Installer<'a> {
     host: &'a Host,
-    lock_budget: Duration,
     options: Options,
     program: &'a Path,
 }
@@ -109,12 +114,7 @@ pub struct Installer<'a> {
 impl<'a> Installer<'a> {
     /// Nothing is touched until a method is called.
     pub fn new(host: &'a Host) -> Self {
-        Self {
-            host,
-            lock_budget: LOCK_BUDGET,
-            options: host.install_options(),
-            program: Path::new("/proc/self/exe"),
-        }
+        Self { host, options: host.install_options(), program: Path::new("/proc/self/exe") }
     }
 
     /// Installs as `options` say, instead of as the host was told to.
@@ -124,10 +124,10 @@ impl<'a> Installer<'a> {
         self
     }
 
-    /// Waits at most `budget` for other programs' locks, instead of [`LOCK_BUDGET`].
+    /// Waits at most `budget` for other programs' locks.
     #[must_use]
     pub fn waiting(mut self, budget: Duration) -> Self {
-        self.lock_budget = budget;
+        self.options.lock_timeout = budget;
         self
     }
 
@@ -139,7 +139,7 @@ impl<'a> Installer<'a> {
     }
 
     fn apt(&self) -> apt::Apt<'a> {
-        self.host.apt().waiting(self.lock_budget)
+        self.host.apt().waiting(self.options.lock_timeout).silent_for(self.options.script_timeout)
     }
 
     /// Resolves, downloads, verifies and installs: after repairing what a killed run left behind, and only if
@@ -263,7 +263,7 @@ impl<'a> Installer<'a> {
         if in_flight.is_none() && !broken {
             return Ok(());
         }
-        Stage::purge(self.host, Instant::now() + self.lock_budget).await?;
+        Stage::purge(self.host, Instant::now() + self.options.lock_timeout).await?;
         tracing::warn!("an earlier package installation did not finish: repairing it");
         let configured = self.apt().configure().await?;
         let mut repaired = None;

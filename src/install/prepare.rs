@@ -112,7 +112,7 @@ impl Installer<'_> {
         rung: Rung,
         proxy: &ProxyChoice,
     ) -> Result<Ended> {
-        let deadline = Instant::now() + self.lock_budget;
+        let deadline = Instant::now() + self.options.lock_timeout;
         let stage = Arc::new(Stage::make(self.host, deadline).await?);
         let ended = match rung {
             Rung::Pipeline => self.pipeline(request, plan, &stage, proxy).await,

@@ -16,10 +16,6 @@ use crate::host::Host;
 use crate::host::fault::{self, Kind};
 use crate::report::event::{Progress, Unit};
 
-/// How long others may hold a lock before we give up. First-boot upgrades (cloud-init, unattended-upgrades) take
-/// minutes on small instances; ten is well above what is seen, and well below a stack's creation timeout.
-pub const LOCK_BUDGET: Duration = Duration::from_secs(10 * 60);
-
 /// How often the locks are looked at. Short enough not to be noticed, long enough to cost nothing.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -110,7 +106,7 @@ pub(crate) async fn frontend(host: &Host, deadline: Instant) -> Result<Option<Fr
 /// The error after which nothing more is tried.
 pub(super) fn gave_up(who: &str, waited: Duration) -> Error {
     Error::new(Code::AptLocked, format!("{who}; gave up after {} s", waited.as_secs()))
-        .with_hint("let the other program finish (systemctl status apt-daily-upgrade.service; cloud-init status), then run again")
+        .with_hint("let the other program finish (systemctl status apt-daily-upgrade.service; cloud-init status), then run again; [install] lock-timeout is how long it is waited for")
 }
 
 fn first_held(host: &Host) -> Result<Option<Held>> {

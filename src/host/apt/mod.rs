@@ -9,11 +9,11 @@ pub mod nvidia;
 mod policy;
 pub(crate) mod simulate;
 mod sources;
+mod watch;
 
 use std::time::{Duration, Instant};
 
 pub(crate) use failure::http_status;
-pub use locks::LOCK_BUDGET;
 
 use crate::error::{Code, Result};
 use crate::host::exec::{Call, Output};
@@ -22,6 +22,7 @@ use super::fetch::waiting;
 use super::retry::Backoff;
 use super::{Host, dpkg};
 use simulate::Plan;
+use watch::Watch;
 
 /// An archives directory that is never filled: apt lists only files that it does not have yet, and the list
 /// has to be whole to be judged.
@@ -36,7 +37,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy)]
 pub struct Apt<'a> {
     host: &'a Host,
-    lock_budget: Duration,
+    lock_timeout: Duration,
+    script_timeout: Duration,
 }
 
 /// What `apt-get install` is asked for.
@@ -61,15 +63,23 @@ pub struct Request {
 impl Host {
     /// apt on this host.
     pub fn apt(&self) -> Apt<'_> {
-        Apt { host: self, lock_budget: LOCK_BUDGET }
+        let options = self.install_options();
+        Apt { host: self, lock_timeout: options.lock_timeout, script_timeout: options.script_timeout }
     }
 }
 
 impl Apt<'_> {
-    /// Waits at most `budget` for other programs' locks, instead of [`LOCK_BUDGET`].
+    /// Waits at most `budget` for other programs' locks, instead of as the host was told to.
     #[must_use]
     pub fn waiting(mut self, budget: Duration) -> Self {
-        self.lock_budget = budget;
+        self.lock_timeout = budget;
+        self
+    }
+
+    /// Ends an installation that shows no sign of life for so long, instead of as the host was told to.
+    #[must_use]
+    pub(crate) fn silent_for(mut self, limit: Duration) -> Self {
+        self.script_timeout = limit;
         self
     }
 
@@ -78,7 +88,7 @@ impl Apt<'_> {
     pub async fn update(&self) -> Result<()> {
         if self.lists_are_in_doubt()? {
             // They are about to be removed: not under another program's eyes.
-            locks::wait(self.host, Instant::now() + self.lock_budget).await?;
+            locks::wait(self.host, Instant::now() + self.lock_timeout).await?;
         }
         let in_doubt = lists::begin(self.host)?;
         let call = call::apt_get(self.update_limit()).args(["update"]);
@@ -191,7 +201,7 @@ impl Apt<'_> {
     /// `dpkg --configure -a`. Its failure is not the end: what it could not configure, apt may complete.
     pub(crate) async fn configure(&self) -> Result<Output> {
         let args = ["--force-confdef", "--force-confold", "--configure", "-a"];
-        self.locked(&call::program("dpkg", call::INSTALL_LIMIT).args(args)).await
+        self.installing(&call::program("dpkg", call::INSTALL_LIMIT).args(args), None).await
     }
 
     /// `dpkg --remove` of packages (`name:arch`) that were never whole, whatever depends on them. Their configuration
@@ -199,7 +209,7 @@ impl Apt<'_> {
     pub(crate) async fn take_away(&self, ids: &[String]) -> Result<Output> {
         let args = ["--force-depends", "--force-remove-reinstreq", "--remove"];
         let call = call::program("dpkg", call::INSTALL_LIMIT).args(args).args(ids.iter().cloned());
-        self.locked(&call).await
+        self.installing(&call, None).await
     }
 
     /// What apt would do, refused if it must not happen.
@@ -212,7 +222,7 @@ impl Apt<'_> {
         let simulate = base.clone().args(["--simulate"]);
         let print = base.args(["--print-uris", "-o", archives.as_str(), "-o", hashes]);
         // At the same time: each computes for half a second or more. Waited for here, a held lock is told of once.
-        locks::wait(self.host, Instant::now() + self.lock_budget).await?;
+        locks::wait(self.host, Instant::now() + self.lock_timeout).await?;
         let (simulated, uris) = tokio::join!(self.locked(&simulate), self.locked(&print));
         let (simulated, uris) = (simulated?, uris?);
         if !simulated.ok() || not_reinstallable(&simulated) {
@@ -255,7 +265,7 @@ impl Apt<'_> {
         plan: &Plan,
         adjust: impl FnOnce(Call) -> Call,
     ) -> Result<Output> {
-        self.locked_downloading(&adjust(install_call(request, plan)), Some(plan.download_bytes())).await
+        self.installing(&adjust(install_call(request, plan)), Some(plan.download_bytes())).await
     }
 
     /// Runs an update, and again where a server was busy: apt has further attempts for broken connections only.
@@ -274,16 +284,22 @@ impl Apt<'_> {
     }
 
     async fn locked(&self, call: &Call) -> Result<Output> {
-        self.locked_downloading(call, None).await
+        self.locked_watched(call, Watch::new(self.host)).await
+    }
+
+    /// Runs a call that downloads `bytes` at most, if that is known, and runs packages' scripts.
+    async fn installing(&self, call: &Call, bytes: Option<u64>) -> Result<Output> {
+        self.locked_watched(call, Watch::new(self.host).downloading(bytes).silent_for(self.script_timeout))
+            .await
     }
 
     /// Runs a call once nobody holds a lock, and again when somebody was faster, within one budget.
-    async fn locked_downloading(&self, call: &Call, bytes: Option<u64>) -> Result<Output> {
+    async fn locked_watched(&self, call: &Call, watch: Watch<'_>) -> Result<Output> {
         let started = Instant::now();
-        let deadline = started + self.lock_budget;
+        let deadline = started + self.lock_timeout;
         loop {
             locks::wait(self.host, deadline).await?;
-            let output = call::run_with_progress(self.host, call, bytes).await?;
+            let output = watch.run(call).await?;
             if output.ok() || !failure::is_lock(&output) {
                 return Ok(output);
             }
@@ -391,6 +407,6 @@ pub(crate) fn fuzz_output(bytes: &[u8]) {
     failure::is_lock(&output);
     not_reinstallable(&output);
     for line in text.lines() {
-        call::status_line(line, Some(1 << 40));
+        watch::status_line(line, Some(1 << 40));
     }
 }

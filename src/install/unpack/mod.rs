@@ -11,6 +11,8 @@ mod block;
 mod control;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
+mod outcome;
+mod place;
 mod pool;
 mod stream;
 mod stub;
@@ -18,41 +20,35 @@ mod system;
 mod tar;
 mod xz;
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use self::archive::{Archive, Compression};
 use self::block::Early;
 use self::control::Control;
+pub(super) use self::outcome::Handle;
+use self::outcome::Outcome;
+use self::place::{Placer, Staged, Write_, time_spent_writing};
 use self::pool::{Chunk, Held, Next, Place, Queue, Reserved};
 use self::stub::Stub;
 pub(super) use self::stub::fill_placeholder;
 pub(super) use self::system::be_nice;
-use self::system::{reserve, start_writeback, thread_time};
-use self::tar::{Entry, Sink, Splitter};
+use self::system::thread_time;
+use self::tar::Splitter;
 use super::stage::{Mounts, Stage};
 use crate::error::{Code, Error, Result};
 use crate::host::fault::{self, Kind};
 
-/// Files from this size on are placed by us. 398 of the 4,906 files of the CUDA 11.8 toolkit are that big, and hold
-/// 99.4 % of its bytes; dpkg takes longer to link a file than to write a smaller one.
-const MIN_STAGED: u64 = 64 << 10;
 /// Decoded bytes that are given on at once: what a processor keeps in its cache until they are written.
 const WINDOW: usize = 1 << 20;
 /// A block that is larger than this is decoded as a stream, so that it need not fit into memory.
 const MOST_BLOCK: u64 = 64 << 20;
-/// Big files that may go into a stub for all that. With more, the stub would take the place of the whole unpacked
-/// package on the stage's file system, which is another one than the files' then: dpkg gets the package as it came.
-const MOST_INLINE: u64 = 16 << 20;
 /// What a decoder of a whole stream may hold besides its pieces.
 const STREAM_MEMORY: u64 = 32 << 20;
 
@@ -167,23 +163,6 @@ enum Task {
     Stream(archive::Member),
 }
 
-/// A part of a staged file that is to be written.
-#[derive(Debug)]
-struct Write_ {
-    package: usize,
-    file: Arc<Staged>,
-    offset: u64,
-    piece: Arc<Piece>,
-    range: Range<usize>,
-}
-
-/// A file in the stage.
-#[derive(Debug)]
-struct Staged {
-    file: File,
-    left: AtomicU64,
-}
-
 struct Shared {
     stage: Arc<Stage>,
     policy: Policy,
@@ -204,18 +183,6 @@ struct Slot {
     /// Decoding counts as one, each waiting write as one.
     outstanding: AtomicUsize,
     given_up: AtomicBool,
-}
-
-/// What everybody waits for.
-#[derive(Default)]
-struct Outcome {
-    ready: BTreeMap<usize, Ready>,
-    all_ready_at: Option<Instant>,
-    verified: HashSet<usize>,
-    /// What stand-ins are told, and what the caller gets.
-    failed: Option<String>,
-    error: Option<Error>,
-    over: bool,
 }
 
 /// A package that is being unpacked.
@@ -310,92 +277,7 @@ impl Drop for Unpacker {
     }
 }
 
-/// Tells the unpacker what is there, and waits for what it makes of it.
-#[derive(Clone)]
-pub(super) struct Handle(Arc<Shared>);
-
-impl Handle {
-    /// The package's bytes are the right ones.
-    pub(super) fn verified(&self, package: usize) {
-        self.0.outcome().verified.insert(package);
-        self.0.changed.notify_all();
-        self.0.pool.push((package, 0), Task::Open, 0);
-    }
-
-    /// Nothing more will come of it.
-    pub(super) fn fail(&self, error: Error) {
-        self.0.fail(error);
-    }
-
-    /// The first failure, if there was one.
-    pub(super) fn take_failure(&self) -> Option<Error> {
-        self.0.outcome().error.take()
-    }
-
-    /// Waits until every package is verified. Before that nothing is handed to dpkg, so that a download that fails
-    /// leaves the machine as it was.
-    pub(super) fn wait_verified(&self) -> Result<(), String> {
-        self.0.wait(|outcome, all| (outcome.verified.len() == all).then_some(()))
-    }
-
-    /// Waits until dpkg can have this package.
-    pub(super) fn wait_ready(&self, package: usize) -> Result<Ready, String> {
-        self.wait_verified()?;
-        let unchanged = self.0.unchanged.get_or_init(|| (self.0.policy.unchanged)());
-        if let Err(why) = unchanged {
-            self.fail(Error::new(Code::AptFailed, why.clone()));
-        }
-        self.0.wait(|outcome, _| outcome.ready.get(&package).cloned())
-    }
-
-    /// When the last package became ready; `None` before that.
-    pub(super) fn all_ready_at(&self) -> Option<Instant> {
-        self.0.outcome().all_ready_at
-    }
-
-    /// Why packages were handed over as they came, with their number.
-    pub(super) fn originals(&self) -> Vec<(usize, String)> {
-        let outcome = self.0.outcome();
-        let why = |(package, ready): (&usize, &Ready)| match ready {
-            Ready::Original(_, why) => Some((*package, why.clone())),
-            Ready::Stub(_) => None,
-        };
-        outcome.ready.iter().filter_map(why).collect()
-    }
-}
-
 impl Shared {
-    fn outcome(&self) -> MutexGuard<'_, Outcome> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<T>(&self, mut done: impl FnMut(&Outcome, usize) -> Option<T>) -> Result<T, String> {
-        let mut outcome = self.outcome();
-        loop {
-            if let Some(error) = &outcome.failed {
-                return Err(error.clone());
-            }
-            if outcome.over {
-                return Err("the installation was ended".into());
-            }
-            if let Some(answer) = done(&outcome, self.packages.len()) {
-                return Ok(answer);
-            }
-            outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn fail(&self, error: Error) {
-        let mut outcome = self.outcome();
-        if outcome.failed.is_none() {
-            outcome.failed = Some(error.to_string());
-            outcome.error = Some(error);
-        }
-        drop(outcome);
-        self.pool.stop();
-        self.changed.notify_all();
-    }
-
     fn work(&self) {
         while let Some(next) = self.pool.next() {
             match next {
@@ -411,7 +293,7 @@ impl Shared {
             self.pool.release(reserved);
             return;
         }
-        let (began, writing) = (thread_time(), WRITING.get());
+        let (began, writing) = (thread_time(), time_spent_writing());
         let done = match task {
             Task::Open => {
                 self.pool.release(reserved);
@@ -420,7 +302,7 @@ impl Shared {
             Task::Block(blocks, number) => self.block(package, &blocks, number, reserved),
             Task::Stream(member) => self.stream(package, member, reserved),
         };
-        let spent = thread_time().saturating_sub(began).saturating_sub(WRITING.get() - writing);
+        let spent = thread_time().saturating_sub(began).saturating_sub(time_spent_writing() - writing);
         self.decode_ns.fetch_add(spent, Ordering::Relaxed);
         if let Err(trouble) = done {
             self.give_up(package, trouble);
@@ -439,16 +321,6 @@ impl Shared {
                 self.ready(package, Ready::Original(slot.package.inside.clone(), why));
             }
         }
-    }
-
-    fn ready(&self, package: usize, ready: Ready) {
-        let mut outcome = self.outcome();
-        outcome.ready.insert(package, ready);
-        if outcome.ready.len() == self.packages.len() {
-            outcome.all_ready_at = Some(Instant::now());
-        }
-        drop(outcome);
-        self.changed.notify_all();
     }
 
     /// Decides what is to be done with a verified package.
@@ -547,33 +419,6 @@ impl Shared {
         splitter.feed(piece.bytes(), &mut placer)
     }
 
-    fn write(&self, write: Write_) {
-        let Write_ { package, file, offset, piece, range } = write;
-        let written = self.put(&file, &piece.bytes()[range], offset);
-        // Closed before the package is ready: the kernel executes no file that is open for writing, and a maintainer
-        // script may want to at once.
-        drop((piece, file));
-        if let Err(trouble) = written.and_then(|()| self.one_less(package)) {
-            self.give_up(package, trouble);
-        }
-    }
-
-    fn put(&self, file: &Staged, bytes: &[u8], offset: u64) -> Result<(), Trouble> {
-        let began = thread_time();
-        let length = bytes.len() as u64;
-        let written = fault::point(Kind::Write, self.stage.outside())
-            .and_then(|()| file.file.write_all_at(bytes, offset));
-        if written.is_ok() && file.left.fetch_sub(length, Ordering::AcqRel) == length {
-            start_writeback(&file.file);
-        }
-        let spent = thread_time().saturating_sub(began);
-        WRITING.set(WRITING.get() + spent);
-        self.write_ns.fetch_add(spent, Ordering::Relaxed);
-        written.map_err(|e| Trouble::writing(self.stage.outside(), e))?;
-        self.linked.fetch_add(length, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// One piece of work on the package less; the last one makes it ready.
     fn one_less(&self, package: usize) -> Result<(), Trouble> {
         let slot = &self.packages[package];
@@ -593,67 +438,6 @@ impl Shared {
         self.ready(package, Ready::Stub(inside));
         Ok(())
     }
-}
-
-/// Puts what comes out of a package's archive where it belongs.
-struct Placer<'a> {
-    shared: &'a Shared,
-    package: usize,
-    stub: &'a mut Stub,
-    conffiles: &'a HashSet<PathBuf>,
-    current: &'a mut Option<Arc<Staged>>,
-    inline: &'a mut u64,
-    piece: &'a Arc<Piece>,
-}
-
-impl Sink for Placer<'_> {
-    fn keep(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
-        self.stub.add(bytes)
-    }
-
-    fn wants(&mut self, entry: &Entry) -> Result<Option<String>, Trouble> {
-        const SET_ID: u32 = 0o6000;
-        if entry.size < MIN_STAGED {
-            return Ok(None);
-        }
-        if entry.mode & SET_ID != 0
-            || entry.path.starts_with("/etc")
-            || self.conffiles.contains(&entry.path)
-            || self.shared.policy.special.contains(&entry.path)
-            || !self.shared.policy.mounts.reach(&entry.path).map_err(Trouble::Broken)?
-        {
-            *self.inline += entry.size;
-            if *self.inline > MOST_INLINE {
-                return Err(Trouble::unsuitable("most of it cannot be linked from the stage's file system"));
-            }
-            return Ok(None);
-        }
-        let broken = |e| Trouble::writing(self.shared.stage.outside(), e);
-        let (file, link) = self.shared.stage.new_file().map_err(broken)?;
-        fault::point(Kind::Write, &link).and_then(|()| reserve(&file, entry.size)).map_err(broken)?;
-        *self.current = Some(Arc::new(Staged { file, left: AtomicU64::new(entry.size) }));
-        Ok(Some(link))
-    }
-
-    fn place(&mut self, offset: u64, range: Range<usize>) -> Result<(), Trouble> {
-        let Some(file) = self.current.as_ref() else {
-            return Err(Trouble::unsuitable("content without a file"));
-        };
-        self.shared.packages[self.package].outstanding.fetch_add(1, Ordering::AcqRel);
-        self.shared.pool.push_write(Write_ {
-            package: self.package,
-            file: file.clone(),
-            offset,
-            piece: self.piece.clone(),
-            range,
-        });
-        Ok(())
-    }
-}
-
-thread_local! {
-    /// Processor time that this thread has spent writing, nanoseconds: it is no decoding.
-    static WRITING: Cell<u64> = const { Cell::new(0) };
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -115,8 +115,9 @@ class Disk:
 class Machine:
     """One boot of a disk: `power on` at construction.  Times are of time.monotonic()."""
 
-    def __init__(self, site, image, disk, serial, kernel=None, initial=None, gpu=None):
-        """`serial`: the file that gets the console.  `gpu`: what fake_gpu.py made, for a machine that has one."""
+    def __init__(self, site, image, disk, serial, kernel=None, initial=None, gpu=None, ahead=0):
+        """`serial`: the file that gets the console.  `gpu`: what fake_gpu.py made, for a machine that has one.  `ahead`: days
+        by which its clock is wrong."""
         self.site, self.serial = site, serial
         self.requests = os.path.getsize(site.log) if os.path.exists(site.log) else 0
         machine = ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults",
@@ -130,11 +131,12 @@ class Machine:
                    "-device", "virtio-blk-pci,drive=disk", "-device", "virtio-rng-pci",
                    "-netdev", f"user,id=net,net=10.0.0.0/24,host={GATEWAY},dns=10.0.0.3,dhcpstart={ADDRESS},ipv6=off",
                    "-device", "virtio-net-pci,netdev=net,mac=0a:ff:d2:11:22:33,romfile=", "-serial", f"file:{serial}"]
+        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + ahead * 86_400))
         program = gpu.command if gpu else ["qemu-system-x86_64"]
         self.began, self.wall_began = time.monotonic(), time.time()
         self.process = subprocess.Popen(
             ["nsenter", f"--net={site.netns}", *DIE_WITH_US, *program, *machine, *identity, *boot, *devices,
-             *(gpu.devices if gpu else [])],
+             "-rtc", f"base={clock}", *(gpu.devices if gpu else [])],
             stdin=subprocess.DEVNULL, env={**os.environ, **(gpu.environment if gpu else {})})
 
     def console(self):
