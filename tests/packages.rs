@@ -494,10 +494,9 @@ fn a_lock_that_somebody_took_first_is_waited_for() {
     assert_eq!(m.version("tool"), "ii 1.0");
 }
 
+/// The lock of apt's package lists, held through an open file: the kernel names no process for it.
 #[expect(clippy::cast_possible_truncation, reason = "small constants, of another type than the field")]
-#[test]
-fn a_holder_that_the_kernel_does_not_name_is_waited_for_too() {
-    let m = Machine::new(&[]);
+fn lists_held(m: &Machine) -> fs::File {
     let lists = fs::File::options().write(true).open(m.root.at("/var/lib/apt/lists/lock")).unwrap();
     let whole = nix::libc::flock {
         l_type: nix::libc::F_WRLCK as nix::libc::c_short,
@@ -506,8 +505,31 @@ fn a_holder_that_the_kernel_does_not_name_is_waited_for_too() {
         l_len: 0,
         l_pid: 0,
     };
-    // A lock of the open file has no process.
     nix::fcntl::fcntl(&lists, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+    lists
+}
+
+#[test]
+fn lists_in_doubt_stay_as_long_as_another_program_holds_their_lock() {
+    let m = Machine::new(&[Deb::new("tool", "1.0")]);
+    let lists = fs::read_dir(m.root.at("/var/lib/apt/lists")).unwrap().map(|entry| entry.unwrap().path());
+    let list = lists.into_iter().find(|path| path.to_str().unwrap().ends_with("Release")).unwrap();
+    let whole = fs::read(&list).unwrap();
+    m.root.write(paths::LISTS_UNSYNCED, "another boot");
+    let lists = lists_held(&m);
+    let error = block(m.host.apt().waiting(Duration::from_millis(300)).update()).unwrap_err();
+    assert_eq!(error.code(), Code::AptLocked, "{error}");
+    assert!(list.exists(), "the lists have gone");
+    drop(lists);
+    fs::write(&list, "torn").unwrap();
+    block(m.host.apt().update()).unwrap();
+    assert!(fs::read(&list).unwrap() == whole, "the torn list has stayed");
+}
+
+#[test]
+fn a_holder_that_the_kernel_does_not_name_is_waited_for_too() {
+    let m = Machine::new(&[]);
+    let lists = lists_held(&m);
     let error = block(m.host.apt().waiting(Duration::from_millis(300)).update()).unwrap_err();
     assert_eq!(error.code(), Code::AptLocked);
     assert!(

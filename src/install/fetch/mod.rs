@@ -562,3 +562,20 @@ fn cpu_seconds_of(work: impl FnOnce()) -> f64 {
         Duration::from_micros(u64::try_from(micros).unwrap_or(0)).as_secs_f64()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::host::fetch::Fetch;
+
+    #[test]
+    fn what_is_fetched_ahead_waits_for_servers_as_the_run_does() {
+        let mut host = Host::new("/".into());
+        let patience = Patience { total: Duration::from_secs(7), ..Patience::default() };
+        host.fetch = Fetch::new().waiting(patience);
+        let settings = Settings::of(&host.in_silence(), &ProxyChoice::default());
+        assert_eq!(settings.patience.total, patience.total);
+    }
+}
