@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{Code, Error, Result};
 
@@ -24,6 +25,10 @@ pub(crate) const TEMPORARY: &str = ".gpu-bootstrap-";
 
 /// Symbolic links followed while resolving one path; the kernel's own limit.
 const MAX_LINKS: usize = 40;
+
+/// How often a directory is removed into which somebody puts files meanwhile, and how long is waited between.
+const REMOVALS: u32 = 20;
+const BETWEEN_REMOVALS: Duration = Duration::from_millis(50);
 
 impl Files {
     /// The tree below `root`.
@@ -237,10 +242,19 @@ impl Files {
     pub fn remove_tree(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let target = self.outside(path)?;
-        match fault::point(Kind::Remove, path).and_then(|()| fs::remove_dir_all(target)) {
-            Ok(()) => Ok(()),
-            Err(e) if is_missing(&e) => Ok(()),
-            Err(e) => Err(Error::io("remove the directory", path, e)),
+        fault::point(Kind::Remove, path).map_err(|e| Error::io("remove the directory", path, e))?;
+        let mut attempts = 1;
+        loop {
+            match fs::remove_dir_all(&target) {
+                Ok(()) => return Ok(()),
+                Err(e) if is_missing(&e) => return Ok(()),
+                // A program that outlived an earlier run still puts files there.
+                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && attempts < REMOVALS => {
+                    attempts += 1;
+                    std::thread::sleep(BETWEEN_REMOVALS);
+                }
+                Err(e) => return Err(Error::io("remove the directory", path, e)),
+            }
         }
     }
 

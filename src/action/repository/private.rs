@@ -14,8 +14,8 @@ use crate::host::{Host, paths};
 use super::packages::Index;
 use super::release::Release;
 
-/// The directory, below that of the index, into which apt fetches.
-const INCOMING: &str = "incoming";
+/// How the directories are called, below that of the index, into which apt fetches.
+const INCOMING: &str = "incoming.gpu-bootstrap-";
 
 /// Where the private index of one repository lies.
 #[derive(Clone, Debug)]
@@ -46,9 +46,10 @@ impl Private {
         format!("{}/apart.sources", self.dir)
     }
 
-    /// The directory into which apt fetches before anything is believed.
+    /// The directory into which apt fetches before anything is believed. This process's own: an apt that outlived its
+    /// agent may still be at work in another one, and two in one directory take each other's files away.
     pub(crate) fn incoming_dir(&self) -> String {
-        format!("{}/{INCOMING}", self.dir)
+        format!("{}/{INCOMING}{:06x}", self.dir, std::process::id())
     }
 
     /// The verified Release file, or `None` when there is none.
@@ -72,7 +73,9 @@ impl Private {
         for name in files.list(paths::LISTS_DIR)? {
             let dir = format!("{}/{name}", paths::LISTS_DIR);
             files.sweep(&dir)?;
-            files.remove_tree(format!("{dir}/{INCOMING}"))?;
+            for incoming in files.list(&dir)?.iter().filter(|name| name.starts_with(INCOMING)) {
+                files.remove_tree(format!("{dir}/{incoming}"))?;
+            }
         }
         Ok(())
     }
@@ -89,4 +92,23 @@ pub(crate) fn malformed(url: &str, path: &str, why: &str) -> Error {
     Error::new(Code::IndexMalformed, format!("the index of {url} is malformed: {path}: {why}")).with_hint(
         "the repository's publisher has to mend it; run again later, or use a mirror of an earlier state",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_processes_were_fetching_goes_and_what_was_verified_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path().into());
+        let private = Private::of("http://192.0.2.1/repos");
+        private.keep(&host, b"release", b"packages").unwrap();
+        for incoming in [private.incoming_dir(), format!("{}/{INCOMING}00beef", private.dir)] {
+            host.files.make_dir(format!("{incoming}/partial"), 0o755).unwrap();
+            host.files.write(format!("{incoming}/partial/x"), b"", 0o644).unwrap();
+        }
+        Private::sweep(&host.files).unwrap();
+        assert_eq!(host.files.list(&private.dir).unwrap(), ["Packages", "Release"]);
+    }
 }
