@@ -133,7 +133,7 @@ fn megabytes(bytes: u64) -> String {
 }
 
 /// What would be faster.
-fn advice(bottleneck: Bottleneck, report: &Report) -> String {
+pub(crate) fn advice(bottleneck: Bottleneck, report: &Report) -> String {
     match bottleneck {
         Bottleneck::Link => {
             "a mirror in the same region (source.packages), or an instance type with more network \

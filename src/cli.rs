@@ -20,6 +20,7 @@ use crate::facts;
 use crate::host::Host;
 use crate::host::files::Files;
 use crate::install::stand_in;
+use crate::page;
 use crate::plan;
 use crate::rehearse;
 use crate::report::{log, streams};
@@ -52,6 +53,8 @@ enum Command {
     Status(StatusArgs),
     /// Show where the time of the last installation went, and what would make it faster.
     Analyze(AnalyzeArgs),
+    /// Write a page about the last run: verdict, time, GPUs, changes, facts.
+    Report(ReportArgs),
     /// Print every fact about this machine, with its source.
     Detect(DetectArgs),
     /// Enumerate, compute on and judge every GPU; exits 5 where one does not work.
@@ -172,6 +175,16 @@ struct AnalyzeArgs {
 }
 
 #[derive(Args, Debug)]
+struct ReportArgs {
+    #[command(flatten)]
+    inputs: InputArgs,
+
+    /// Print one HTML page, which needs no network (`report --html >report.html`).
+    #[arg(long, required = true)]
+    html: bool,
+}
+
+#[derive(Args, Debug)]
 struct DetectArgs {
     #[command(flatten)]
     inputs: InputArgs,
@@ -282,6 +295,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             json: args.json,
         }),
         Command::Analyze(args) => analyze::show(&Files::new(args.root), args.json),
+        Command::Report(args) => report(&args.inputs),
         Command::Detect(args) => detect(&args.inputs, args.json),
         Command::DeviceQuery(args) => query_devices(&args),
         Command::Config(ConfigCommand::Check { file }) => {
@@ -307,6 +321,7 @@ impl Command {
         match self {
             Self::Run(args) => Some(&args.inputs.root),
             Self::Plan(args) => Some(&args.inputs.root),
+            Self::Report(args) => Some(&args.inputs.root),
             Self::Detect(args) => Some(&args.inputs.root),
             Self::Status(args) => Some(&args.root),
             _ => None,
@@ -391,6 +406,23 @@ fn detect(args: &InputArgs, json: bool) -> Result<u8> {
         let metadata = boot::metadata_client(&inputs)?;
         let facts = facts::gather_from_every_source(&host, metadata.as_ref()).await?;
         streams::out(&if json { to_json(&facts::show::json(&facts))? } else { facts::show::text(&facts) })?;
+        Ok(exit::CONVERGED)
+    })
+}
+
+fn report(args: &InputArgs) -> Result<u8> {
+    log::start(args.verbose);
+    let inputs = args.inputs(false);
+    let host = Host::new(inputs.root.clone());
+    let choice = change::earlier(&host.files)?;
+    let options = device_query::Options {
+        promised: choice.as_ref().map(Promised::of).unwrap_or_default(),
+        ..device_query::Options::default()
+    };
+    runtime()?.block_on(async {
+        let metadata = boot::metadata_client(&inputs)?;
+        let content = page::gather(&host, metadata.as_ref(), options).await?;
+        streams::out(&page::render(&content))?;
         Ok(exit::CONVERGED)
     })
 }

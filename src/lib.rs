@@ -19,6 +19,7 @@ pub mod fuzz;
 pub mod host;
 pub mod imds;
 pub mod install;
+pub mod page;
 pub mod plan;
 pub mod rehearse;
 pub mod report;

@@ -11,10 +11,13 @@ use super::os::Os;
 use super::{Fact, Facts};
 
 /// A line of the table.
-struct Row {
-    fact: &'static str,
-    value: String,
-    source: String,
+pub struct Row {
+    /// What it is about.
+    pub fact: &'static str,
+    /// The value, for people.
+    pub value: String,
+    /// The file, URL or program it came from.
+    pub source: String,
 }
 
 impl Row {
@@ -29,17 +32,24 @@ impl Row {
 
 /// A table of facts, values and sources, then a warning for each disagreement. Ends with a newline.
 pub fn text(facts: &Facts) -> String {
-    let mut rows = vec![Row::new("FACT", "VALUE", "SOURCE")];
-    identity(&facts.identity, &mut rows);
-    os(&facts.os, &mut rows);
-    gpu(&facts.gpu, &mut rows);
-    disk(&facts.disk, &mut rows);
-    let mut text = table(&rows);
+    let mut all = vec![Row::new("FACT", "VALUE", "SOURCE")];
+    all.extend(rows(facts));
+    let mut text = table(&all);
     for disagreement in &facts.gpu.disagreements {
         text.push_str(&printable(&format!("warning: {disagreement}")));
         text.push('\n');
     }
     text
+}
+
+/// Every fact, in the order in which a person would look. Values are as they were read: whoever shows them escapes them.
+pub fn rows(facts: &Facts) -> Vec<Row> {
+    let mut rows = Vec::new();
+    identity(&facts.identity, &mut rows);
+    os(&facts.os, &mut rows);
+    gpu(&facts.gpu, &mut rows);
+    disk(&facts.disk, &mut rows);
+    rows
 }
 
 /// The facts as they are, each with `value` and `source`; `identity.user_data` has `bytes` and `sha256` instead

@@ -70,6 +70,8 @@ pub struct StepStatus {
     pub changed: bool,
     /// One line per action.
     pub evidence: Vec<String>,
+    /// When it began; absent while it waits.
+    pub started: Option<Timestamp>,
     /// How long it took.
     pub seconds: Option<f64>,
     /// How its packages were installed, and what that took.
@@ -137,7 +139,7 @@ impl StatusFile {
         self.status.steps.iter_mut().find(|s| s.id == id)
     }
 
-    fn update(&mut self, kind: &EventKind) {
+    fn update(&mut self, at: Timestamp, kind: &EventKind) {
         match kind {
             EventKind::RunStarted { steps, plan_digest, instance_id, instance_type, boot_id, choices } => {
                 self.status.steps = steps
@@ -158,6 +160,7 @@ impl StatusFile {
             EventKind::StepStarted { step } => {
                 if let Some(s) = self.step(step) {
                     s.state = "running".into();
+                    s.started = Some(at);
                 }
             }
             EventKind::ActionChecked { .. } | EventKind::Unknown => {}
@@ -181,6 +184,7 @@ impl StatusFile {
                 self.status.progress = None;
                 if let Some(s) = step.as_ref().and_then(|id| self.step(id)) {
                     s.state = "failed".into();
+                    s.seconds = s.started.map(|began| at.duration_since(began).as_secs_f64());
                 }
                 self.status.error = Some(ErrorStatus {
                     step: step.clone(),
@@ -229,7 +233,7 @@ impl Listener for StatusFile {
     fn hear(&mut self, event: &Event) {
         self.status.started.get_or_insert(event.at);
         self.status.updated = Some(event.at);
-        self.update(&event.kind);
+        self.update(event.at, &event.kind);
         if self.due(event) {
             self.write(paths::STATUS);
         }
