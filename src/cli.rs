@@ -145,6 +145,7 @@ struct PlanArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("until_the_end").args(["wait", "watch"]).multiple(true))]
 struct StatusArgs {
     /// The machine's root.
     #[arg(long, value_name = "DIR", default_value = "/")]
@@ -154,8 +155,12 @@ struct StatusArgs {
     #[arg(long)]
     wait: bool,
 
+    /// Show what changes until the run is over, and exit with its exit code.
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
+
     /// Give up waiting after so many seconds.
-    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    #[arg(long, value_name = "SECONDS", requires = "until_the_end")]
     timeout: Option<u64>,
 
     /// Print JSON.
@@ -291,6 +296,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Status(args) => status::show(&status::Options {
             root: args.root,
             wait: args.wait,
+            watch: args.watch,
             timeout: args.timeout.map(Duration::from_secs),
             json: args.json,
         }),

@@ -2,6 +2,7 @@
 //! one that still works: the lock tells them apart.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,11 @@ use crate::error::{Code, Error, Result, exit};
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::report::event::{Progress, Unit};
-use crate::report::status_file::Status;
+use crate::report::status_file::{Status, StepStatus};
 use crate::report::streams;
 
 /// How often a waiting `status` looks.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(50);
 
 /// What `status` is asked for.
 #[derive(Clone, Debug)]
@@ -23,21 +24,31 @@ pub struct Options {
     pub root: PathBuf,
     /// Wait for the end of the run, and exit with its code.
     pub wait: bool,
+    /// Show what changes until the end of the run, and exit with its code.
+    pub watch: bool,
     /// Longest wait.
     pub timeout: Option<Duration>,
     /// JSON instead of text.
     pub json: bool,
 }
 
-/// Prints the status and returns the exit code: with `--wait` the run's own, otherwise 0.
+/// Prints the status and returns the exit code: with `--wait` and `--watch` the run's own, otherwise 0.
 pub fn show(options: &Options) -> Result<u8> {
     let files = Files::new(options.root.clone());
     let began = Instant::now();
+    let waits = options.wait || options.watch;
+    let mut screen = options.watch.then(Screen::default);
     loop {
         let status = read(&files)?;
         let over = status.as_ref().is_some_and(|s| s.state != "running" && of_this_boot(&files, s));
-        if !options.wait || over {
+        if !waits || over {
+            if let Some(screen) = &mut screen {
+                screen.clear()?;
+            }
             return print(status, options);
+        }
+        if let (Some(screen), Some(status)) = (&mut screen, &status) {
+            screen.show(status)?;
         }
         if options.timeout.is_some_and(|limit| began.elapsed() >= limit) {
             return Err(Error::new(
@@ -95,7 +106,50 @@ fn print(status: Option<Status>, options: &Options) -> Result<u8> {
     } else {
         streams::out(&streams::printable(&text(&status)))?;
     }
-    Ok(if options.wait { status.exit_code.unwrap_or(exit::FAILED) } else { exit::CONVERGED })
+    Ok(if options.wait || options.watch { status.exit_code.unwrap_or(exit::FAILED) } else { exit::CONVERGED })
+}
+
+/// What `--watch` shows: on a terminal the whole status, drawn over the last one; elsewhere a line for each step that
+/// ends.
+#[derive(Default)]
+struct Screen {
+    shown: String,
+    ended: usize,
+}
+
+impl Screen {
+    fn show(&mut self, status: &Status) -> Result<()> {
+        if !std::io::stdout().is_terminal() {
+            let ended: Vec<_> = status.steps.iter().filter(|s| s.seconds.is_some()).collect();
+            for step in ended.iter().skip(self.ended) {
+                streams::out(&streams::printable(&line(step)))?;
+            }
+            self.ended = self.ended.max(ended.len());
+            return Ok(());
+        }
+        let text = streams::printable(&text(status));
+        if text != self.shown {
+            self.clear()?;
+            // Lines that are too long are cut, not broken: what is drawn is counted by lines.
+            streams::out(&format!("\u{1b}[?7l{text}\u{1b}[?7h"))?;
+            self.shown = text;
+        }
+        Ok(())
+    }
+
+    /// Takes what stands there away.
+    fn clear(&mut self) -> Result<()> {
+        let lines = std::mem::take(&mut self.shown).lines().count();
+        if lines > 0 {
+            streams::out(&format!("\u{1b}[{lines}F\u{1b}[J"))?;
+        }
+        Ok(())
+    }
+}
+
+fn line(step: &StepStatus) -> String {
+    let seconds = step.seconds.map(|s| format!(" {s:.1} s")).unwrap_or_default();
+    format!("  {:<8} {}{seconds}\n", step.state, step.title)
 }
 
 /// How far a piece of work has come, in words.
@@ -122,8 +176,7 @@ pub fn text(status: &Status) -> String {
     }
     let _ = writeln!(out);
     for step in &status.steps {
-        let seconds = step.seconds.map(|s| format!(" {s:.1} s")).unwrap_or_default();
-        let _ = writeln!(out, "  {:<8} {}{seconds}", step.state, step.title);
+        out.push_str(&line(step));
     }
     if let Some(p) = &status.progress {
         let _ = writeln!(out, "  now: {} {}{}", p.what, p.item, amount(p));

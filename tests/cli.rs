@@ -152,6 +152,54 @@ fn status_waits_for_the_end_and_exits_with_the_runs_code() {
     assert_eq!(waiting.wait().unwrap().code(), Some(3));
 }
 
+/// What `status --watch` prints of a run whose second step ends while it looks, and its exit code.
+fn watched(on_a_terminal: bool) -> (i32, String) {
+    let machine = idle().file("/var/lib/gpu-bootstrap/lock", "pid 4711\n");
+    let lock = fs::File::open(machine.outside("/var/lib/gpu-bootstrap/lock")).unwrap();
+    let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock);
+    let held = held.map_err(|(_, e)| e).unwrap();
+    let path = machine.outside("/run/gpu-bootstrap/status.json");
+    let write = |second: &str, state: &str, outcome: Value| {
+        let steps = serde_json::json!([
+            {"id": "a", "title": "first", "state": "done", "seconds": 1.5},
+            {"id": "b", "title": "second", "state": second, "seconds": (second == "done").then_some(2.5)},
+        ]);
+        let status = serde_json::json!({"state": state, "outcome": outcome, "exit_code": 10, "steps": steps});
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path.with_extension("new"), status.to_string()).unwrap();
+        fs::rename(path.with_extension("new"), &path).unwrap();
+    };
+    write("running", "running", Value::Null);
+    let mut command = machine.command(&["status", "--watch", "--timeout", "30"]);
+    if on_a_terminal {
+        let words = [command.get_program()].into_iter().chain(command.get_args());
+        let line = words.map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+        command = std::process::Command::new("script");
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    }
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    let watching = command.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    write("done", "running", Value::Null);
+    std::thread::sleep(Duration::from_millis(400));
+    write("done", "finished", "reboot-needed".into());
+    drop(held);
+    let output = watching.wait_with_output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).replace('\r', ""))
+}
+
+#[test]
+fn status_watches_until_the_end() {
+    let lines = "  done     first 1.5 s\n  done     second 2.5 s\n";
+    let whole = format!("reboot-needed (exit code 10)\n{lines}");
+    assert_eq!(watched(false), (10, format!("{lines}{whole}")));
+    let (code, drawn) = watched(true);
+    assert_eq!(code, 10, "{drawn:?}");
+    // Drawn three times, each time over the last one.
+    assert_eq!(drawn.matches("\u{1b}[3F\u{1b}[J").count(), 2, "{drawn:?}");
+    assert!(drawn.contains("  running  second\n") && drawn.ends_with(&whole), "{drawn:?}");
+}
+
 #[test]
 fn status_gives_up_after_its_time_out() {
     let began = Instant::now();

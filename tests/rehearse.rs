@@ -2,6 +2,9 @@
 //! outlives the supervisor. They need root, as `tests/run` arranges.
 #![expect(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
+#[path = "support/json_schema.rs"]
+mod json_schema;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -320,8 +323,10 @@ fn apt_installs_the_simulated_packages_and_the_driver_loads_as_on_a_gpu_machine(
 fn whole(args: &[&str]) -> (i32, serde_json::Value, String) {
     let output = rehearse(args).arg("--json").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let document =
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
+    let document = serde_json::from_slice::<serde_json::Value>(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
+    let schema = serde_json::from_str(include_str!("../packaging/status.schema.json")).unwrap();
+    json_schema::validate(&schema, &document["status"]);
     (output.status.code().unwrap(), document, said)
 }
 

@@ -2,6 +2,8 @@
 //! and shows what others wrote as text.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/json_schema.rs"]
+mod json_schema;
 #[path = "support/machine.rs"]
 mod machine;
 
@@ -13,6 +15,26 @@ use serde_json::{Value, json};
 const RESULT: &str = "/var/lib/gpu-bootstrap/result.json";
 const NO_PACKAGES: &str =
     "[driver]\nbranch = \"none\"\n[cuda]\ntoolkit = \"none\"\n[cudnn]\nversion = \"none\"\n";
+
+/// The last result, which fits its schema.
+fn result(machine: &Machine) -> Value {
+    let result = serde_json::from_str(&machine.read(RESULT)).unwrap();
+    json_schema::validate(&schema(), &result);
+    result
+}
+
+fn schema() -> Value {
+    serde_json::from_str(include_str!("../packaging/status.schema.json")).unwrap()
+}
+
+#[test]
+fn the_schema_refuses_what_does_not_belong() {
+    let machine = Machine::debian12();
+    machine.run(&["run"]);
+    let mut result = result(&machine);
+    result["error"]["hint"] = 5.into();
+    assert!(std::panic::catch_unwind(|| json_schema::validate(&schema(), &result)).is_err());
+}
 
 fn page(machine: &Machine) -> String {
     let ran = machine.run(&["report", "--html"]);
@@ -56,7 +78,7 @@ fn before_the_first_run_there_is_nothing_to_report() {
 fn a_run_that_failed_is_shown_with_its_reason_and_what_to_do() {
     let machine = Machine::debian12();
     assert_eq!(machine.run(&["run"]).code, 3);
-    let result: Value = serde_json::from_str(&machine.read(RESULT)).unwrap();
+    let result = result(&machine);
     let page = page(&machine);
     for words in [
         "The run failed",
@@ -75,7 +97,7 @@ fn a_run_that_failed_is_shown_with_its_reason_and_what_to_do() {
 fn a_run_that_found_everything_as_wanted_says_so_and_when_each_step_began_is_kept() {
     let machine = Machine::debian12().t4().file("/etc/gpu-bootstrap/10-idle.toml", NO_PACKAGES);
     let ran = machine.run(&["run"]);
-    let result: Value = serde_json::from_str(&machine.read(RESULT)).unwrap();
+    let result = result(&machine);
     for step in result["steps"].as_array().unwrap().iter().filter(|s| s["state"] != "pending") {
         assert!(step["started"].is_string(), "{ran:?}\n{step:#}");
     }
