@@ -26,6 +26,7 @@ use crate::imds;
 use crate::install::Installer;
 use crate::plan::step::Scope;
 use crate::plan::{self, Plan};
+use crate::report::cloud_init::CloudInit;
 use crate::report::cloudwatch;
 use crate::report::console::Console;
 use crate::report::event::{EventKind, StepTitle};
@@ -69,6 +70,8 @@ pub struct RunOptions {
     pub ssm: bool,
     /// Suppress the step lines on standard output.
     pub quiet: bool,
+    /// Write the files by which others wait for cloud-init, where it is not installed.
+    pub cloud_init_compat: bool,
 }
 
 /// Facts, config, choice and plan, before anything is changed.
@@ -406,6 +409,11 @@ fn reports(options: &RunOptions, files: &Files) -> Reports {
     if !options.quiet {
         let bars = !options.boot && std::io::stderr().is_terminal();
         listeners.push(Box::new(Console::new(options.boot, bars)));
+    }
+    if options.cloud_init_compat
+        && let Some(listener) = CloudInit::new(files.clone())
+    {
+        listeners.push(Box::new(listener));
     }
     Reports::new(listeners)
 }

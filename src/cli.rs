@@ -132,6 +132,10 @@ struct RunArgs {
     /// Print nothing but errors.
     #[arg(short, long)]
     quiet: bool,
+
+    /// Write the files by which Packer, Ansible and others wait for cloud-init, where it is not installed.
+    #[arg(long)]
+    cloud_init_compat: bool,
 }
 
 #[derive(Args, Debug)]
@@ -371,6 +375,7 @@ impl RunArgs {
             reboot: self.boot && !self.no_reboot,
             ssm: self.ssm,
             quiet: self.quiet,
+            cloud_init_compat: self.cloud_init_compat,
         }
     }
 }

@@ -122,6 +122,44 @@ fn a_second_run_at_the_same_time_exits_4_and_names_the_holder() {
 }
 
 #[test]
+fn whoever_waits_for_cloud_init_is_told_in_its_words() {
+    let machine = idle();
+    machine.run(&["run", "--cloud-init-compat"]);
+    let status = json(&machine.read("/run/cloud-init/status.json"));
+    assert_eq!(
+        (&status["v1"]["stage"], &status["v1"]["datasource"]),
+        (&Value::Null, &"DataSourceNone".into())
+    );
+    for stage in ["init-local", "init", "modules-config", "modules-final"] {
+        assert!(status["v1"][stage]["finished"].is_number(), "{status:#}");
+    }
+    let result = json(&machine.read("/run/cloud-init/result.json"));
+    assert_eq!(result["v1"]["errors"], status["v1"]["modules-final"]["errors"]);
+    assert!(
+        machine
+            .read("/var/lib/cloud/instances/iid-datasource-none/boot-finished")
+            .contains(" - v. gpu-bootstrap ")
+    );
+
+    let broken = Machine::debian12();
+    assert_eq!(broken.run(&["run", "--cloud-init-compat"]).code, 3);
+    let errors = json(&broken.read("/run/cloud-init/result.json"))["v1"]["errors"].to_string();
+    assert!(errors.contains("[no-gpu]"), "{errors}");
+    assert!(broken.outside("/var/lib/cloud/instances/iid-datasource-none/boot-finished").exists());
+}
+
+#[test]
+fn a_machine_with_cloud_init_keeps_its_files_and_one_without_the_flag_gets_none() {
+    let machine = Machine::debian12().file("/etc/cloud/cloud.cfg", "users: []\n");
+    let ran = machine.run(&["run", "--cloud-init-compat"]);
+    assert!(ran.stderr.contains("/etc/cloud/cloud.cfg is there"), "{ran:?}");
+    assert!(!machine.outside("/run/cloud-init").exists() && !machine.outside("/var/lib/cloud").exists());
+    let machine = Machine::debian12();
+    machine.run(&["run"]);
+    assert!(!machine.outside("/run/cloud-init").exists() && !machine.outside("/var/lib/cloud").exists());
+}
+
+#[test]
 fn status_tells_a_killed_run_from_one_that_works() {
     let machine =
         idle().file("/run/gpu-bootstrap/status.json", r#"{"schema":1,"state":"running","pid":4711}"#);

@@ -1,5 +1,6 @@
 //! What the agent says while it works. Every report listens to the same [`event`] stream; none can fail a run.
 
+pub mod cloud_init;
 pub mod cloudwatch;
 pub mod console;
 pub mod event;
