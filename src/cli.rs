@@ -421,6 +421,10 @@ fn detect(args: &InputArgs, json: bool) -> Result<u8> {
     })
 }
 
+/// How long a driver may take to answer for the page: it has been initialised before, and whoever waits for the page sees
+/// nothing meanwhile.
+const PAGE_LIMIT: Duration = Duration::from_secs(60);
+
 fn report(args: &InputArgs) -> Result<u8> {
     log::start(args.verbose);
     let inputs = args.inputs(false);
@@ -428,6 +432,7 @@ fn report(args: &InputArgs) -> Result<u8> {
     let choice = change::earlier(&host.files)?;
     let options = device_query::Options {
         promised: choice.as_ref().map(Promised::of).unwrap_or_default(),
+        deadline: Some(PAGE_LIMIT),
         ..device_query::Options::default()
     };
     runtime()?.block_on(async {
