@@ -6,6 +6,7 @@
 mod machine;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
@@ -216,14 +217,20 @@ fn watched(on_a_terminal: bool) -> (i32, String) {
         command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
     }
     command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
-    let watching = command.spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(400));
+    let mut watching = command.spawn().unwrap();
+    let (mut output, mut printed) = (BufReader::new(watching.stdout.take().unwrap()), String::new());
+    let mut until = |words: &str| {
+        while !printed.contains(words) {
+            assert_ne!(output.read_line(&mut printed).unwrap(), 0, "no {words:?} in {printed:?}");
+        }
+    };
+    until(if on_a_terminal { "running  second" } else { "done     first" });
     write("done", "running", Value::Null);
-    std::thread::sleep(Duration::from_millis(400));
+    until("done     second");
     write("done", "finished", "reboot-needed".into());
     drop(held);
-    let output = watching.wait_with_output().unwrap();
-    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).replace('\r', ""))
+    output.read_to_string(&mut printed).unwrap();
+    (watching.wait().unwrap().code().unwrap(), printed.replace('\r', ""))
 }
 
 #[test]

@@ -787,8 +787,8 @@ fn a_script_that_hangs_is_ended_with_its_package_s_name_and_the_next_run_goes_on
 #[test]
 fn a_slow_script_that_says_something_is_left_alone() {
     let m = Machine::new(&[Deb::new("cuda-slow", "1")
-        .script("postinst", "for i in 1 2 3 4 5 6 7 8; do echo still here; sleep 0.5; done")]);
-    let options = Options { script_timeout: Duration::from_secs(2), ..Options::default() };
+        .script("postinst", "for i in 1 2 3 4 5 6 7 8 9 10; do echo still here; sleep 0.5; done")]);
+    let options = Options { script_timeout: Duration::from_secs(4), ..Options::default() };
     block(Installer::new(&m.host).with(options).install(&request(&["cuda-slow"]))).unwrap();
 }
 
