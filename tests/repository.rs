@@ -688,6 +688,19 @@ async fn components_are_enabled_where_the_archive_is_named_in_a_file_of_mirrors(
 }
 
 #[tokio::test]
+async fn an_archive_that_apt_cannot_read_is_told_as_that_and_not_as_none() {
+    let root = Root::new();
+    let host = Host::new(root.path().to_path_buf());
+    root.write("/etc/apt/sources.list", "deb http://127.0.0.1:9/debian bookworm main\n");
+    let path = "/etc/apt/sources.list.d/gpu-bootstrap-components.sources";
+    let action =
+        Action::AptComponents(AptComponents { path: path.into(), components: strings(&["contrib"]) });
+    let error = action.apply(&host).await.unwrap_err();
+    assert_eq!(error.code(), Code::AptFailed, "{error}");
+    assert!(error.causes().join("\n").contains("http://127.0.0.1:9/debian"), "{error:?}");
+}
+
+#[tokio::test]
 async fn components_of_the_distribution_are_enabled_beside_its_own_files() {
     let key = Key::generate("tests");
     let debian_files = archive(&key, "Debian", &["main", "contrib", "non-free"]);

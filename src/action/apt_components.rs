@@ -92,11 +92,16 @@ impl Converge for AptComponents {
         let entries = sources::read(host)?;
         // Our own file is written anew from what the others say.
         let mut known = archives(host, &entries, &codename, Some(&self.path))?;
+        let mut refused = None;
         if known.iter().any(|a| a.release.is_none()) {
-            host.apt().update_for(&[]).await?;
+            refused = host.apt().update_for(&[]).await?;
             known = archives(host, &entries, &codename, Some(&self.path))?;
         }
         let own: Vec<&Archive<'_>> = known.iter().filter(|a| a.is_distributions_own()).collect();
+        if let (true, Some(error)) = (own.is_empty(), refused) {
+            // What apt says of the archive (that it is not to be reached, or the clock is wrong) is the reason.
+            return Err(error);
+        }
         self.judge(&own, &codename)?;
         match self.content(&own) {
             Some(content) => host.files.write(&self.path, content.as_bytes(), 0o644)?,
@@ -108,7 +113,7 @@ impl Converge for AptComponents {
         if outcome.is_err() {
             host.files.remove(&self.path)?;
         }
-        outcome.map(|()| Applied::Done)
+        outcome.map(|_| Applied::Done)
     }
 
     fn describe(&self) -> String {

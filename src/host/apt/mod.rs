@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use failure::http_status;
 
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::host::exec::{Call, Output};
 
 use super::fetch::waiting;
@@ -115,9 +115,9 @@ impl Apt<'_> {
 
     /// Like [`Apt::update`], but what is wrong with somebody else's source is a notice, not a failure: a stale
     /// third-party repository must not keep a GPU from working. `ours` are addresses (without scheme) that have
-    /// to be fresh.
-    pub async fn update_for(&self, ours: &[String]) -> Result<()> {
-        let Err(error) = self.update().await else { return Ok(()) };
+    /// to be fresh. What was wrong is also the answer: it may explain what is missing later.
+    pub async fn update_for(&self, ours: &[String]) -> Result<Option<Error>> {
+        let Err(error) = self.update().await else { return Ok(None) };
         let words = error.causes().join("\n");
         // One slash: apt writes `file:/srv/x` and `mirror+file:/etc/apt/mirrors/debian.list` (EC2's Debian images) so.
         let about_a_source =
@@ -126,7 +126,7 @@ impl Apt<'_> {
             return Err(error);
         }
         self.host.notice(format!("apt could not refresh every source, going on with what it has: {words}"));
-        Ok(())
+        Ok(Some(error))
     }
 
     /// Renews the package lists if a power cut may have torn them; otherwise nothing happens.
@@ -135,7 +135,7 @@ impl Apt<'_> {
             return Ok(());
         }
         tracing::warn!("the machine went down before the package lists were on the disk: renewing them");
-        self.update_for(&[]).await
+        self.update_for(&[]).await.map(drop)
     }
 
     /// `apt-get update` for one sources file alone, into a lists directory of its own (paths inside the root):

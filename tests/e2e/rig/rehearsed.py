@@ -35,6 +35,7 @@ PATIENCE_SECONDS = 600
 # What may differ from a machine whose run was left alone, besides tree.VOLATILE.
 AFTER_A_CRASH = [
     (r"/var/lib/dpkg/(statoverride|diversions)-old$", "dpkg's copy of the state before the last change"),
+    (r"/var/lib/apt/extended_states\.[A-Za-z0-9]{6}$", "apt's unfinished file, left by the apt that was killed"),
     (r"/var/lib/dpkg/triggers/", "empty lists that dpkg leaves or not"),
     (r"/var/lib/gpu-bootstrap/choice\.json$", "compared apart: the sentences are those of the run that wrote it"),
 ]
