@@ -251,7 +251,7 @@ fn no_secret_of_a_proxy_or_of_apts_sources_leaves_the_process() {
         watched.run(args, &[]);
     }
     let result = watched.result();
-    assert_eq!(result["error"]["code"], "component-missing", "{result:?}");
+    assert_eq!(result["error"]["code"], "apt-failed", "{result:?}");
     assert!(result["notices"].to_string().contains("127.0.0.1:9/debian"), "apt was asked: {result:?}");
     watched.assert_no_secret("apt's sources");
 }
