@@ -1,8 +1,8 @@
 //! What takes a package's place until dpkg has it: the stub, which is the package with links for its big files, and the
 //! placeholder, which is what programs see that look at archives before.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -81,13 +81,30 @@ pub(in crate::install) fn fill_placeholder(package: &Path, placeholder: &Path) -
         fault::point(Kind::Write, placeholder)?;
         let file = File::open(package)?;
         let size = file.metadata()?.len();
-        let Ok(archive) = Archive::read(&file, size) else {
-            return fs::copy(package, placeholder).map(drop);
-        };
         // With the header of the data: readers go from header to header.
-        let mut beginning = vec![0; usize::try_from(archive.data.at).unwrap_or(usize::MAX)];
-        file.read_exact_at(&mut beginning, 0)?;
-        File::options().write(true).open(placeholder)?.write_all_at(&beginning, 0)
+        let wanted = Archive::read(&file, size).map_or(size, |archive| archive.data.at);
+        // Never shorter, not for a moment: apt, which looks at its size meanwhile, would fetch another one.
+        let mut placeholder = File::options().write(true).open(placeholder)?;
+        io::copy(&mut file.take(wanted), &mut placeholder).map(drop)
     };
     fill().map_err(|e| Error::io("fill", placeholder, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placeholder_is_filled_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (package, placeholder) = (dir.path().join("package"), dir.path().join("placeholder"));
+        std::fs::write(&package, b"no archive").unwrap();
+        // A longer one shows whether it is emptied first.
+        std::fs::write(&placeholder, [7; 20]).unwrap();
+        fill_placeholder(&package, &placeholder).unwrap();
+        assert_eq!(
+            std::fs::read(&placeholder).unwrap(),
+            b"no archive\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07"
+        );
+    }
 }
