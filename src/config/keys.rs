@@ -64,7 +64,7 @@ impl Kind {
             Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
             Self::GpuCount => "\"auto\" or a number from 1".into(),
             Self::Memory => "\"auto\" or an amount from 64M such as \"512M\" or \"2G\"".into(),
-            Self::Seconds => "a number of seconds from 1 to 86400".into(),
+            Self::Seconds => format!("a number of seconds from {} to {}", SECONDS.start(), SECONDS.end()),
             Self::Namespace => "1 to 255 characters, not beginning with \":\" or \"AWS/\"".into(),
         }
     }
