@@ -3,10 +3,12 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use super::fault;
 use crate::error::{Code, Error, Result};
@@ -16,6 +18,9 @@ const KEEP_OUTPUT: usize = 1 << 20;
 
 /// How long output is waited for after the program has ended: what it wrote itself lies in the pipe already.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How long a killed program is waited for. One that waits for a disk (or a driver) may take longer to go.
+const GONE: Duration = Duration::from_secs(2);
 
 /// Bytes of one line that are handed to [`Exec::stream`]'s listener; a longer line is cut.
 const KEEP_LINE: usize = 4096;
@@ -131,14 +136,14 @@ impl Exec {
         let mut command = self.command(call);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
         command.process_group(0);
-        let mut child = fault::exec(call)
+        let child = fault::exec(call)
             .and_then(|()| command.spawn())
             .map_err(|e| Error::new(Code::Exec, format!("cannot run {}", call.line())).because(e))?;
         fault::child(child.id());
         // Dropped on a time-out, and when the run is interrupted: no grandchild is left to work unseen.
-        let group = Group(child.id());
-        let mut out = child.stdout.take();
-        let mut err = child.stderr.take();
+        let mut group = Group(child);
+        let mut out = group.0.stdout.take();
+        let mut err = group.0.stderr.take();
         let mut ignored = |_: &str| ();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let work = async {
@@ -151,8 +156,8 @@ impl Exec {
             tokio::pin!(drained);
             // A daemon that a maintainer script leaves behind may hold the pipes for as long as it lives.
             tokio::select! {
-                _ = &mut drained => child.wait().await,
-                status = child.wait() => {
+                _ = &mut drained => group.0.wait().await,
+                status = group.0.wait() => {
                     let _ = tokio::time::timeout(LINGER, &mut drained).await;
                     status
                 }
@@ -164,7 +169,6 @@ impl Exec {
                 format!("{} did not end within {} s", call.line(), call.limit.as_secs()),
             ));
         };
-        group.ended();
         let status = status
             .map_err(|e| Error::new(Code::Exec, format!("cannot wait for {}", call.line())).because(e))?;
         let status = status.code().unwrap_or_else(|| {
@@ -233,24 +237,38 @@ async fn drain_lines(
     }
 }
 
-/// The process group of a running program; dropping it kills whatever is left of it.
-struct Group(Option<u32>);
-
-impl Group {
-    /// The program ended by itself: what it left running on purpose (a daemon) stays.
-    fn ended(mut self) {
-        self.0 = None;
-    }
-}
+/// A running program that leads its process group; dropped before its end, it takes the whole group with it. A program
+/// that ended by itself leaves behind what it left running on purpose (a daemon).
+struct Group(Child);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(pid) = self.0.and_then(|p| i32::try_from(p).ok()) {
-            // The group may be gone already: nothing to do then.
-            let _ =
-                nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        let Some(pid) = self.0.id().and_then(|p| i32::try_from(p).ok()) else { return };
+        let group = Pid::from_raw(pid);
+        // The group may be gone already: nothing to do then.
+        let _ = killpg(group, Signal::SIGKILL);
+        // A killed program keeps its locks until it is gone: whoever hears of its end may take them at once.
+        let deadline = Instant::now() + GONE;
+        while Instant::now() < deadline {
+            // It stays in its group until it is waited for; what it had started is waited for by process 1, in its time.
+            let _ = self.0.try_wait();
+            if killpg(group, None).is_err() || !works(group) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Whether a process of the group is more than a zombie, which keeps nothing; `true` when it can't be told.
+fn works(group: Pid) -> bool {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
+    processes.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("stat")).ok()).any(|stat| {
+        // The name before it, in brackets, may contain anything.
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let (state, _parent, of) = (fields.next(), fields.next(), fields.next());
+        !matches!(state, Some("Z" | "X")) && of.and_then(|g| g.parse().ok()) == Some(group.as_raw())
+    })
 }
 
 #[cfg(test)]
@@ -273,14 +291,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whoever_hears_of_a_time_out_finds_no_lock_of_the_program_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = dir.path().join("lock");
+        // The lock is a grandchild's, and so is the memory that takes its time to be given back.
+        let script = format!(
+            "flock {} sh -c 'head -c 200000000 /dev/zero | tail -c 200000000 & echo held >{0}; sleep 30'; true",
+            lock.display()
+        );
+        let call = Call::new("sh").args(["-c", &script]).limit(Duration::from_millis(500));
+        for _ in 0..5 {
+            assert_eq!(exec().output(&call).await.unwrap_err().code(), Code::ExecTimeout);
+            let file = std::fs::File::open(&lock).unwrap();
+            assert_eq!(std::io::read_to_string(&file).unwrap(), "held\n");
+            nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn a_daemon_that_holds_the_output_does_not_hold_the_run() {
         let call = Call::new("sh").args(["-c", "sleep 30 & echo $!"]).limit(Duration::from_secs(20));
         let began = std::time::Instant::now();
         let daemon = exec().run(&call).await.unwrap().text();
         assert!(began.elapsed() < Duration::from_secs(10));
         // It was left running, as dpkg's own caller would leave it.
-        let daemon = nix::unistd::Pid::from_raw(daemon.trim().parse().unwrap());
-        nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let daemon = Pid::from_raw(daemon.trim().parse().unwrap());
+        nix::sys::signal::kill(daemon, Signal::SIGKILL).unwrap();
     }
 
     #[tokio::test]
