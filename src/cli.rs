@@ -23,6 +23,7 @@ use crate::install::stand_in;
 use crate::page;
 use crate::plan;
 use crate::rehearse;
+use crate::report::remote::deliver;
 use crate::report::{log, streams};
 use crate::status;
 use crate::user_data_stub;
@@ -69,6 +70,9 @@ enum Command {
     Rehearse(rehearse::Options),
     #[command(hide = true)]
     RehearseInside(rehearse::InsideOptions),
+    /// The process beside a run that delivers its reports.
+    #[command(hide = true)]
+    Deliver,
 }
 
 /// Where to look, shared by the commands that look.
@@ -322,6 +326,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         }
         Command::Rehearse(options) => rehearse::run(&options),
         Command::RehearseInside(options) => rehearse::inside(&options),
+        Command::Deliver => runtime()?.block_on(deliver::main()).map(|()| exit::CONVERGED),
     }
 }
 

@@ -169,6 +169,12 @@ pub mod paths {
     pub const STAGE_DIR: &str = "/var/lib/gpu-bootstrap/stage";
     /// The result of the last run that installed something, for `analyze`.
     pub const LAST_INSTALLATION: &str = "/var/lib/gpu-bootstrap/last-installation.json";
+    /// Reports that could not be delivered yet.
+    pub const SPOOL_DIR: &str = "/var/lib/gpu-bootstrap/spool";
+    /// Held by flock by whoever delivers what earlier runs left; names its holder.
+    pub const SPOOL_LOCK: &str = "/var/lib/gpu-bootstrap/spool/lock";
+    /// How it stands with reports since the run is over.
+    pub const DELIVERY: &str = "/run/gpu-bootstrap/delivery.json";
     /// Files of others that stood in the way, kept.
     pub const SET_ASIDE_DIR: &str = "/var/lib/gpu-bootstrap/set-aside";
     /// Live status, rewritten at each event.
@@ -176,9 +182,10 @@ pub mod paths {
     /// The result of the last run, written only at its end.
     pub const RESULT: &str = "/run/gpu-bootstrap/result.json";
     /// Every directory that files of ours are written to.
-    pub const WRITTEN_DIRS: [&str; 11] = [
+    pub const WRITTEN_DIRS: [&str; 12] = [
         STATE_DIR,
         CACHE_DIR,
+        SPOOL_DIR,
         PACKAGE_FILES_DIR,
         "/run/gpu-bootstrap",
         "/etc/apt/preferences.d",
