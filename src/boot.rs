@@ -420,6 +420,7 @@ fn reports(options: &RunOptions, files: &Files) -> Reports {
 
 fn host(options: &RunOptions, reports: &Reports) -> Host {
     let (progress, notices, installations) = (reports.clone(), reports.clone(), reports.clone());
+    let verdicts = reports.clone();
     Host::new(options.inputs.root.clone())
         .with_progress(move |p| progress.emit(EventKind::Progress(p)))
         .with_notices(move |text| notices.emit(EventKind::Notice { text }))
@@ -427,6 +428,7 @@ fn host(options: &RunOptions, reports: &Reports) -> Host {
             installations
                 .emit(EventKind::Installed { sentence: report.sentence(), report: Box::new(report) });
         })
+        .with_verdicts(move |of_gpus| verdicts.emit(EventKind::GpusChecked(Box::new(of_gpus))))
 }
 
 fn require_root() -> Result<()> {

@@ -9,6 +9,7 @@ use super::Listener;
 use super::event::{Event, EventKind};
 use super::progress::ProgressBars;
 use super::streams::printable;
+use crate::device_query::checks::Verdict;
 
 /// Writes step lines.
 pub struct Console {
@@ -68,6 +69,10 @@ impl Listener for Console {
                 self.line(&format!("{word:<8} {title}: {what}"));
             }
             EventKind::Installed { sentence, .. } => self.line(sentence),
+            // GPUs that all work are the evidence of their step.
+            EventKind::GpusChecked(verdicts) if verdicts.result != Verdict::Pass => {
+                self.line(&format!("GPUs     {}", verdicts.sentence()));
+            }
             EventKind::Notice { text } => self.line(&format!("notice   {text}")),
             EventKind::Progress(progress) => {
                 if let Some(bars) = &mut self.bars {
@@ -95,7 +100,10 @@ impl Listener for Console {
                 self.line(&format!("{outcome:<8} after {seconds:.1} s (exit code {exit_code})"));
             }
             EventKind::Reported { text } => tracing::info!("{text}"),
-            EventKind::StepStarted { .. } | EventKind::ActionChecked { .. } | EventKind::Unknown => {}
+            EventKind::StepStarted { .. }
+            | EventKind::ActionChecked { .. }
+            | EventKind::GpusChecked(_)
+            | EventKind::Unknown => {}
         }
     }
 }
