@@ -30,6 +30,7 @@ use crate::report::cloud_init::CloudInit;
 use crate::report::cloudwatch;
 use crate::report::console::Console;
 use crate::report::event::{EventKind, StepTitle};
+use crate::report::journal::Journal;
 use crate::report::status_file::StatusFile;
 use crate::report::streams;
 use crate::report::{Listener, Reports};
@@ -408,7 +409,9 @@ fn reports(options: &RunOptions, files: &Files) -> Reports {
     let mut listeners: Vec<Box<dyn Listener>> = vec![Box::new(StatusFile::new(files.clone()).begun())];
     if !options.quiet {
         let bars = !options.boot && std::io::stderr().is_terminal();
-        listeners.push(Box::new(Console::new(options.boot, bars)));
+        let journal = Journal::of_standard_output();
+        listeners.push(Box::new(Console::new(options.boot, bars).with_output(journal.is_none())));
+        listeners.extend(journal.map(|journal| Box::new(journal) as Box<dyn Listener>));
     }
     if options.cloud_init_compat
         && let Some(listener) = CloudInit::new(files.clone())

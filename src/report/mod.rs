@@ -4,6 +4,8 @@ pub mod cloud_init;
 pub mod cloudwatch;
 pub mod console;
 pub mod event;
+pub mod journal;
+pub mod lines;
 pub mod log;
 pub mod progress;
 pub mod status_file;
