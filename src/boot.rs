@@ -30,6 +30,7 @@ use crate::plan::{self, Plan};
 use crate::report::cloud_init::CloudInit;
 use crate::report::console::Console;
 use crate::report::event::{Event, EventKind, StepTitle};
+use crate::report::journal::Journal;
 use crate::report::remote::{Remote, Settings};
 use crate::report::status_file::StatusFile;
 use crate::report::streams;
@@ -408,7 +409,9 @@ fn reports(options: &RunOptions, files: &Files, remote: &Remote) -> Reports {
         vec![Box::new(StatusFile::new(files.clone()).begun()), Box::new(remote.clone())];
     if !options.quiet {
         let bars = !options.boot && std::io::stderr().is_terminal();
-        listeners.push(Box::new(Console::new(options.boot, bars)));
+        let journal = Journal::of_standard_output();
+        listeners.push(Box::new(Console::new(options.boot, bars).with_output(journal.is_none())));
+        listeners.extend(journal.map(|journal| Box::new(journal) as Box<dyn Listener>));
     }
     if options.cloud_init_compat
         && let Some(listener) = CloudInit::new(files.clone())
@@ -420,6 +423,7 @@ fn reports(options: &RunOptions, files: &Files, remote: &Remote) -> Reports {
 
 fn host(options: &RunOptions, reports: &Reports) -> Host {
     let (progress, notices, installations) = (reports.clone(), reports.clone(), reports.clone());
+    let verdicts = reports.clone();
     Host::new(options.inputs.root.clone())
         .with_progress(move |p| progress.emit(EventKind::Progress(p)))
         .with_notices(move |text| notices.emit(EventKind::Notice { text }))
@@ -427,6 +431,7 @@ fn host(options: &RunOptions, reports: &Reports) -> Host {
             installations
                 .emit(EventKind::Installed { sentence: report.sentence(), report: Box::new(report) });
         })
+        .with_verdicts(move |of_gpus| verdicts.emit(EventKind::GpusChecked(Box::new(of_gpus))))
 }
 
 fn require_root() -> Result<()> {

@@ -182,6 +182,10 @@ struct AnalyzeArgs {
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
 
+    /// The steps by how long they took, the longest first, each with its longest parts.
+    #[arg(long)]
+    blame: bool,
+
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -308,7 +312,10 @@ fn dispatch(cli: Cli) -> Result<u8> {
             timeout: args.timeout.map(Duration::from_secs),
             json: args.json,
         }),
-        Command::Analyze(args) => analyze::show(&Files::new(args.root), args.json),
+        Command::Analyze(args) => {
+            let order = if args.blame { analyze::Order::Blame } else { analyze::Order::Run };
+            analyze::show(&Files::new(args.root), order, args.json)
+        }
         Command::Report(args) => report(&args.inputs),
         Command::Detect(args) => detect(&args.inputs, args.json),
         Command::DeviceQuery(args) => query_devices(&args),

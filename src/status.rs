@@ -189,6 +189,9 @@ pub fn text(status: &Status) -> String {
     for step in &status.steps {
         out.push_str(&line(step));
     }
+    if let Some(gpus) = &status.gpus {
+        let _ = writeln!(out, "GPUs: {}", gpus.sentence());
+    }
     if let Some(p) = &status.progress {
         let _ = writeln!(out, "  now: {} {}{}", p.what, p.item, amount(p));
     }

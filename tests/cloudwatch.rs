@@ -476,6 +476,18 @@ async fn a_role_that_cannot_be_assumed_is_named_and_nothing_is_sent() {
     assert_eq!(server.connections(), 0);
 }
 
+#[tokio::test]
+async fn gpus_are_counted() {
+    let server = scripted(vec![]);
+    let verdicts = json!({ "event": "gpus-checked", "found": 8, "expected": 8, "result": "fail", "machine": [],
+        "gpus": [{ "verdict": "pass" }, { "verdict": "fail" }, { "verdict": "could-not-tell" }, { "verdict": "pass" }] });
+    let events = vec![serde_json::from_value(verdicts).unwrap(), run_finished("failed")];
+    metrics_to(&server).run(events).await;
+    let data = body(&server.log()[0])["MetricData"].as_array().unwrap().clone();
+    let of = |name: &str| data.iter().find(|m| m["MetricName"] == name).map(|m| m["Value"].as_f64().unwrap());
+    assert_eq!((of("GpusFound"), of("GpusExpected"), of("GpusHealthy")), (Some(8.0), Some(8.0), Some(2.0)));
+}
+
 /// A failed step has its figure, too.
 #[tokio::test]
 async fn a_failed_step_is_told_with_its_duration() {

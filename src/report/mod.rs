@@ -3,6 +3,8 @@
 pub mod cloud_init;
 pub mod console;
 pub mod event;
+pub mod journal;
+pub mod lines;
 pub mod log;
 pub mod progress;
 pub mod remote;

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Settings;
+use crate::device_query::checks::Verdict;
 use crate::report::event::{Event, EventKind};
 
 /// One figure. Every combination of dimensions is billed as a metric, so there are few, with few values.
@@ -28,13 +29,20 @@ pub(super) struct StepFigure {
     pub(super) at: Timestamp,
 }
 
+/// How many GPUs there are, must be, and pass.
+struct Gpus {
+    found: u32,
+    expected: Option<u32>,
+    healthy: usize,
+}
+
 /// Adds up what events say.
 #[derive(Default)]
 pub(super) struct Sums {
     began: HashMap<String, Timestamp>,
     downloaded: u64,
     retries: u64,
-    gpus: Option<(u64, Option<u64>, u64)>,
+    gpus: Option<Gpus>,
 }
 
 impl Sums {
@@ -48,6 +56,11 @@ impl Sums {
             EventKind::Installed { report, .. } => {
                 self.downloaded += report.download_bytes;
                 self.retries += report.prepared.fetched.as_ref().map_or(0, |f| f.retries);
+                None
+            }
+            EventKind::GpusChecked(verdicts) => {
+                let healthy = verdicts.gpus.iter().filter(|gpu| gpu.verdict == Verdict::Pass).count();
+                self.gpus = Some(Gpus { found: verdicts.found, expected: verdicts.expected, healthy });
                 None
             }
             EventKind::StepFinished { step, changed, seconds, .. } => Some(StepFigure {
@@ -81,10 +94,10 @@ impl Sums {
             ("DownloadedBytes", "Bytes", self.downloaded as f64),
             ("Retries", "Count", self.retries as f64),
         ];
-        if let Some((found, expected, healthy)) = self.gpus {
-            values.push(("GpusFound", "Count", found as f64));
-            values.push(("GpusHealthy", "Count", healthy as f64));
-            values.extend(expected.map(|n| ("GpusExpected", "Count", n as f64)));
+        if let Some(gpus) = &self.gpus {
+            values.push(("GpusFound", "Count", gpus.found.into()));
+            values.push(("GpusHealthy", "Count", gpus.healthy as f64));
+            values.extend(gpus.expected.map(|n| ("GpusExpected", "Count", n.into())));
         }
         let sets = dimension_sets(settings, &[("Outcome", outcome)]);
         let figures = values.into_iter().flat_map(|(name, unit, value)| {
