@@ -232,6 +232,22 @@ fn start(settings: &Settings) -> std::io::Result<(Sender<String>, Receiver<Vec<S
     Ok((lines, answers))
 }
 
+/// Any bytes as an answer of CloudWatch Logs.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_answer(bytes: &[u8]) {
+    logs::fuzz_answer(bytes);
+}
+
+/// Any bytes as a file of the spool, of each channel, and as the file about deliveries.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_spool(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<channel::Kept<logs::Line>>(bytes);
+    let _ = serde_json::from_slice::<channel::Kept<figures::Figure>>(bytes);
+    let _ = serde_json::from_slice::<channel::Kept<signals::Word>>(bytes);
+    let _ = serde_json::from_slice::<DeliveryFile>(bytes);
+    let _ = serde_json::from_slice::<Vec<Event>>(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use std::rc::Rc;
