@@ -197,11 +197,10 @@ fn line(event: &Event) -> String {
 /// Starts the process, and two threads that wait for its pipes.
 fn start(settings: &Settings) -> std::io::Result<(Sender<String>, Receiver<Vec<Standing>>)> {
     fault::point(fault::Kind::Exec, "deliver")?;
-    let mut child = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    fault::keep_from(&mut command);
+    let mut child = command
         .arg("deliver")
-        // What is meant for the run is not meant for it.
-        .env_remove("GPU_BOOTSTRAP_FAULT")
-        .env_remove("GPU_BOOTSTRAP_FAULT_LIST")
         // The terminal's Ctrl-C ends the run, and the run's end is what is to be told.
         .process_group(0)
         .current_dir("/")
