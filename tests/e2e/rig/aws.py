@@ -42,8 +42,7 @@ class Aws:
     def start(cls, *arguments):
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         process = subprocess.Popen([environments.python(*environments.MOTO), "-B", os.path.join(HERE, "aws.py"), *arguments],
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                                   env=environment)
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         line = process.stdout.readline()
         if not line:
             raise SystemExit(f"the fake AWS did not start: status {process.wait()}")

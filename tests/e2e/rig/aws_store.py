@@ -5,6 +5,7 @@ with `*` only, so the policy of packaging/iam-policy.json is given to it action 
 resources and conditions are right is not tested here."""
 import datetime
 import json
+import logging
 import os
 import threading
 import urllib.request
@@ -47,6 +48,7 @@ class Store:
     """Started when this returns."""
 
     def __init__(self):
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would say each call
         self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self.server.start()
         self.address = self.server.get_host_and_port()
