@@ -96,9 +96,9 @@ class Aws:
             found |= {"AWS_SESSION_TOKEN": token} if token else {}
         return found
 
-    def role_items(self, role="gpu-node"):
-        """What the metadata service of an instance with the role says, by path."""
-        key, secret, token = self.keys()["role"]
+    def role_items(self, who="role", role="gpu-node"):
+        """What the metadata service of an instance with a role says, by path; `powerless` has a role that may do nothing."""
+        key, secret, token = self.keys()[who]
         answer = {"Code": "Success", "LastUpdated": "2026-11-23T00:00:00Z", "Type": "AWS-HMAC", "AccessKeyId": key,
                   "SecretAccessKey": secret, "Token": token, "Expiration": "2099-01-01T00:00:00Z"}
         path = "meta-data/iam/security-credentials"

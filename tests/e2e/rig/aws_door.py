@@ -126,6 +126,7 @@ class Door:
         answer = self.answer(call, met)
         entry["seconds"] = time.time() - began
         entry["status"] = answer.status if answer else 0
+        entry["items"] = taken(call, answer) if answer else 0
         with self.guard:
             self.all_calls.append(entry)
         return answer
@@ -300,16 +301,33 @@ class Door:
         self.identity_of_instance = {"document": document, "signature": signature}
 
     def keys(self):
-        return {"writer": self.store.writer, "stranger": self.store.stranger, "role": self.store.role,
-                "topic": self.store.topic, "region": self.store.client("sts").meta.region_name}
+        names = "writer", "stranger", "role", "powerless", "topic"
+        return {name: getattr(self.store, name) for name in names}
 
 
 OWN = {"SignalResource": Door.signal_resource, "CompleteLifecycleAction": Door.lifecycle,
        "RecordLifecycleActionHeartbeat": Door.lifecycle}
-READ_BACK = {"metrics", "log_events", "log_streams", "retention", "tags", "sns_messages", "events"}
+READ_BACK = {"metrics", "log_events", "embedded", "log_streams", "retention", "tags", "sns_messages", "events"}
+NOTHING_TAKEN = {"CreateLogGroup", "CreateLogStream", "PutRetentionPolicy", "RecordLifecycleActionHeartbeat"}
 CONTROLS = {"fault": lambda door, **how: door.faults.add(**how), "clear": lambda door: door.faults.clear(),
             "calls": Door.calls, "signals": Door.signals, "webhooks": Door.webhooks, "forget": Door.forget,
             "identity": Door.identity, "keys": Door.keys, "listen": Door.listen}
+
+
+def taken(call, answer):
+    """How many things the service has taken by this call: events, figures, signals."""
+    if answer.status not in (200, 204) or call.action in NOTHING_TAKEN:
+        return 0
+    if call.action == "PutMetricData":
+        return len(json.loads(call.body)["MetricData"])
+    if call.action == "PutEvents":
+        return len(json.loads(call.body)["Entries"]) - json.loads(answer.body)["FailedEntryCount"]
+    if call.action == "PutLogEvents":
+        rejected = json.loads(answer.body).get("rejectedLogEventsInfo", {})
+        all_of_them = len(json.loads(call.body)["logEvents"])
+        too_old = max(rejected.get("tooOldLogEventEndIndex", 0), rejected.get("expiredLogEventEndIndex", 0))
+        return rejected.get("tooNewLogEventStartIndex", all_of_them) - too_old
+    return 1
 
 
 def query_answer(call, namespace, has_result):

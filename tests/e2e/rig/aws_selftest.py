@@ -129,8 +129,9 @@ def foreign_tokens_are_refused(shop):
 
 
 def denied_actions_are_refused(shop):
-    for service in SERVICES:
-        refused(lambda: shop.do(service, shop.keys["stranger"]), 403, "AccessDenied")
+    for who in ("stranger", "powerless"):
+        for service in SERVICES:
+            refused(lambda: shop.do(service, shop.keys[who]), 403, "AccessDenied")
     # The published policy is all that the writer has.
     refused(lambda: shop.client("ec2").describe_instances(), 403, "AccessDenied", "UnauthorizedOperation")
     refused(lambda: shop.client("logs").delete_log_group(logGroupName="/x"), 403, "AccessDenied")
@@ -195,6 +196,42 @@ def everything_can_be_read_back(shop):
     equal(aws.sns_messages(), [{"subject": "S", "message": "é"}], "messages")
     shop.client("events").put_events(Entries=[entry('{"a":1}')])
     equal([(e["source"], e["detail-type"], e["detail"]) for e in aws.events()], [("gpu-bootstrap", "T", {"a": 1})], "events")
+
+
+def embedded_metrics_are_checked(shop):
+    """An event as the specification has it, and mistakes in each part of it."""
+    group, logs, now = shop.name("/gpu-bootstrap-"), shop.client("logs"), int(time.time() * 1000)
+    logs.create_log_group(logGroupName=group)
+
+    def told(stream, **changed):
+        directive = {"Namespace": "N", "Dimensions": [["Step"], ["Step", "Kind"]],
+                     "Metrics": [{"Name": "StepSeconds", "Unit": "Seconds"}]}
+        event = {"_aws": {"Timestamp": now, "CloudWatchMetrics": [directive]}, "Step": "driver", "Kind": "g5.xlarge",
+                 "StepSeconds": 1.5, "event": "step-finished"}
+        directive.update({name: value for name, value in changed.items() if name in directive})
+        event.update({name: value for name, value in changed.items() if name not in directive})
+        logs.create_log_stream(logGroupName=group, logStreamName=stream)
+        messages = [json.dumps({"event": "plain"}), json.dumps(event)]
+        logs.put_log_events(logGroupName=group, logStreamName=stream,
+                            logEvents=[{"timestamp": now, "message": message} for message in messages])
+        return shop.aws.embedded(group=group, stream=stream)
+
+    metric = {"namespace": "N", "name": "StepSeconds", "unit": "Seconds", "value": 1.5}
+    equal(told("right"), {"mistakes": [], "metrics": [{**metric, "dimensions": {"Step": "driver"}},
+                                                      {**metric, "dimensions": {"Step": "driver", "Kind": "g5.xlarge"}}]},
+          "a right event")
+    for number, change in enumerate(EMBEDDED_WRONGLY):
+        got = told(f"wrong{number}", **change)
+        if len(got["mistakes"]) < 1 or got["metrics"]:
+            raise AssertionError(f"{change} was taken: {got}")
+
+
+EMBEDDED_WRONGLY = [
+    {"Namespace": "AWS/EC2"}, {"Namespace": ""}, {"Dimensions": []}, {"Dimensions": ["Step"]}, {"Dimensions": [["None"]]},
+    {"Metrics": []}, {"Metrics": [{"Name": "StepSeconds", "Unit": "seconds"}]}, {"Metrics": [{"Name": "Other"}]},
+    {"Metrics": [{"Name": "StepSeconds", "StorageResolution": 5}]}, {"StepSeconds": "1.5"}, {"StepSeconds": [1] * 101},
+    {"StepSeconds": True}, {"Step": 1}, {"Step": ""}, {"_aws": {}}, {"_aws": {"Timestamp": 1.5e12, "CloudWatchMetrics": []}},
+]
 
 
 def calls_are_written_down(shop):
@@ -371,6 +408,7 @@ def half(shop):
     refused(lambda: shop.client("logs", shop.keys["stranger"]).put_log_events(**batch), 403, "AccessDenied")
     answer = logs.put_log_events(**batch)
     equal(answer.get("rejectedLogEventsInfo"), {"tooNewLogEventStartIndex": 3}, "rejected")
+    equal(shop.aws.calls(action="PutLogEvents")[-1]["items"], 3, "items of the call")
     equal([event["message"] for event in shop.aws.log_events(group=group, stream="s")], ["0", "1", "2"], "kept")
     answer = logs.put_log_events(**{**batch, "logEvents": batch["logEvents"][:1]})
     equal(answer.get("rejectedLogEventsInfo"), None, "rejected of one event")
@@ -412,7 +450,7 @@ def impossible_faults_are_mistakes(shop):
 
 TESTS = [right_signatures_pass, wrong_secrets_are_refused, unknown_keys_are_refused, foreign_tokens_are_refused,
          denied_actions_are_refused, what_was_signed_is_what_counts, packed_bodies_pass, everything_can_be_read_back,
-         calls_are_written_down, broken_limits_are_refused, signals_are_checked_and_kept,
+         calls_are_written_down, embedded_metrics_are_checked, broken_limits_are_refused, signals_are_checked_and_kept,
          an_instance_signals_by_its_document, webhooks_are_kept, down, slow, throttle, rate, half, lost, partial, refuse,
          impossible_faults_are_mistakes]
 

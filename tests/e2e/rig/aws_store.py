@@ -10,6 +10,7 @@ import os
 import threading
 import urllib.request
 
+import aws_emf
 import boto3
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
@@ -59,12 +60,8 @@ class Store:
         self.auditor = self.user(setup, "auditor", ["*"])
         self.writer = self.user(setup, "writer", published())
         self.stranger = self.user(setup, "stranger", [])
-        trust = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole",
-                                                         "Principal": {"Service": "ec2.amazonaws.com"}}]}
-        iam = self.client("iam", setup)
-        self.role_arn = iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
-        iam.put_role_policy(RoleName=ROLE, PolicyName="p", PolicyDocument=json.dumps(as_moto_reads_it(published())))
-        self.role = self.assume(setup)
+        self.role = self.assume(setup, ROLE, published())
+        self.powerless = self.assume(setup, "powerless", [])
         self.topic = self.subscribe(setup)
         self.check_from_now_on()
 
@@ -77,9 +74,17 @@ class Store:
         made = iam.create_access_key(UserName=name)["AccessKey"]
         return self.know((made["AccessKeyId"], made["SecretAccessKey"], None), actions)
 
-    def assume(self, asking):
-        made = self.client("sts", asking).assume_role(RoleArn=self.role_arn, RoleSessionName=SESSION)["Credentials"]
-        return self.know((made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"]), published())
+    def assume(self, setup, name, actions):
+        """A role's temporary credentials, as an instance gets them."""
+        trust = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole",
+                                                         "Principal": {"Service": "ec2.amazonaws.com"}}]}
+        iam = self.client("iam", setup)
+        arn = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
+        if actions:
+            policy = json.dumps(as_moto_reads_it(actions))
+            iam.put_role_policy(RoleName=name, PolicyName="p", PolicyDocument=policy)
+        made = self.client("sts", setup).assume_role(RoleArn=arn, RoleSessionName=SESSION)["Credentials"]
+        return self.know((made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"]), actions)
 
     def know(self, key, actions):
         self.keys[key[0]] = (key[1], key[2])
@@ -152,6 +157,15 @@ class Store:
                 token = page["nextForwardToken"]
         except logs.exceptions.ResourceNotFoundException:
             return []
+
+    def embedded(self, group, stream):
+        """What comes of a stream's events in embedded metric format: {"mistakes": sentences, "metrics": […]}."""
+        check, wrong, found = aws_emf.validator(), [], []
+        for event in self.log_events(group, stream):
+            sentences = aws_emf.mistakes(event["message"], check)
+            wrong += sentences
+            found += [] if sentences else aws_emf.metrics(event["message"])
+        return {"mistakes": wrong, "metrics": found}
 
     def log_streams(self, group):
         logs = self.client("logs")
