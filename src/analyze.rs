@@ -12,8 +12,17 @@ use crate::install::report::{Bottleneck, Report};
 use crate::report::status_file::{Status, StepStatus};
 use crate::report::streams;
 
+/// How the time is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The steps as they followed each other, each installation in detail.
+    Run,
+    /// The longest step first, each with its longest parts only.
+    Blame,
+}
+
 /// Prints the analysis.
-pub fn show(files: &Files, as_json: bool) -> Result<u8> {
+pub fn show(files: &Files, order: Order, as_json: bool) -> Result<u8> {
     let path = paths::LAST_INSTALLATION;
     let bytes = files.read(path)?.ok_or_else(|| {
         Error::new(Code::NothingToResume, "no run has installed anything here yet")
@@ -22,10 +31,17 @@ pub fn show(files: &Files, as_json: bool) -> Result<u8> {
     let status: Status = serde_json::from_slice(&bytes)
         .map_err(|e| Error::new(Code::Io, format!("cannot understand {path}")).because(e))?;
     let text = if as_json {
-        let document = serde_json::to_string_pretty(&document(&status));
+        let document = match order {
+            Order::Run => document(&status),
+            Order::Blame => blame_document(&status),
+        };
+        let document = serde_json::to_string_pretty(&document);
         document.map_err(|e| Error::new(Code::Io, "cannot write the analysis as JSON").because(e))? + "\n"
     } else {
-        text(&status)
+        match order {
+            Order::Run => text(&status),
+            Order::Blame => blame(&status),
+        }
     };
     streams::out(&text)?;
     Ok(exit::CONVERGED)
@@ -72,6 +88,64 @@ fn text(status: &Status) -> String {
         step.installs.iter().for_each(|report| out.push_str(&installation(report)));
     }
     out
+}
+
+/// A part that took less of its step than this explains nothing.
+const TELLING: f64 = 0.05;
+
+/// The steps that took time, the longest first; of one length, in their order.
+fn longest(status: &Status) -> Vec<(f64, &StepStatus)> {
+    let mut steps: Vec<_> = status.steps.iter().filter_map(|step| Some((step.seconds?, step))).collect();
+    steps.sort_by(|a, b| b.0.total_cmp(&a.0));
+    steps
+}
+
+/// The parts of a step's installations, added up, the longest first.
+fn parts(step: &StepStatus) -> Vec<(f64, &'static str)> {
+    let mut sums: Vec<(f64, &str)> = Vec::new();
+    for report in &step.installs {
+        for (part, seconds) in report.parts() {
+            // Plain apt fetches for itself.
+            let alone = part == Bottleneck::Dpkg && report.bottleneck().is_none();
+            let name = if alone { "apt and dpkg, with apt's own fetching" } else { part.part() };
+            match sums.iter_mut().find(|(_, known)| *known == name) {
+                Some((sum, _)) => *sum += seconds,
+                None => sums.push((seconds, name)),
+            }
+        }
+    }
+    sums.retain(|(seconds, _)| *seconds > 0.0);
+    sums.sort_by(|a, b| b.0.total_cmp(&a.0));
+    sums
+}
+
+fn blame(status: &Status) -> String {
+    let mut out = String::new();
+    for (seconds, step) in longest(status) {
+        let _ = writeln!(out, "{seconds:8.2} s  {}", streams::printable(&step.title));
+        for (part, name) in parts(step).into_iter().filter(|(part, _)| *part >= seconds * TELLING) {
+            let _ = writeln!(out, "            {part:8.2} s  {name}");
+        }
+    }
+    out
+}
+
+fn blame_document(status: &Status) -> Value {
+    let part = |(seconds, name): (f64, &str)| json!({ "part": name, "seconds": seconds });
+    let step = |(seconds, step): (f64, &StepStatus)| {
+        json!({
+            "id": step.id,
+            "title": step.title,
+            "seconds": seconds,
+            "parts": parts(step).into_iter().map(part).collect::<Vec<_>>(),
+        })
+    };
+    json!({
+        "started": status.started,
+        "seconds": status.seconds,
+        "outcome": status.outcome,
+        "steps": longest(status).into_iter().map(step).collect::<Vec<_>>(),
+    })
 }
 
 /// The lines of one installation.
@@ -239,10 +313,61 @@ mod tests {
         assert_eq!((&install["ahead"], &install["cached"]), (&412_000_000.into(), &25_000_000.into()));
     }
 
+    /// The step of [`status`] in the middle of others.
+    fn several() -> Status {
+        let mut status = status();
+        let step = |title: &str, seconds| StepStatus {
+            id: title.to_lowercase(),
+            title: title.into(),
+            seconds,
+            ..StepStatus::default()
+        };
+        let plain = Report {
+            install: Rung::Apt,
+            prepared: Prepared::default(),
+            plan_seconds: 0.5,
+            install_seconds: 11.0,
+            sync_seconds: 0.0,
+            ..status.steps[0].installs[0].clone()
+        };
+        // Two installations of one step.
+        let driver = StepStatus { installs: vec![plain.clone(), plain], ..step("Driver", Some(23.5)) };
+        status.steps.splice(0..0, [step("Repository", Some(2.0)), driver]);
+        status.steps.extend([step("Search paths", Some(0.004)), step("Later", None)]);
+        status
+    }
+
+    #[test]
+    fn the_longest_step_is_blamed_first_and_its_longest_parts_beneath_it() {
+        let wanted = [
+            "   36.50 s  CUDA toolkit 12.8",
+            "               28.00 s  unpacking",
+            "                3.00 s  fetching",
+            "                2.00 s  planning",
+            "                2.00 s  apt and dpkg",
+            "   23.50 s  Driver",
+            "               22.00 s  apt and dpkg, with apt's own fetching",
+            "    2.00 s  Repository",
+            "    0.00 s  Search paths",
+        ];
+        assert_eq!(blame(&several()).lines().collect::<Vec<_>>(), wanted);
+    }
+
+    #[test]
+    fn the_document_of_the_blame_is_in_the_same_order_and_has_every_part() {
+        let document = blame_document(&several());
+        let steps = document["steps"].as_array().unwrap();
+        let ids: Vec<_> = steps.iter().map(|s| s["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, ["cuda-toolkit", "driver", "repository", "search paths"]);
+        let parts = steps[1]["parts"].as_array().unwrap();
+        assert_eq!(parts.len(), 2);
+        assert_eq!((&parts[1]["part"], &parts[1]["seconds"]), (&"planning".into(), &1.0.into()));
+    }
+
     #[test]
     fn without_an_installation_there_is_nothing_to_analyse() {
         let dir = tempfile::tempdir().unwrap();
-        let error = show(&Files::new(dir.path().into()), false).unwrap_err();
+        let error = show(&Files::new(dir.path().into()), Order::Blame, false).unwrap_err();
         assert_eq!(error.code(), Code::NothingToResume);
     }
 }

@@ -20,6 +20,7 @@ use crate::engine::{change, lock, reboot};
 use crate::error::{Code, Error, Result, exit};
 use crate::facts::{self, Facts};
 use crate::host::Host;
+use crate::host::clock::Clock;
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::imds;
@@ -27,9 +28,10 @@ use crate::install::Installer;
 use crate::plan::step::Scope;
 use crate::plan::{self, Plan};
 use crate::report::cloud_init::CloudInit;
-use crate::report::cloudwatch;
 use crate::report::console::Console;
-use crate::report::event::{EventKind, StepTitle};
+use crate::report::event::{Event, EventKind, StepTitle};
+use crate::report::journal::Journal;
+use crate::report::remote::{Remote, Settings};
 use crate::report::status_file::StatusFile;
 use crate::report::streams;
 use crate::report::{Listener, Reports};
@@ -143,13 +145,14 @@ pub async fn run(options: &RunOptions) -> u8 {
             tracing::warn!("{}", explain(&error)); // tidiness is no reason not to run
         }
     }
-    let reports = reports(options, &files);
+    let remote = Remote::default();
+    let reports = reports(options, &files, &remote);
     let host = host(options, &reports);
     if let Err(error) = host.fetch.sweep(&host) {
         tracing::warn!("{}", explain(&error));
     }
-    let ended = run_locked(options, &host, &reports).await;
-    let exit_code = finish(options, &reports, began, &ended);
+    let ended = run_locked(options, &host, &reports, &remote).await;
+    let exit_code = finish(options, &reports, &remote, began, &ended);
     if ended.may_reboot
         && options.reboot
         && matches!(ended.result, Ok(Outcome::RebootNeeded { .. }))
@@ -175,8 +178,8 @@ impl Ended {
     }
 }
 
-async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports) -> Ended {
-    let began = Instant::now();
+async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports, remote: &Remote) -> Ended {
+    let began = host.clock.now();
     let metadata = match metadata_client(&options.inputs) {
         Ok(client) => client,
         Err(error) => return Ended::early(fail(reports, error)),
@@ -189,28 +192,20 @@ async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports) -> End
         facts = facts::gather(host, metadata.as_ref()) => facts,
         error = signals.next() => Err(error),
     };
-    // Whoever gets this far can be told by CloudWatch, too, whatever goes wrong from here on.
     let facts = match facts {
         Ok(facts) => facts,
         Err(error) => return Ended::early(fail(reports, error)),
     };
-    let identity = facts.identity.clone();
-    let (ended, cloudwatch) = match read_config(host, &options.inputs, &facts) {
-        Ok(loaded) => {
-            let cloudwatch = loaded.config.report.cloudwatch.clone();
-            (run_configured(options, host, reports, facts, loaded, &mut signals).await, cloudwatch)
-        }
-        // What it says about reports cannot be read, either: the defaults send them where there is a role.
-        Err(error) => (Ended::early(fail(reports, error)), Config::default().report.cloudwatch),
-    };
-    let run = cloudwatch::RunMetrics {
-        outcome: outcome_name(&ended.result, ended.skipped),
-        seconds: began.elapsed().as_secs_f64(),
-    };
-    // Its failure is part of the result only.
-    let delivery = cloudwatch::put(&run, &cloudwatch, &identity, metadata.as_ref()).await;
-    reports.emit(EventKind::Reported { text: format!("cloudwatch: {delivery}") });
-    ended
+    let loaded = read_config(host, &options.inputs, &facts);
+    // Whoever gets this far can be told elsewhere, too, whatever goes wrong from here on. What a configuration with mistakes
+    // says about reports cannot be read, either: the defaults send them where there is a role.
+    let report = loaded.as_ref().map(|loaded| loaded.config.report.clone()).unwrap_or_default();
+    let root = options.inputs.root.clone();
+    remote.start(&Settings::new(root, report, &facts.identity, metadata.is_some(), began));
+    match loaded {
+        Ok(loaded) => run_configured(options, host, reports, facts, loaded, &mut signals).await,
+        Err(error) => Ended::early(fail(reports, error)),
+    }
 }
 
 /// Facts and config → choice → run.
@@ -381,7 +376,7 @@ fn outcome_name(result: &Result<Outcome>, skipped: bool) -> &'static str {
 }
 
 /// Says how the run ended and returns its exit code.
-fn finish(options: &RunOptions, reports: &Reports, began: Instant, ended: &Ended) -> u8 {
+fn finish(options: &RunOptions, reports: &Reports, remote: &Remote, began: Instant, ended: &Ended) -> u8 {
     let exit_code = match &ended.result {
         Ok(Outcome::Converged { .. }) => exit::CONVERGED,
         Ok(Outcome::RebootNeeded { why }) => {
@@ -390,11 +385,16 @@ fn finish(options: &RunOptions, reports: &Reports, began: Instant, ended: &Ended
         }
         Err(error) => error.code().exit_code(),
     };
-    reports.emit(EventKind::RunFinished {
+    let end = EventKind::RunFinished {
         outcome: outcome_name(&ended.result, ended.skipped).into(),
         exit_code,
         seconds: began.elapsed().as_secs_f64(),
-    });
+    };
+    // What became of reports is part of the result, so they are told first.
+    for text in remote.finish(&Event { at: Clock.now(), kind: end.clone() }) {
+        reports.emit(EventKind::Reported { text });
+    }
+    reports.emit(end);
     exit_code
 }
 
@@ -404,11 +404,14 @@ fn fail(reports: &Reports, error: Error) -> Result<Outcome> {
     Err(error)
 }
 
-fn reports(options: &RunOptions, files: &Files) -> Reports {
-    let mut listeners: Vec<Box<dyn Listener>> = vec![Box::new(StatusFile::new(files.clone()).begun())];
+fn reports(options: &RunOptions, files: &Files, remote: &Remote) -> Reports {
+    let mut listeners: Vec<Box<dyn Listener>> =
+        vec![Box::new(StatusFile::new(files.clone()).begun()), Box::new(remote.clone())];
     if !options.quiet {
         let bars = !options.boot && std::io::stderr().is_terminal();
-        listeners.push(Box::new(Console::new(options.boot, bars)));
+        let journal = Journal::of_standard_output();
+        listeners.push(Box::new(Console::new(options.boot, bars).with_output(journal.is_none())));
+        listeners.extend(journal.map(|journal| Box::new(journal) as Box<dyn Listener>));
     }
     if options.cloud_init_compat
         && let Some(listener) = CloudInit::new(files.clone())
@@ -420,6 +423,7 @@ fn reports(options: &RunOptions, files: &Files) -> Reports {
 
 fn host(options: &RunOptions, reports: &Reports) -> Host {
     let (progress, notices, installations) = (reports.clone(), reports.clone(), reports.clone());
+    let verdicts = reports.clone();
     Host::new(options.inputs.root.clone())
         .with_progress(move |p| progress.emit(EventKind::Progress(p)))
         .with_notices(move |text| notices.emit(EventKind::Notice { text }))
@@ -427,6 +431,7 @@ fn host(options: &RunOptions, reports: &Reports) -> Host {
             installations
                 .emit(EventKind::Installed { sentence: report.sentence(), report: Box::new(report) });
         })
+        .with_verdicts(move |of_gpus| verdicts.emit(EventKind::GpusChecked(Box::new(of_gpus))))
 }
 
 fn require_root() -> Result<()> {

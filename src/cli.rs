@@ -23,6 +23,7 @@ use crate::install::stand_in;
 use crate::page;
 use crate::plan;
 use crate::rehearse;
+use crate::report::remote::deliver;
 use crate::report::{log, streams};
 use crate::status;
 use crate::user_data_stub;
@@ -69,6 +70,9 @@ enum Command {
     Rehearse(rehearse::Options),
     #[command(hide = true)]
     RehearseInside(rehearse::InsideOptions),
+    /// The process beside a run that delivers its reports.
+    #[command(hide = true)]
+    Deliver,
 }
 
 /// Where to look, shared by the commands that look.
@@ -177,6 +181,10 @@ struct AnalyzeArgs {
     /// The machine's root.
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
+
+    /// The steps by how long they took, the longest first, each with its longest parts.
+    #[arg(long)]
+    blame: bool,
 
     /// Print JSON.
     #[arg(long)]
@@ -304,7 +312,10 @@ fn dispatch(cli: Cli) -> Result<u8> {
             timeout: args.timeout.map(Duration::from_secs),
             json: args.json,
         }),
-        Command::Analyze(args) => analyze::show(&Files::new(args.root), args.json),
+        Command::Analyze(args) => {
+            let order = if args.blame { analyze::Order::Blame } else { analyze::Order::Run };
+            analyze::show(&Files::new(args.root), order, args.json)
+        }
         Command::Report(args) => report(&args.inputs),
         Command::Detect(args) => detect(&args.inputs, args.json),
         Command::DeviceQuery(args) => query_devices(&args),
@@ -322,6 +333,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         }
         Command::Rehearse(options) => rehearse::run(&options),
         Command::RehearseInside(options) => rehearse::inside(&options),
+        Command::Deliver => runtime()?.block_on(deliver::main()).map(|()| exit::CONVERGED),
     }
 }
 

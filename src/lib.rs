@@ -5,6 +5,7 @@
 
 pub mod action;
 pub mod analyze;
+pub mod aws;
 pub mod boot;
 pub mod catalog;
 pub mod cli;

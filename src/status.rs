@@ -11,6 +11,7 @@ use crate::error::{Code, Error, Result, exit};
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::report::event::{Progress, Unit};
+use crate::report::remote::DeliveryFile;
 use crate::report::status_file::{Status, StepStatus};
 use crate::report::streams;
 
@@ -88,10 +89,20 @@ pub fn read(files: &Files) -> Result<Option<Status>> {
                 }
             }
         }
+        reported_since(files, &mut status);
         return Ok(Some(status));
     }
     // A run that has the lock and has not said anything yet.
     Ok(lock::is_held(files)?.then(|| Status { schema: 1, state: "running".into(), ..Status::default() }))
+}
+
+/// Reports go on being delivered after the end of a run, whose result says how far they were by then.
+fn reported_since(files: &Files, status: &mut Status) {
+    let bytes = files.read(paths::DELIVERY).ok().flatten().unwrap_or_default();
+    let Ok(delivery) = serde_json::from_slice::<DeliveryFile>(&bytes) else { return };
+    if status.state != "running" && status.started.is_some_and(|began| delivery.run >= began) {
+        status.reports = delivery.channels.iter().map(ToString::to_string).collect();
+    }
 }
 
 fn print(status: Option<Status>, options: &Options) -> Result<u8> {
@@ -178,6 +189,9 @@ pub fn text(status: &Status) -> String {
     for step in &status.steps {
         out.push_str(&line(step));
     }
+    if let Some(gpus) = &status.gpus {
+        let _ = writeln!(out, "GPUs: {}", gpus.sentence());
+    }
     if let Some(p) = &status.progress {
         let _ = writeln!(out, "  now: {} {}{}", p.what, p.item, amount(p));
     }
@@ -192,6 +206,9 @@ pub fn text(status: &Status) -> String {
     }
     if let Some(why) = &status.reboot {
         let _ = writeln!(out, "a reboot is needed: {why}");
+    }
+    for report in &status.reports {
+        let _ = writeln!(out, "reported to {report}");
     }
     out
 }

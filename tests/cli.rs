@@ -334,3 +334,18 @@ fn a_result_of_an_earlier_boot_does_not_end_the_wait() {
     let waited = machine.run(&["status", "--wait", "--timeout", "1"]);
     assert!(waited.stderr.contains("[wait-timeout]"), "{waited:?}");
 }
+
+#[test]
+fn analyze_blames_the_longest_step_first_as_text_and_as_json() {
+    let step = |id: &str, seconds: f64| serde_json::json!({"id": id, "title": format!("The {id}\u{1b}[31m"), "seconds": seconds});
+    let status = serde_json::json!({"state": "finished", "seconds": 3.0, "steps": [step("first", 0.5), step("second", 2.5)]});
+    let machine = Machine::debian12();
+    let machine = machine.file("/var/lib/gpu-bootstrap/last-installation.json", &status.to_string());
+    let blame = |more: &[&str]| {
+        let ran = ran(binary().args(["analyze", "--blame", "--root"]).arg(machine.root()).args(more));
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.stdout
+    };
+    assert_eq!(blame(&[]), "    2.50 s  The second?[31m\n    0.50 s  The first?[31m\n");
+    assert_eq!(json(&blame(&["--json"]))["steps"][0]["id"], "second");
+}

@@ -1,8 +1,10 @@
-//! The CloudWatch report, against a real AWS-compatible server that checks signatures and policies, and against
-//! one that misbehaves.
+//! Metrics and logs on their way to CloudWatch, against a real AWS-compatible server that checks signatures and policies,
+//! and against one that misbehaves.
 
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
 
+#[path = "support/deliveries.rs"]
+mod deliveries;
 #[path = "support/imds.rs"]
 mod imds;
 #[path = "support/machine.rs"]
@@ -10,77 +12,30 @@ mod machine;
 #[path = "support/moto.rs"]
 mod moto;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use gpu_bootstrap::config::schema::{CloudwatchConfig, Enabled};
-use gpu_bootstrap::facts::Fact;
-use gpu_bootstrap::facts::identity::{Identity, Instance};
-use gpu_bootstrap::imds::{Client, Endpoint};
-use gpu_bootstrap::report::cloudwatch::{Delivery, Environment, RunMetrics, put_from};
+use base64::Engine as _;
+use deliveries::{Delivered, Delivery, body, clean_run, error, run_finished, scripted, with_role};
+use gpu_bootstrap::config::schema::Enabled;
+use gpu_bootstrap::report::event::EventKind;
+use imds::Imds;
 use imds::scripted_http::{Reply, Server};
-use imds::{Imds, Running};
 use moto::Moto;
+use serde_json::{Value, json};
 
-const RUN: RunMetrics = RunMetrics { outcome: "converged", seconds: 212.5 };
+const KEY: (&str, &str) = ("AKIAEXAMPLE", "geheim");
+const METRICS: &str = "cloudwatch metrics";
+const LOGS: &str = "cloudwatch logs";
 
-fn config(namespace: &str) -> CloudwatchConfig {
-    CloudwatchConfig { namespace: namespace.into(), ..CloudwatchConfig::default() }
+/// Only metrics, so that each run is one request.
+fn metrics_to(server: &Server) -> Delivery {
+    let mut delivery = Delivery::new(&server.url("")).with_key(KEY);
+    delivery.report.cloudwatch.logs = false;
+    delivery
 }
 
-fn identity() -> Identity {
-    let instance = Instance {
-        id: "i-0123456789abcdef0".into(),
-        instance_type: "g5.xlarge".into(),
-        region: "us-east-1".into(),
-        availability_zone: "us-east-1a".into(),
-        account_id: "123456789012".into(),
-        image_id: "ami-0abcdef1234567890".into(),
-        architecture: "x86_64".into(),
-    };
-    Identity {
-        on_ec2: Fact::new(true, "test"),
-        instance: Some(Fact::new(instance, "test")),
-        user_data: None,
-        boot_id: Fact::new("boot".into(), "test"),
-    }
-}
-
-fn environment(url: &str, key: Option<(&str, &str)>) -> Environment {
-    Environment::from_lookup(|name| match (name, key) {
-        ("AWS_ENDPOINT_URL_CLOUDWATCH", _) => Some(url.into()),
-        ("AWS_ACCESS_KEY_ID", Some((id, _))) => Some(id.into()),
-        ("AWS_SECRET_ACCESS_KEY", Some((_, secret))) => Some(secret.into()),
-        _ => None,
-    })
-}
-
-async fn put(url: &str, key: (&str, &str), namespace: &str) -> Delivery {
-    put_from(&environment(url, Some(key)), &RUN, &config(namespace), &identity(), None).await
-}
-
-async fn put_as_role(url: &str, service: &Running, namespace: &str) -> Delivery {
-    let client = Client::new(Endpoint::Fixed(service.url()), Duration::from_secs(5));
-    put_from(&environment(url, None), &RUN, &config(namespace), &identity(), Some(&client)).await
-}
-
-/// A metadata service whose role has these credentials.
-fn with_role(key: &str, secret: &str, token: &str) -> Imds {
-    Imds::new().item("meta-data/iam/security-credentials/", "gpu-node").item(
-        "meta-data/iam/security-credentials/gpu-node",
-        serde_json::json!({
-            "Code": "Success", "LastUpdated": "2026-11-23T00:00:00Z", "Type": "AWS-HMAC", "AccessKeyId": key,
-            "SecretAccessKey": secret, "Token": token, "Expiration": "2030-01-01T00:00:00Z",
-        })
-        .to_string(),
-    )
-}
-
-fn failure(delivery: Delivery) -> String {
-    match delivery {
-        Delivery::Failed { why } => why,
-        other => panic!("expected a failure, got {other:?}"),
-    }
+async fn metrics(delivery: Delivery) -> Delivered {
+    delivery.run(vec![run_finished("converged")]).await
 }
 
 /// One server for all of these, because it takes seconds to start.
@@ -88,40 +43,74 @@ fn failure(delivery: Delivery) -> String {
 async fn a_server_that_checks_signatures_takes_ours_and_no_forged_one() {
     let mut moto = Moto::start();
     let dimensions = [("InstanceType", "g5.xlarge"), ("Outcome", "converged")];
-    let url = moto.url.clone();
+    let to = |namespace: &str| {
+        let mut delivery = Delivery::new(&moto.url);
+        delivery.report.cloudwatch.namespace = namespace.into();
+        delivery.report.cloudwatch.log_group = format!("/{namespace}");
+        delivery
+    };
+    let (by_user, by_role, forger, unknown, denied, stolen) =
+        (to("ByUser"), to("ByRole"), to("Forged"), to("Unknown"), to("Denied"), to("Stolen"));
 
     let (id, secret) = moto.writer.clone();
-    assert_eq!(put(&url, (&id, &secret), "ByUser").await, Delivery::Sent);
+    let delivered = by_user.with_key((&id, &secret)).run(clean_run()).await;
+    assert_eq!((delivered.of(METRICS).as_str(), delivered.of(LOGS).as_str()), ("sent", "sent"));
+    assert_eq!(delivered.spooled(), [""; 0]);
     assert_eq!(moto.metric("ByUser", "Outcome", &dimensions), (1.0, 1.0, "Count".into()));
     assert_eq!(moto.metric("ByUser", "Seconds", &dimensions), (1.0, 212.5, "Seconds".into()));
+    let (messages, days) = moto.log("/ByUser", deliveries::INSTANCE);
+    assert_eq!(days, Some(30));
+    let names: Vec<_> = messages.iter().map(|m| m["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["run-started", "step-started", "step-finished", "run-finished"]);
+    assert_eq!(messages.iter().map(|m| m["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 3, 4]);
+    let step = &messages[2];
+    assert_eq!(
+        (&step["step"], &step["seconds"], &step["StepSeconds"]),
+        (&json!("driver"), &json!(41.5), &json!(41.5))
+    );
+    let metric = &step["_aws"]["CloudWatchMetrics"][0];
+    assert_eq!(metric["Dimensions"], json!([["InstanceType", "Step", "Outcome"]]));
+    for name in ["InstanceType", "Step", "Outcome"] {
+        assert!(step[name].is_string(), "{name} is a dimension, so it stands in the event");
+    }
 
     let (key, role_secret, token) = moto.role.clone();
     let service = with_role(&key, &role_secret, &token).start();
-    assert_eq!(put_as_role(&url, &service, "ByRole").await, Delivery::Sent);
+    let delivered = by_role.with_metadata(&service).run(clean_run()).await;
+    assert_eq!((delivered.of(METRICS).as_str(), delivered.of(LOGS).as_str()), ("sent", "sent"));
     assert_eq!(moto.metric("ByRole", "Outcome", &dimensions), (1.0, 1.0, "Count".into()));
+    let asked = service.asked().iter().filter(|a| a.ends_with("/gpu-node")).count();
+    assert_eq!(asked, 1, "metrics and logs share the credentials");
 
     // The same key with one letter of the secret changed: only the signature can tell.
     let last = if secret.ends_with('A') { 'B' } else { 'A' };
-    let forged = format!("{}{last}", &secret[..secret.len() - 1]);
-    let why = failure(put(&url, (&id, &forged), "Forged").await);
-    assert!(why.contains("403") && why.contains("SignatureDoesNotMatch"), "{why}");
-    assert!(!why.contains(&forged), "{why}");
+    let one_off = format!("{}{last}", &secret[..secret.len() - 1]);
+    let delivered = forger.with_key((&id, &one_off)).run(clean_run()).await;
+    for channel in [METRICS, LOGS] {
+        let why = delivered.of(channel);
+        assert!(why.contains("403") && why.contains("SignatureDoesNotMatch"), "{why}");
+        assert!(!why.contains(&one_off) && why.contains("kept for the next run"), "{why}");
+    }
 
-    let why = failure(put(&url, ("AKIAUNKNOWNUNKNOWN00", &secret), "Unknown").await);
+    let why = unknown.with_key(("AKIAUNKNOWNUNKNOWN00", &secret)).run(clean_run()).await.of(METRICS);
     assert!(why.contains("InvalidClientTokenId"), "{why}");
 
     let (id, secret) = moto.stranger.clone();
-    let why = failure(put(&url, (&id, &secret), "Denied").await);
+    let delivered = denied.with_key((&id, &secret)).run(clean_run()).await;
+    let why = delivered.of(METRICS);
     assert!(why.contains("AccessDenied") && why.contains("cloudwatch:PutMetricData"), "{why}");
+    let why = delivered.of(LOGS);
+    assert!(why.contains("AccessDenied") && why.contains("PutLogEvents"), "{why}");
 
-    let stolen = with_role(&key, &role_secret, "not-the-token").start();
-    let why = failure(put_as_role(&url, &stolen, "Stolen").await);
+    let service = with_role(&key, &role_secret, "not-the-token").start();
+    let why = stolen.with_metadata(&service).run(clean_run()).await.of(METRICS);
     assert!(why.contains("403"), "{why}");
     assert!(!why.contains("not-the-token"), "{why}");
 
     let nothing = (0.0, 0.0, String::new());
     for refused in ["Forged", "Unknown", "Denied", "Stolen"] {
         assert_eq!(moto.metric(refused, "Outcome", &dimensions), nothing, "{refused}");
+        assert_eq!(moto.log(&format!("/{refused}"), deliveries::INSTANCE), (Vec::new(), None), "{refused}");
     }
 }
 
@@ -132,28 +121,52 @@ fn botocore_reads_the_role_from_our_metadata_service_too() {
     let script = "import json, sys\nfrom botocore.utils import InstanceMetadataFetcher\n\
                   fetcher = InstanceMetadataFetcher(base_url=sys.argv[1], num_attempts=1, timeout=20)\n\
                   print(json.dumps(fetcher.retrieve_iam_role_credentials()))";
-    let output = std::process::Command::new(moto::python())
-        .args(["-c", script, &service.url()])
-        .env_remove("AWS_EC2_METADATA_DISABLED")
-        .output()
-        .unwrap();
-    let read: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let read = python(script, &[&service.url()]);
     assert_eq!((&read["access_key"], &read["role_name"]), (&"ASIAEXAMPLE".into(), &"gpu-node".into()));
     assert_eq!(service.asked()[0], "PUT /latest/api/token");
     assert!(service.server.log()[1..].iter().all(|r| r.header("x-aws-ec2-metadata-token").is_some()));
 }
 
-/// Answers the first requests with `first`, one after the other, and then as CloudWatch does.
-fn scripted(first: Vec<Reply>) -> Server {
-    let next = AtomicUsize::new(0);
-    Server::start(move |_| first.get(next.fetch_add(1, Ordering::SeqCst)).cloned().unwrap_or(Reply::ok("{}")))
+fn python(script: &str, arguments: &[&str]) -> Value {
+    let mut command = std::process::Command::new(moto::python());
+    command.args(["-c", script]).args(arguments).env_remove("AWS_EC2_METADATA_DISABLED");
+    serde_json::from_slice(&command.output().unwrap().stdout).unwrap()
 }
 
-fn error(status: u16, code: &str) -> Reply {
-    Reply::status(status, format!(r#"{{"__type":"x#{code}","message":"because"}}"#))
+/// Every partition, with FIPS and with IPv6, as AWS's own library resolves them.
+#[test]
+fn botocore_knows_the_same_hosts() {
+    let script = "import json\nfrom botocore.loaders import Loader\nfrom botocore.endpoint_provider import EndpointProvider\n\
+        loader, hosts = Loader(), []\npartitions = loader.load_data('partitions')\n\
+        for service in ['cloudwatch', 'logs', 'cloudformation', 'autoscaling', 'ec2', 'sns', 'events']:\n    \
+            provider = EndpointProvider(loader.load_service_model(service, 'endpoint-rule-set-1'), partitions)\n    \
+            for region in ['us-east-1', 'us-gov-west-1', 'cn-north-1', 'eusc-de-east-1', 'us-iso-east-1', \
+                           'us-isob-east-1', 'us-isof-south-1', 'eu-isoe-west-1', 'il-central-1', 'mx-central-1']:\n        \
+                for fips in (False, True):\n            \
+                    for dual in (False, True):\n                \
+                        url = provider.resolve_endpoint(Region=region, UseFIPS=fips, UseDualStack=dual).url\n                \
+                        hosts.append([service, region, fips, dual, url])\nprint(json.dumps(hosts))";
+    let hosts = python(script, &[]);
+    assert_eq!(hosts.as_array().unwrap().len(), 7 * 10 * 4);
+    for host in hosts.as_array().unwrap() {
+        let text = |n: usize| host[n].as_str().unwrap();
+        let service = match text(0) {
+            "cloudwatch" => &gpu_bootstrap::aws::CLOUDWATCH,
+            "logs" => &gpu_bootstrap::aws::LOGS,
+            "cloudformation" => &gpu_bootstrap::aws::CLOUDFORMATION,
+            "autoscaling" => &gpu_bootstrap::aws::AUTO_SCALING,
+            "ec2" => &gpu_bootstrap::aws::EC2,
+            "sns" => &gpu_bootstrap::aws::SNS,
+            _ => &gpu_bootstrap::aws::EVENTBRIDGE,
+        };
+        let config = gpu_bootstrap::config::schema::AwsConfig {
+            fips: host[2].as_bool().unwrap(),
+            dual_stack: host[3].as_bool().unwrap(),
+        };
+        let ours = service.url(text(1), &config).unwrap();
+        assert_eq!(ours.trim_end_matches('/'), text(4), "{host}");
+    }
 }
-
-const KEY: (&str, &str) = ("AKIAEXAMPLE", "geheim");
 
 /// A run that ends before there is a plan is one that somebody waits for, too.
 #[test]
@@ -166,22 +179,28 @@ fn refusals_mistakes_and_skipped_machines_are_told_too() {
     ] {
         let server = scripted(vec![]);
         let mut command = machine.command(&["run"]);
-        command.env("AWS_ENDPOINT_URL_CLOUDWATCH", server.url("")).env("AWS_REGION", "us-east-1");
+        command.env("AWS_ENDPOINT_URL", server.url("")).env("AWS_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", KEY.0).env("AWS_SECRET_ACCESS_KEY", KEY.1);
         let ran = machine::ran(&mut command);
         assert_eq!(ran.code, code, "{ran:?}");
+        let result = machine.read("/run/gpu-bootstrap/result.json");
+        assert!(
+            result.contains("cloudwatch metrics: sent") && result.contains("cloudwatch logs: sent"),
+            "{result}"
+        );
         let log = server.log();
-        assert_eq!(log.len(), 1, "{ran:?}");
-        let body: serde_json::Value = serde_json::from_slice(&log[0].body).unwrap();
-        assert_eq!(body["MetricData"][0]["Dimensions"][1]["Value"], outcome);
-        assert!(machine.read("/run/gpu-bootstrap/result.json").contains("cloudwatch: sent"));
+        let metrics =
+            log.iter().find(|r| r.header("x-amz-target").unwrap().contains("PutMetricData")).unwrap();
+        assert_eq!(body(metrics)["MetricData"][0]["Dimensions"][1]["Value"], outcome);
+        let end = log.iter().find(|r| r.header("x-amz-target").unwrap().contains("PutLogEvents")).unwrap();
+        assert!(body(end).to_string().contains("run-finished"), "{}", body(end));
     }
 }
 
 #[tokio::test]
 async fn the_request_is_the_documented_one() {
     let server = scripted(vec![]);
-    assert_eq!(put(&server.url(""), KEY, "GpuBootstrap").await, Delivery::Sent);
+    assert_eq!(metrics(metrics_to(&server)).await.of(METRICS), "sent");
     let request = server.log().remove(0);
     assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/"));
     assert_eq!(request.header("content-type"), Some("application/x-amz-json-1.0"));
@@ -192,134 +211,306 @@ async fn the_request_is_the_documented_one() {
         authorization.contains("SignedHeaders=content-type;host;x-amz-date;x-amz-target"),
         "{authorization}"
     );
-    let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+    let body = body(&request);
     assert_eq!(body["Namespace"], "GpuBootstrap");
-    let metrics: Vec<_> = body["MetricData"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|m| (&m["MetricName"], &m["Value"], &m["Unit"]))
-        .collect();
+    let data = body["MetricData"].as_array().unwrap().iter();
+    let data: Vec<_> = data.map(|m| (&m["MetricName"], &m["Value"], &m["Unit"])).collect();
     assert_eq!(
-        serde_json::json!(metrics),
-        serde_json::json!([["Outcome", 1.0, "Count"], ["Seconds", 212.5, "Seconds"]])
+        json!(data),
+        json!([
+            ["Outcome", 1.0, "Count"],
+            ["Seconds", 212.5, "Seconds"],
+            ["DownloadedBytes", 0.0, "Bytes"],
+            ["Retries", 0.0, "Count"]
+        ])
     );
 }
 
+/// Two hundred steps are more than 10 KB. The server of the other test cannot check such a request (it decompresses
+/// first, and refuses botocore's, too), so botocore signs ours again.
 #[tokio::test]
-async fn denied_access_is_said_once_and_not_repeated() {
-    let server = scripted(vec![error(403, "AccessDeniedException"), error(403, "AccessDeniedException")]);
-    let why = failure(put(&server.url(""), KEY, "N").await);
-    assert!(why.contains("403 ") || why.contains("403:"), "{why}");
-    assert!(why.contains("AccessDenied: because") && why.contains("cloudwatch:PutMetricData"), "{why}");
-    assert_eq!(server.log().len(), 1);
+async fn a_long_request_is_compressed_and_signed_as_botocore_would() {
+    let server = scripted(vec![]);
+    let mut events = Vec::new();
+    for n in 0..200 {
+        let step = format!("step-{n}");
+        events.push(EventKind::StepFinished { step, changed: true, evidence: Vec::new(), seconds: 1.0 });
+    }
+    events.push(run_finished("converged"));
+    metrics_to(&server).run(events).await;
+    let request = server.log().remove(0);
+    assert_eq!(request.header("content-encoding"), Some("gzip"));
+    let data = body(&request)["MetricData"].as_array().unwrap().len();
+    assert_eq!(data, 204);
+    let script = "import base64, json, sys\nfrom botocore.auth import SigV4Auth\nfrom botocore.awsrequest import AWSRequest\n\
+        from botocore.credentials import Credentials\n\
+        url, headers, body, key, secret = json.loads(sys.argv[1])\n\
+        request = AWSRequest('POST', url, data=base64.b64decode(body), headers=headers)\n\
+        request.context['timestamp'] = headers['x-amz-date']\n\
+        auth = SigV4Auth(Credentials(key, secret), 'monitoring', 'us-east-1')\n\
+        text = auth.string_to_sign(request, auth.canonical_request(request))\n\
+        print(json.dumps(auth.signature(text, request)))";
+    let signed = ["content-encoding", "content-type", "host", "x-amz-date", "x-amz-target"];
+    let headers: std::collections::BTreeMap<_, _> =
+        signed.iter().map(|name| (*name, request.header(name).unwrap())).collect();
+    let packed = base64::engine::general_purpose::STANDARD.encode(&request.body);
+    let expected = python(script, &[&json!([server.url("/"), headers, packed, KEY.0, KEY.1]).to_string()]);
+    let authorization = request.header("authorization").unwrap();
+    assert!(authorization.contains(&format!("SignedHeaders={}", signed.join(";"))), "{authorization}");
+    assert_eq!(authorization.rsplit("Signature=").next(), expected.as_str());
 }
 
 #[tokio::test]
-async fn throttling_and_outages_are_waited_out_three_times() {
-    let server = scripted(vec![error(400, "ThrottlingException"), error(503, "ServiceUnavailable")]);
-    assert_eq!(put(&server.url(""), KEY, "N").await, Delivery::Sent);
-    assert_eq!(server.log().len(), 3);
-    let server = scripted(vec![error(500, "InternalServiceError"); 9]);
-    assert!(failure(put(&server.url(""), KEY, "N").await).contains("InternalServiceError"));
-    assert_eq!(server.log().len(), 3);
+async fn each_figure_goes_one_way() {
+    // With logs, a step's figure travels in its event; without, as a metric; and by instance only where that is asked for.
+    for (logs, by_instance, expected) in [(true, false, 0), (false, false, 1), (false, true, 2)] {
+        let server = scripted(vec![]);
+        let mut delivery = metrics_to(&server);
+        delivery.report.cloudwatch.logs = logs;
+        delivery.report.cloudwatch.instance_dimension = by_instance;
+        delivery.run(clean_run()).await;
+        let log = server.log();
+        let of =
+            |target: &str| log.iter().find(|r| r.header("x-amz-target").unwrap().contains(target)).map(body);
+        let metrics = of("PutMetricData").unwrap();
+        let steps =
+            metrics["MetricData"].as_array().unwrap().iter().filter(|m| m["MetricName"] == "StepSeconds");
+        assert_eq!(steps.count(), expected, "{metrics}");
+        let embedded = of("PutLogEvents").map_or(0, |b| b.to_string().matches("_aws").count());
+        assert_eq!(embedded, usize::from(logs));
+    }
+}
+
+#[tokio::test]
+async fn denied_access_is_said_once_and_what_was_refused_is_kept() {
+    let server = scripted(vec![error(403, "AccessDeniedException"); 9]);
+    let delivery = metrics_to(&server);
+    let root = delivery.root();
+    let delivered = metrics(delivery).await;
+    let why = delivered.of(METRICS);
+    assert!(why.contains("AccessDenied: because") && why.contains("cloudwatch:PutMetricData"), "{why}");
+    assert_eq!(server.log().len(), 1);
+    assert_eq!(delivered.spooled().len(), 1);
+    // The next run, of a role that may, brings both.
+    let server = scripted(vec![]);
+    let delivered = metrics(metrics_to(&server).at(root)).await;
+    assert_eq!(delivered.of(METRICS), "sent");
+    let requests = server.log();
+    let sent: usize = requests.iter().map(|r| body(r)["MetricData"].as_array().unwrap().len()).sum();
+    assert_eq!((sent, delivered.spooled().len()), (8, 0));
+}
+
+#[tokio::test]
+async fn throttling_and_outages_are_waited_out() {
+    let server = scripted(vec![
+        error(400, "ThrottlingException"),
+        error(503, "ServiceUnavailable"),
+        error(429, ""),
+        error(500, "InternalServiceError"),
+    ]);
+    assert_eq!(metrics(metrics_to(&server)).await.of(METRICS), "sent");
+    assert_eq!(server.log().len(), 5);
+}
+
+#[tokio::test]
+async fn what_is_wrong_in_itself_is_given_up_and_counted() {
+    let server = scripted(vec![error(400, "InvalidParameterValueException")]);
+    let delivered = metrics(metrics_to(&server)).await;
+    let why = delivered.of(METRICS);
+    assert!(why.contains("InvalidParameterValue") && why.contains("4 given up"), "{why}");
+    assert_eq!((server.log().len(), delivered.spooled().len()), (1, 0));
 }
 
 #[tokio::test]
 async fn a_wrong_clock_is_corrected_by_the_servers() {
     let date = "Mon, 23 Nov 2015 15:00:00 GMT";
     let server = scripted(vec![error(403, "SignatureDoesNotMatch").with("Date", date)]);
-    assert_eq!(put(&server.url(""), KEY, "N").await, Delivery::Sent);
+    assert_eq!(metrics(metrics_to(&server)).await.of(METRICS), "sent");
     let log = server.log();
     assert!(log[1].header("x-amz-date").unwrap().starts_with("20151123T150"), "{log:?}");
-    let body: serde_json::Value = serde_json::from_slice(&log[1].body).unwrap();
-    let at = body["MetricData"][0]["Timestamp"].as_i64().unwrap();
-    assert!((1_448_290_800..1_448_290_830).contains(&at), "{at}");
     // With a right clock the same answer means a wrong secret, and is final.
-    let server = scripted(vec![error(403, "SignatureDoesNotMatch")]);
-    failure(put(&server.url(""), KEY, "N").await);
+    let server = scripted(vec![error(403, "SignatureDoesNotMatch"); 9]);
+    assert!(metrics(metrics_to(&server)).await.of(METRICS).starts_with("failed"));
     assert_eq!(server.log().len(), 1);
 }
 
 #[tokio::test]
 async fn expired_role_credentials_are_asked_for_once_more() {
     let service = with_role("ASIAEXAMPLE", "geheim", "token").start();
+    let by_role = |server: &Server| {
+        let mut delivery = Delivery::new(&server.url("")).with_metadata(&service);
+        delivery.report.cloudwatch.logs = false;
+        delivery
+    };
     let server = scripted(vec![error(403, "ExpiredTokenException")]);
-    assert_eq!(put_as_role(&server.url(""), &service, "N").await, Delivery::Sent);
+    assert_eq!(metrics(by_role(&server)).await.of(METRICS), "sent");
     let asked = service.asked().iter().filter(|a| a.ends_with("/gpu-node")).count();
     assert_eq!((asked, server.log().len()), (2, 2));
     let server = scripted(vec![error(403, "ExpiredTokenException"); 9]);
-    assert!(failure(put_as_role(&server.url(""), &service, "N").await).contains("ExpiredToken"));
+    assert!(metrics(by_role(&server)).await.of(METRICS).contains("ExpiredToken"));
     assert_eq!(server.log().len(), 2);
 }
 
-#[tokio::test]
-async fn a_server_that_never_answers_costs_eight_seconds() {
-    let server = scripted(vec![Reply::Hang(Duration::from_secs(30))]);
+/// A run waits a second for its reports, whatever they wait for, and what they wait for is delivered all the same, once.
+#[test]
+fn a_slow_server_costs_a_second_and_gets_everything_once() {
+    let machine =
+        machine::Machine::debian12().file("/etc/gpu-bootstrap/a.toml", "[policy]\non-no-gpu = \"skip\"\n");
+    let server = Server::start(|_| {
+        std::thread::sleep(Duration::from_secs(4));
+        Reply::ok("{}")
+    });
+    let mut command = machine.command(&["run"]);
+    command.env("AWS_ENDPOINT_URL", server.url("")).env("AWS_REGION", "us-east-1");
+    command.env("AWS_ACCESS_KEY_ID", KEY.0).env("AWS_SECRET_ACCESS_KEY", KEY.1);
     let began = Instant::now();
-    let why = failure(put(&server.url(""), KEY, "N").await);
-    assert!(why.contains("within 8 s"), "{why}");
-    assert!(began.elapsed() < Duration::from_secs(10));
+    let ran = machine::ran(&mut command);
+    let took = began.elapsed();
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(took < Duration::from_millis(2500), "{took:?}");
+    let result = machine.read("/run/gpu-bootstrap/result.json");
+    assert!(result.contains("on the way"), "{result}");
+    assert!(
+        machine::ran(&mut machine.command(&["status"])).stdout.contains("cloudwatch logs: "),
+        "status tells it, too"
+    );
+    deliveries::until("everything is delivered", || {
+        let file = machine.read("/run/gpu-bootstrap/delivery.json");
+        let file: Value = serde_json::from_str(&file).unwrap_or_default();
+        file["channels"]
+            .as_array()
+            .is_some_and(|all| all.iter().all(|c| c["sentence"] == "sent" && c["is_over"] == true))
+    });
+    let status = machine::ran(&mut machine.command(&["status"])).stdout;
+    assert!(status.contains("reported to cloudwatch logs: sent\n"), "{status}");
+    let targets: Vec<_> = server.log().iter().map(|r| r.header("x-amz-target").unwrap().to_owned()).collect();
+    assert_eq!(targets.len(), 2, "{targets:?}");
+    assert_eq!(deliveries::spooled(&machine.outside("/")), [""; 0]);
 }
 
-#[tokio::test]
-async fn a_server_that_is_not_there_is_a_sentence() {
+#[test]
+fn what_cannot_be_delivered_is_kept_and_brought_by_the_next_run() {
+    let machine =
+        machine::Machine::debian12().file("/etc/gpu-bootstrap/a.toml", "[policy]\non-no-gpu = \"skip\"\n");
     let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let why = failure(put(&format!("http://{addr}"), KEY, "N").await);
-    assert!(why.contains("cannot be reached") && why.contains("refused"), "{why}");
+    let run = |url: &str| {
+        let mut command = machine.command(&["run"]);
+        command.env("AWS_ENDPOINT_URL", url).env("AWS_REGION", "us-east-1");
+        command.env("AWS_ACCESS_KEY_ID", KEY.0).env("AWS_SECRET_ACCESS_KEY", KEY.1);
+        let ran = machine::ran(&mut command);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        machine.read("/run/gpu-bootstrap/result.json")
+    };
+    let result = run(&format!("http://{addr}"));
+    assert!(result.contains("cannot be reached") && result.contains("on the way"), "{result}");
+    deliveries::until("it is kept", || deliveries::spooled(&machine.outside("/")).len() == 2);
+    // The first one's deliverer still tries; this one's takes over from it.
+    let server = scripted(vec![]);
+    let result = run(&server.url(""));
+    deliveries::until("the spool is empty", || deliveries::spooled(&machine.outside("/")).is_empty());
+    let requests = server.log();
+    let of = |target: &str, list: &str| -> usize {
+        let wanted = requests.iter().filter(|r| r.header("x-amz-target").unwrap().contains(target));
+        wanted.map(|r| body(r)[list].as_array().unwrap().len()).sum()
+    };
+    assert_eq!(of("PutMetricData", "MetricData"), 8, "both runs, each once\n{result}");
+    let ends: usize = requests.iter().map(|r| body(r).to_string().matches("run-finished").count()).sum();
+    assert_eq!(ends, 2, "{requests:?}");
 }
 
 #[tokio::test]
 async fn an_endpoint_outside_ascii_is_refused_with_the_mend() {
-    let why = failure(put("https://bücher.example", KEY, "N").await);
+    let mut delivery = Delivery::new("https://bücher.example").with_key(KEY);
+    delivery.report.cloudwatch.logs = false;
+    let why = metrics(delivery).await.of(METRICS);
     assert!(why.contains("AWS_ENDPOINT_URL is https://bücher.example") && why.contains("xn--…"), "{why}");
 }
 
 #[tokio::test]
 async fn without_a_role_auto_is_off_and_true_is_a_failure() {
     let service = Imds::new().start();
-    let client = Client::new(Endpoint::Fixed(service.url()), Duration::from_secs(5));
-    let nobody = environment("http://127.0.0.1:1", None);
-    let off = put_from(&nobody, &RUN, &config("N"), &identity(), Some(&client)).await;
-    assert_eq!(off, Delivery::Off { why: "the instance has no role".into() });
-    assert_eq!(off.to_string(), "off: the instance has no role");
-    let wanted = CloudwatchConfig { enabled: Enabled::Fixed(true), ..config("N") };
-    let failed = put_from(&nobody, &RUN, &wanted, &identity(), Some(&client)).await;
-    assert_eq!(failed, Delivery::Failed { why: "the instance has no role".into() });
+    let delivered = Delivery::new("http://127.0.0.1:1").with_metadata(&service).run(clean_run()).await;
+    assert_eq!(delivered.of(METRICS), "off: the instance has no role");
+    assert_eq!(delivered.of(LOGS), "off: the instance has no role");
+    assert_eq!(delivered.spooled(), [""; 0]);
+    let mut delivery = Delivery::new("http://127.0.0.1:1").with_metadata(&service);
+    delivery.report.cloudwatch.enabled = Enabled::Fixed(true);
+    let why = delivery.run(clean_run()).await.of(METRICS);
+    assert!(why.starts_with("failed: the instance has no role"), "{why}");
 }
 
-#[tokio::test]
-async fn off_ec2_the_metadata_service_is_not_asked() {
-    let service = with_role("ASIAEXAMPLE", "geheim", "token").start();
-    let client = Client::new(Endpoint::Fixed(service.url()), Duration::from_secs(5));
-    let elsewhere = Identity { on_ec2: Fact::new(false, "test"), instance: None, ..identity() };
-    let nobody = environment("http://127.0.0.1:1", None);
-    let delivery = put_from(&nobody, &RUN, &config("N"), &elsewhere, Some(&client)).await;
-    assert!(matches!(delivery, Delivery::Off { .. }), "{delivery:?}");
-    assert_eq!(service.server.connections(), 0);
-}
-
-#[tokio::test]
-async fn switched_off_is_off() {
+#[test]
+fn off_ec2_and_switched_off_nobody_is_asked() {
     let server = scripted(vec![]);
-    let off = CloudwatchConfig { enabled: Enabled::Fixed(false), ..config("N") };
-    let delivery = put_from(&environment(&server.url(""), Some(KEY)), &RUN, &off, &identity(), None).await;
-    assert!(matches!(delivery, Delivery::Off { .. }));
-    assert_eq!(server.connections(), 0);
+    let service = with_role("ASIAEXAMPLE", "geheim", "token").start();
+    for (text, sentence) in [
+        ("[policy]\non-no-gpu = \"skip\"\n", "cloudwatch: off: there are no credentials"),
+        (
+            "[policy]\non-no-gpu = \"skip\"\n[report]\ncloudwatch.enabled = false\n",
+            "cloudwatch: off: the configuration",
+        ),
+    ] {
+        let machine = machine::Machine::debian12().file("/etc/gpu-bootstrap/a.toml", text);
+        let mut command = machine.command(&["run"]);
+        command.env("AWS_ENDPOINT_URL", server.url(""));
+        assert_eq!(machine::ran(&mut command).code, 0);
+        let result = machine.read("/run/gpu-bootstrap/result.json");
+        assert!(result.contains(sentence), "{result}");
+    }
+    assert_eq!((server.connections(), service.server.connections()), (0, 0));
 }
 
 #[tokio::test]
 async fn a_role_that_cannot_be_assumed_is_named_and_nothing_is_sent() {
     let server = scripted(vec![]);
-    for (body, text) in [
+    for (answer, text) in [
         (r#"{"Code":"AssumeRoleUnauthorizedAccess","Message":"x"}"#, "AssumeRoleUnauthorizedAccess"),
         (r#"{"SecretAccessKey":"geheim"}"#, "no usable credentials of role gpu-node"),
         ("<html>geheim</html>", "no usable credentials of role gpu-node"),
     ] {
         let service =
-            with_role("a", "b", "c").item("meta-data/iam/security-credentials/gpu-node", body).start();
-        let why = failure(put_as_role(&server.url(""), &service, "N").await);
+            with_role("a", "b", "c").item("meta-data/iam/security-credentials/gpu-node", answer).start();
+        let why = Delivery::new(&server.url("")).with_metadata(&service).run(clean_run()).await.of(METRICS);
         assert!(why.contains(text) && !why.contains("geheim"), "{why}");
     }
     assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test]
+async fn gpus_are_counted() {
+    let server = scripted(vec![]);
+    let verdicts = json!({ "event": "gpus-checked", "found": 8, "expected": 8, "result": "fail", "machine": [],
+        "gpus": [{ "verdict": "pass" }, { "verdict": "fail" }, { "verdict": "could-not-tell" }, { "verdict": "pass" }] });
+    let events = vec![serde_json::from_value(verdicts).unwrap(), run_finished("failed")];
+    metrics_to(&server).run(events).await;
+    let data = body(&server.log()[0])["MetricData"].as_array().unwrap().clone();
+    let of = |name: &str| data.iter().find(|m| m["MetricName"] == name).map(|m| m["Value"].as_f64().unwrap());
+    assert_eq!((of("GpusFound"), of("GpusExpected"), of("GpusHealthy")), (Some(8.0), Some(8.0), Some(2.0)));
+}
+
+/// A failed step has its figure, too.
+#[tokio::test]
+async fn a_failed_step_is_told_with_its_duration() {
+    let server = scripted(vec![]);
+    let mut events = clean_run();
+    events.truncate(2);
+    events.push(EventKind::Failed {
+        step: Some("driver".into()),
+        code: "apt-failed".into(),
+        message: "no".into(),
+        causes: vec!["a".into()],
+        hint: None,
+    });
+    events.push(run_finished("failed"));
+    Delivery::new(&server.url("")).with_key(KEY).run(events).await;
+    let log = server.log();
+    let logs = log.iter().find(|r| r.header("x-amz-target").unwrap().contains("PutLogEvents")).unwrap();
+    let messages = body(logs)["logEvents"].as_array().unwrap().clone();
+    let failed: Value = serde_json::from_str(messages[2]["message"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&failed["event"], &failed["code"], &failed["Outcome"]),
+        (&json!("failed"), &json!("apt-failed"), &json!("failed"))
+    );
+    assert_eq!(failed["causes"], json!(["a"]));
+    assert!(failed["StepSeconds"].is_number());
 }

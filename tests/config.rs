@@ -115,14 +115,39 @@ const MISTAKES: &[(&str, Code, &str)] = &[
         "FILE:1:2: `frameworks` is not available in this version",
     ),
     (
-        "report.cloudwatch.log-group = \"/x\"",
+        "[instance]\nhostname = true",
         Code::ConfigUnknownKey,
-        "`report.cloudwatch.log-group` is not available in this version",
+        "FILE:1:2: `instance` is not available in this version",
+    ),
+    // Who is told
+    (
+        "report.cloudwatch.retention-days = 31",
+        Code::ConfigType,
+        "report.cloudwatch.retention-days takes one of the numbers 1, 3, 5,",
     ),
     (
-        "[report]\nwebhook = \"https://a.b\"",
-        Code::ConfigUnknownKey,
-        "FILE:2:1: `report.webhook` is not available in this version",
+        "report.cloudwatch.log-group = \"aws/x\"",
+        Code::ConfigType,
+        "\"aws/x\" is not 1 to 512 letters, digits and . - _ / #",
+    ),
+    ("report.tag = \"aws:x\"", Code::ConfigType, "not beginning with \"aws:\""),
+    ("report.sns = \"gpu\"", Code::ConfigType, "\"gpu\" is not an ARN such as \"arn:aws:sns:"),
+    ("report.event-bus = \"a b\"", Code::ConfigType, "\"a b\" is not a name or an ARN"),
+    ("report.webhook = \"ftp://a.b/c\"", Code::ConfigType, "report.webhook: "),
+    (
+        "report.autoscaling.on-failure = \"stop\"",
+        Code::ConfigType,
+        "\"stop\" is not one of the values \"continue\" or \"abandon\"",
+    ),
+    (
+        "[report.cloudformation]\nstack = \"a\"",
+        Code::ConfigType,
+        "FILE:2:9: report.cloudformation.stack is of no use without report.cloudformation.resource",
+    ),
+    (
+        "[report.autoscaling]\nhook = \"a\"",
+        Code::ConfigType,
+        "report.autoscaling.hook is of no use without report.autoscaling.group",
     ),
     ("source.packages = \"bundle:/x\"", Code::ConfigType, "bundles are not available in this version"),
     // Versions
@@ -380,7 +405,14 @@ fn check_shows_effective_values() {
 #[test]
 fn every_example_is_valid() {
     for key in KEYS {
-        let beside = if key.path == "policy.on-no-gpu" { "policy.for = [\"g5.xlarge\"]" } else { "" };
+        let beside = match key.path {
+            "policy.on-no-gpu" => "policy.for = [\"g5.xlarge\"]",
+            "report.cloudformation.stack" => "report.cloudformation.resource = \"a\"",
+            "report.cloudformation.resource" => "report.cloudformation.stack = \"a\"",
+            "report.autoscaling.group" => "report.autoscaling.hook = \"a\"",
+            "report.autoscaling.hook" => "report.autoscaling.group = \"a\"",
+            _ => "",
+        };
         let text = format!("{} = {}\n{beside}", key.path, key.example);
         let loaded =
             Root::new(&[(A, text.as_bytes())]).load(None, &[]).unwrap_or_else(|e| panic!("{text}: {e}"));

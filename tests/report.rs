@@ -114,7 +114,10 @@ fn what_others_wrote_is_text() {
     let hostile =
         "</title></style></pre><script>alert(1)</script><img src=x onerror=alert(2)>\u{202e}\u{1b}[31m";
     let step = json!({"id": hostile, "title": hostile, "state": hostile, "changed": true, "evidence": [hostile], "seconds": 1e300});
+    let finding = json!({"check": hostile, "verdict": hostile, "evidence": hostile});
+    let gpu = json!({"index": 7, "name": hostile, "pci": hostile, "verdict": "fail", "findings": [finding]});
     let status = json!({
+        "gpus": {"found": 1, "expected": null, "result": hostile, "gpus": [gpu], "machine": [finding]},
         "state": "finished", "outcome": hostile, "instance_id": hostile, "instance_type": hostile, "boot_id": hostile,
         "plan_digest": hostile, "agent_version": hostile, "choices": [hostile], "notices": [hostile], "reports": [hostile],
         "started": "2026-11-26T10:00:00Z", "seconds": 0.0, "steps": [step], "reboot": hostile,
@@ -128,5 +131,7 @@ fn what_others_wrote_is_text() {
     assert_well_formed(&ran.stdout);
     assert!(!ran.stdout.contains("<script") && !ran.stdout.contains("<img"), "{}", ran.stdout);
     assert!(!ran.stdout.contains('\u{1b}') && !ran.stdout.contains('\u{202e}'), "{}", ran.stdout);
-    assert!(ran.stdout.matches("&lt;script&gt;").count() >= 12, "{}", ran.stdout);
+    assert!(ran.stdout.matches("&lt;script&gt;").count() >= 17, "{}", ran.stdout);
+    // There is no GPU to look at here, and the run saw one.
+    assert!(ran.stdout.contains("As the run saw them") && ran.stdout.contains(">GPU 7<"), "{}", ran.stdout);
 }

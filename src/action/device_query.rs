@@ -107,6 +107,7 @@ impl DeviceQuery {
     async fn ask_driver(&self, host: &Host, module: &str) -> Result<Answer> {
         // Boxed: an examination's state is large, and a run would carry it through every step.
         let examination = Box::pin(examine(host, self.options())).await?;
+        host.examined(examination.verdicts());
         judge(host, module, &examination).await
     }
 

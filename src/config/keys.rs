@@ -43,6 +43,18 @@ pub enum Kind {
     Memory,
     /// A number of seconds.
     Seconds,
+    /// A number of days that log events can be kept.
+    Days,
+    /// A log group's name.
+    LogGroup,
+    /// A name in AWS, or nothing.
+    Name,
+    /// A tag's key, or nothing.
+    TagKey,
+    /// A topic's ARN, or nothing.
+    Topic,
+    /// The URL of a webhook, or nothing.
+    Webhook,
 }
 
 impl Kind {
@@ -65,6 +77,16 @@ impl Kind {
             Self::GpuCount => "\"auto\" or a number from 1".into(),
             Self::Memory => "\"auto\" or an amount from 64M such as \"512M\" or \"2G\"".into(),
             Self::Seconds => format!("a number of seconds from {} to {}", SECONDS.start(), SECONDS.end()),
+            Self::Days => format!("one of the numbers {}", DAYS.map(|d| d.to_string()).join(", ")),
+            Self::LogGroup => "1 to 512 letters, digits and . - _ / #, not beginning with \"aws/\"".into(),
+            Self::Name => {
+                "a name or an ARN of at most 512 characters without spaces, or \"\" for none".into()
+            }
+            Self::TagKey => "1 to 128 characters, not beginning with \"aws:\", or \"\" for none".into(),
+            Self::Topic => {
+                "an ARN such as \"arn:aws:sns:us-east-1:123456789012:gpu\", or \"\" for none".into()
+            }
+            Self::Webhook => "an http(s) URL, or \"\" for none".into(),
             Self::Namespace => "1 to 255 characters, not beginning with \":\" or \"AWS/\"".into(),
         }
     }
@@ -73,6 +95,12 @@ impl Kind {
 /// What [`Kind::Seconds`] takes.
 pub(super) const SECONDS: std::ops::RangeInclusive<u64> = 1..=86_400;
 
+/// What [`Kind::Days`] takes: what `PutRetentionPolicy` does.
+pub(super) const DAYS: [u64; 22] =
+    [1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653];
+
+/// Values of `report.autoscaling.on-failure`.
+const ON_FAILURE: &[&str] = &["continue", "abandon"];
 /// Values of `driver.flavour`.
 const FLAVOURS: &[&str] = &["auto", "open", "proprietary"];
 /// Values of `driver.modules`.
@@ -222,7 +250,7 @@ pub const KEYS: &[Key] = &[
         path: "report.cloudwatch.enabled",
         kind: Kind::SwitchOrAuto,
         example: "false",
-        meaning: "Whether the outcome is sent to CloudWatch. `auto` sends it when the instance has a role.",
+        meaning: "Whether metrics and events are sent to CloudWatch. `auto` sends them when the instance has a role.",
     },
     Key {
         path: "report.cloudwatch.namespace",
@@ -230,19 +258,107 @@ pub const KEYS: &[Key] = &[
         example: "\"Training/Gpu\"",
         meaning: "The namespace of the metrics.",
     },
+    Key {
+        path: "report.cloudwatch.instance-dimension",
+        kind: Kind::Switch,
+        example: "true",
+        meaning: "Whether every metric exists for each instance, too, which is what CloudWatch charges for.",
+    },
+    Key {
+        path: "report.cloudwatch.logs",
+        kind: Kind::Switch,
+        example: "false",
+        meaning: "Whether the run's events are sent to CloudWatch Logs. Without them the steps' durations are sent as metrics of their own.",
+    },
+    Key {
+        path: "report.cloudwatch.log-group",
+        kind: Kind::LogGroup,
+        example: "\"/training/gpu\"",
+        meaning: "The log group. It is made where it does not exist; the stream is the instance's id.",
+    },
+    Key {
+        path: "report.cloudwatch.retention-days",
+        kind: Kind::Days,
+        example: "90",
+        meaning: "How long a log group that was made by a run keeps its events.",
+    },
+    Key {
+        path: "report.cloudformation.stack",
+        kind: Kind::Name,
+        example: "\"training\"",
+        meaning: "The stack whose resource waits for a signal of this instance (a `CreationPolicy`). No role is needed.",
+    },
+    Key {
+        path: "report.cloudformation.resource",
+        kind: Kind::Name,
+        example: "\"Nodes\"",
+        meaning: "The logical id of that resource.",
+    },
+    Key {
+        path: "report.autoscaling.group",
+        kind: Kind::Name,
+        example: "\"training-nodes\"",
+        meaning: "The Auto Scaling group whose launch hook waits for this instance.",
+    },
+    Key {
+        path: "report.autoscaling.hook",
+        kind: Kind::Name,
+        example: "\"gpu-ready\"",
+        meaning: "The name of that lifecycle hook.",
+    },
+    Key {
+        path: "report.autoscaling.on-failure",
+        kind: Kind::Choice(ON_FAILURE),
+        example: "\"abandon\"",
+        meaning: "What a failed run tells the hook. `abandon` terminates the instance, and its group launches another one.",
+    },
+    Key {
+        path: "report.autoscaling.heartbeat",
+        kind: Kind::Seconds,
+        example: "600",
+        meaning: "How often the hook's time-out is prolonged while the run works; less than that time-out.",
+    },
+    Key {
+        path: "report.tag",
+        kind: Kind::TagKey,
+        example: "\"gpu-bootstrap\"",
+        meaning: "The instance's tag that says `running`, and then how the run ended.",
+    },
+    Key {
+        path: "report.sns",
+        kind: Kind::Topic,
+        example: "\"arn:aws:sns:us-east-1:123456789012:gpu\"",
+        meaning: "The SNS topic that is told how the run ended.",
+    },
+    Key {
+        path: "report.event-bus",
+        kind: Kind::Name,
+        example: "\"default\"",
+        meaning: "The EventBridge bus that is told how the run ended.",
+    },
+    Key {
+        path: "report.webhook",
+        kind: Kind::Webhook,
+        example: "\"https://hooks.example.com/gpu\"",
+        meaning: "The URL that is told how the run ended, by a POST of JSON.",
+    },
+    Key {
+        path: "report.aws.fips",
+        kind: Kind::Switch,
+        example: "true",
+        meaning: "Whether AWS is reached at its FIPS endpoints (`AWS_USE_FIPS_ENDPOINT` does the same).",
+    },
+    Key {
+        path: "report.aws.dual-stack",
+        kind: Kind::Switch,
+        example: "true",
+        meaning: "Whether AWS is reached at its endpoints with IPv6 (`AWS_USE_DUALSTACK_ENDPOINT` does the same).",
+    },
 ];
 
 /// Keys and tables whose names are settled, but which this version does not have. They get an error of their
 /// own, so that nobody looks for a typing mistake.
-pub const NOT_YET: &[&str] = &[
-    "frameworks",
-    "containers",
-    "instance",
-    "report.cloudwatch.log-group",
-    "report.cloudformation",
-    "report.autoscaling",
-    "report.webhook",
-];
+pub const NOT_YET: &[&str] = &["frameworks", "containers", "instance"];
 
 /// The key called `path`.
 pub fn find(path: &str) -> Option<&'static Key> {

@@ -215,14 +215,12 @@ fn parse(layer: &Layer) -> Result<Parsed> {
 fn merge(layers: &[Layer]) -> Result<Loaded> {
     let mut merged = toml::Table::new();
     let mut set_by = BTreeMap::new();
-    let mut on_no_gpu = None;
+    let mut places = BTreeMap::new();
     for layer in layers {
         let parsed = parse(layer)?;
         for (key, offset) in &parsed.offsets {
             set_by.insert(key.clone(), layer.origin.name());
-            if key == "policy.on-no-gpu" {
-                on_no_gpu = Some((layer, *offset));
-            }
+            places.insert(key.clone(), (layer, *offset));
         }
         overlay(&mut merged, parsed.table);
     }
@@ -231,17 +229,36 @@ fn merge(layers: &[Layer]) -> Result<Loaded> {
         .map_err(|e| Error::new(Code::ConfigType, "the merged configuration does not fit").because(e))?;
     // Sums are compared as text further on.
     config.cudnn.deb.iter_mut().for_each(|d| d.sha256.make_ascii_lowercase());
-    if let Some((layer, offset)) = on_no_gpu
-        && config.policy.on_no_gpu == OnNoGpu::Install
-        && config.policy.bake_for.is_empty()
-    {
-        let text = "policy.on-no-gpu = \"install\" needs the instance types the image is for; \
-                    add for = [\"g5.xlarge\"], for example";
-        let problem = Problem { code: Code::ConfigType, offset, text: text.into() };
-        return Err(Error::new(problem.code, sentence(layer, &problem)));
+    for (key, text) in contradictions(&config) {
+        if let Some((layer, offset)) = places.get(key) {
+            let problem = Problem { code: Code::ConfigType, offset: *offset, text };
+            return Err(Error::new(problem.code, sentence(layer, &problem)));
+        }
     }
     let layers = layers.iter().map(|l| l.origin.name()).collect();
     Ok(Loaded { config, layers, set_by, user_data: None })
+}
+
+/// Keys that need others: the one that was written, and what it lacks.
+fn contradictions(config: &Config) -> Vec<(&'static str, String)> {
+    let mut all = Vec::new();
+    if config.policy.on_no_gpu == OnNoGpu::Install && config.policy.bake_for.is_empty() {
+        let text = "policy.on-no-gpu = \"install\" needs the instance types the image is for; \
+                    add for = [\"g5.xlarge\"], for example";
+        all.push(("policy.on-no-gpu", text.into()));
+    }
+    let (stack, group) = (&config.report.cloudformation, &config.report.autoscaling);
+    for pair in [
+        [("report.cloudformation.stack", &stack.stack), ("report.cloudformation.resource", &stack.resource)],
+        [("report.autoscaling.group", &group.group), ("report.autoscaling.hook", &group.hook)],
+    ] {
+        let written = pair.iter().find(|(_, value)| !value.is_empty());
+        let missing = pair.iter().find(|(_, value)| value.is_empty());
+        if let (Some((written, _)), Some((missing, _))) = (written, missing) {
+            all.push((written, format!("{written} is of no use without {missing}; set both or none")));
+        }
+    }
+    all
 }
 
 /// Puts `over` on top of `base`: tables key by key, everything else whole.

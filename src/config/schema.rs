@@ -202,8 +202,22 @@ pub enum ExpectGpus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ReportConfig {
-    /// Amazon's metrics service.
+    /// Amazon's metrics and logs.
     pub cloudwatch: CloudwatchConfig,
+    /// The stack that waits for this instance.
+    pub cloudformation: CloudformationConfig,
+    /// The group whose launch waits for this instance.
+    pub autoscaling: AutoscalingConfig,
+    /// Key of the instance's tag that says how far it is; empty for none.
+    pub tag: String,
+    /// ARN of an SNS topic; empty for none.
+    pub sns: String,
+    /// Name or ARN of an event bus; empty for none.
+    pub event_bus: String,
+    /// A URL that gets the outcome by POST; empty for none.
+    pub webhook: String,
+    /// How AWS is reached.
+    pub aws: AwsConfig,
 }
 
 /// `report.cloudwatch`
@@ -214,6 +228,59 @@ pub struct CloudwatchConfig {
     pub enabled: Enabled,
     /// Metric namespace.
     pub namespace: String,
+    /// Whether metrics have the instance as a dimension, too.
+    pub instance_dimension: bool,
+    /// Whether events are sent to CloudWatch Logs.
+    pub logs: bool,
+    /// The log group.
+    pub log_group: String,
+    /// Days that a log group made by us keeps its events.
+    pub retention_days: u64,
+}
+
+/// `report.cloudformation`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CloudformationConfig {
+    /// The stack's name or ARN; empty for none.
+    pub stack: String,
+    /// The logical id of the resource that waits.
+    pub resource: String,
+}
+
+/// `report.autoscaling`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AutoscalingConfig {
+    /// The group's name; empty for none.
+    pub group: String,
+    /// The launch hook's name.
+    pub hook: String,
+    /// What a failed run means for the instance.
+    pub on_failure: OnFailure,
+    /// Seconds between heartbeats while the run works.
+    pub heartbeat: u64,
+}
+
+/// What a failed run means for an instance that its group is launching.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// It goes into service all the same.
+    #[default]
+    Continue,
+    /// It is terminated.
+    Abandon,
+}
+
+/// `report.aws`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AwsConfig {
+    /// Endpoints whose cryptography is validated by FIPS 140.
+    pub fips: bool,
+    /// Endpoints with IPv6.
+    pub dual_stack: bool,
 }
 
 /// A switch that may be left to the agent.
@@ -293,6 +360,19 @@ impl Default for PolicyConfig {
 
 impl Default for CloudwatchConfig {
     fn default() -> Self {
-        Self { enabled: Enabled::Auto("auto".into()), namespace: "GpuBootstrap".into() }
+        Self {
+            enabled: Enabled::Auto("auto".into()),
+            namespace: "GpuBootstrap".into(),
+            instance_dimension: false,
+            logs: true,
+            log_group: "/gpu-bootstrap".into(),
+            retention_days: 30,
+        }
+    }
+}
+
+impl Default for AutoscalingConfig {
+    fn default() -> Self {
+        Self { group: String::new(), hook: String::new(), on_failure: OnFailure::Continue, heartbeat: 300 }
     }
 }

@@ -165,6 +165,12 @@ impl Walk<'_> {
             Kind::SwitchOrAuto => self.switch(key, value, true),
             Kind::GpuCount => self.number(key, value, &(1..=u32::MAX.into()), true),
             Kind::Seconds => self.number(key, value, &keys::SECONDS, false),
+            Kind::Days => self.days(key, value),
+            Kind::LogGroup => self.string(key, value, log_group),
+            Kind::Name => self.string(key, value, |s| none_or(s, name)),
+            Kind::TagKey => self.string(key, value, |s| none_or(s, tag_key)),
+            Kind::Topic => self.string(key, value, |s| none_or(s, topic)),
+            Kind::Webhook => self.string(key, value, |s| none_or(s, |s| url::check(s).map(drop))),
             Kind::Toolkits => self.toolkits(key, value),
             Kind::InstanceTypes => self.instance_types(key, value),
             Kind::Debs => self.debs(key, value),
@@ -238,6 +244,19 @@ impl Walk<'_> {
             _ => return self.wrong_type(key, value),
         };
         self.problem(Code::ConfigType, value.span().start, text);
+    }
+
+    fn days(&mut self, key: &Key, value: &Value<'_>) {
+        match value.get_ref() {
+            DeValue::Integer(i)
+                if u64::from_str_radix(i.as_str(), i.radix()).is_ok_and(|n| keys::DAYS.contains(&n)) => {}
+            DeValue::Integer(_) => {
+                let written = slice(self.text, value.span());
+                let text = format!("{} takes {}, not {written}", key.path, key.kind.takes());
+                self.problem(Code::ConfigType, value.span().start, text);
+            }
+            _ => self.wrong_type(key, value),
+        }
     }
 
     fn toolkits(&mut self, key: &Key, value: &Value<'_>) {
@@ -412,6 +431,40 @@ fn instance_type(written: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("\"{written}\" is not an instance type; write family.size, such as \"g5.xlarge\""))
+}
+
+/// Nothing, or what passes `check`.
+fn none_or(written: &str, check: impl Fn(&str) -> Result<(), String>) -> Result<(), String> {
+    if written.is_empty() { Ok(()) } else { check(written) }
+}
+
+/// Names of stacks, resources, groups, hooks and buses: each service has its own rule, and says it.
+fn name(written: &str) -> Result<(), String> {
+    if written.len() <= 512 && written.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(());
+    }
+    Err(format!("\"{written}\" is not {}", Kind::Name.takes()))
+}
+
+fn log_group(written: &str) -> Result<(), String> {
+    let is_name = (1..=512).contains(&written.len())
+        && written.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_/#".contains(&b))
+        && !written.starts_with("aws/");
+    if is_name { Ok(()) } else { Err(format!("\"{written}\" is not {}", Kind::LogGroup.takes())) }
+}
+
+fn tag_key(written: &str) -> Result<(), String> {
+    if written.chars().count() <= 128 && !written.to_ascii_lowercase().starts_with("aws:") {
+        return Ok(());
+    }
+    Err(format!("\"{written}\" is not {}", Kind::TagKey.takes()))
+}
+
+fn topic(written: &str) -> Result<(), String> {
+    let parts: Vec<_> = written.split(':').collect();
+    let is_arn = matches!(parts.as_slice(), ["arn", _, "sns", region, _, name]
+        if !region.is_empty() && !name.is_empty() && written.bytes().all(|b| b.is_ascii_graphic()));
+    if is_arn { Ok(()) } else { Err(format!("\"{written}\" is not {}", Kind::Topic.takes())) }
 }
 
 /// The service's rule: <https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/API_PutMetricData.html>.

@@ -5,7 +5,7 @@ mod library;
 mod per_gpu;
 
 use nix::libc::SIGKILL;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::explain::{self, Kind, Known};
 use super::kernel_log::Gravity;
@@ -16,7 +16,7 @@ use super::{Compute, Examination, NotRun, Run, SmokeTest};
 use crate::catalog::version::Version;
 
 /// What a check came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// As it should be.
@@ -25,7 +25,9 @@ pub enum Verdict {
     Warn,
     /// Broken.
     Fail,
-    /// It cannot be known from here.
+    /// It cannot be known from here. A word of a later version is read as this, too.
+    #[default]
+    #[serde(other)]
     CouldNotTell,
 }
 
@@ -52,6 +54,20 @@ pub struct Check {
     pub evidence: String,
     /// What to do.
     pub advice: String,
+    /// What of the evidence is of one GPU; empty where all of it is of the machine.
+    #[serde(skip)]
+    pub parts: Vec<(Place, String)>,
+}
+
+/// Which GPU, as whoever was asked names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// CUDA's ordinal.
+    Cuda(u32),
+    /// NVML's index.
+    Nvml(u32),
+    /// An address on the PCI bus; the kernel's log leaves the function out.
+    Pci(String),
 }
 
 const NOTHING: &str = "Nothing to do.";
@@ -64,7 +80,24 @@ impl Check {
         evidence: impl Into<String>,
         advice: impl Into<String>,
     ) -> Self {
-        Self { check: check.into(), verdict, evidence: evidence.into(), advice: advice.into() }
+        Self {
+            check: check.into(),
+            verdict,
+            evidence: evidence.into(),
+            advice: advice.into(),
+            parts: Vec::new(),
+        }
+    }
+
+    /// All of it is of one GPU.
+    pub(super) fn of(mut self, place: Place) -> Self {
+        self.parts = vec![(place, self.evidence.clone())];
+        self
+    }
+
+    /// Parts of it are of one GPU each.
+    fn with_parts(self, parts: Vec<(Place, String)>) -> Self {
+        Self { parts, ..self }
     }
 
     pub(super) fn pass(check: &str, evidence: impl Into<String>) -> Self {
@@ -103,11 +136,14 @@ pub(super) fn checks(e: &Examination) -> Vec<Check> {
         all.extend(fabric_manager(e));
         all.extend(e.devices.iter().filter_map(|d| {
             let failure = d.error.as_ref()?;
-            Some(Check::fail(&format!("device-{}", d.index), call(failure), advice(explained_cuda(failure))))
+            let name = format!("device-{}", d.index);
+            let check = Check::fail(&name, call(failure), advice(explained_cuda(failure)));
+            Some(check.of(Place::Cuda(d.index)))
         }));
         all.extend(peers(e));
-        all.extend(e.smoke.iter().map(compute));
-        all.extend(e.smoke.iter().filter_map(multiprocessors));
+        all.extend(e.smoke.iter().map(|test| compute(test).of(Place::Cuda(test.index))));
+        let counted = |test| multiprocessors(test).map(|check| check.of(Place::Cuda(test.index)));
+        all.extend(e.smoke.iter().filter_map(counted));
         all.extend(super::copy_checks::checks(e));
     }
     all.extend(e.libraries.iter().map(library::library));
@@ -256,7 +292,7 @@ fn nvml(e: &Examination) -> Check {
             let which: Vec<_> = lost.iter().map(|(i, _)| i.to_string()).collect();
             let mut check = refused("nvml", failure, explained_nvml(failure));
             check.evidence = format!("GPU {}: {}", which.join(", "), check.evidence);
-            check
+            check.with_parts(lost.iter().map(|(i, failure)| (Place::Nvml(*i), call(failure))).collect())
         }
     }
 }
@@ -430,7 +466,11 @@ fn count(e: &Examination) -> Check {
 fn bus(e: &Examination) -> Check {
     match e.dead.as_slice() {
         [] => Check::pass("pci", format!("{} GPUs answer on the PCI bus", e.facts.gpus.len())),
-        dead => Check::fail("pci", format!("{} answers only with ones", dead.join(", ")), MOVE),
+        dead => {
+            let part = |address: &String| (Place::Pci(address.clone()), "answers only with ones".to_owned());
+            Check::fail("pci", format!("{} answers only with ones", dead.join(", ")), MOVE)
+                .with_parts(dead.iter().map(part).collect())
+        }
     }
 }
 
@@ -448,6 +488,10 @@ fn xids(e: &Examination) -> Check {
             .collect();
         some.join(", ")
     };
+    let parts = |gravity: Gravity| {
+        let some = xids.iter().filter(|x| x.gravity() == gravity);
+        some.map(|x| (Place::Pci(x.pci.clone()), format!("Xid {}", x.xid))).collect()
+    };
     let (fatal, warning, programs) = (of(Gravity::Fatal), of(Gravity::Warning), of(Gravity::Program));
     if !fatal.is_empty() {
         Check::fail(
@@ -455,8 +499,10 @@ fn xids(e: &Examination) -> Check {
             fatal,
             "Reboot or reset the GPU; if it comes again, stop and start the instance to move it to other hardware.",
         )
+        .with_parts(parts(Gravity::Fatal))
     } else if !warning.is_empty() {
         Check::warn(NAME, warning, "Look the number up in NVIDIA's list of Xid errors, and watch the GPU.")
+            .with_parts(parts(Gravity::Warning))
     } else if !programs.is_empty() {
         Check::pass(NAME, format!("{programs}: mistakes of programs"))
     } else {

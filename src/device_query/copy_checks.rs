@@ -1,7 +1,7 @@
 //! What `--bandwidth` is judged by. How fast copies are never fails a machine: no limit here has been calibrated on
 //! a GPU yet. That a copy fails, hangs, or arrives wrong does.
 
-use super::checks::{Check, Verdict, broken_process, explained_cuda, refused};
+use super::checks::{Check, Place, Verdict, broken_process, explained_cuda, refused};
 use super::copies::HostCopies;
 use super::record::{Pair, PeerCopy};
 use super::{Examination, NotRun};
@@ -17,7 +17,8 @@ pub(super) fn checks(e: &Examination) -> Vec<Check> {
     if !e.options.bandwidth {
         return Vec::new();
     }
-    let mut all: Vec<Check> = e.copies.iter().map(host_copies).collect();
+    let mut all: Vec<Check> =
+        e.copies.iter().map(|copies| host_copies(copies).of(Place::Cuda(copies.index))).collect();
     all.extend(peer_copies(e));
     if !e.copies.is_empty() {
         all.push(links(e));

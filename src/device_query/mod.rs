@@ -18,6 +18,7 @@ pub mod numa;
 pub mod record;
 mod summary;
 mod text;
+pub mod verdicts;
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ use self::libraries::{Installed, Promised};
 use self::library::Found;
 use self::numa::Node;
 use self::record::{CudaDevice, Init, Load, NvmlGpu, Peers, Smoke, of_stage};
+use self::verdicts::Verdicts;
 use crate::catalog::Catalog;
 use crate::catalog::data::InstanceType;
 use crate::error::{Code, Result};
@@ -281,6 +283,11 @@ impl Examination {
     /// What works, in one sentence: `driver 580.95.05 loaded; 8 × NVIDIA H100 80GB HBM3; CUDA 13.0; computed on 8 of 8`.
     pub fn summary(&self) -> String {
         summary::summary(self)
+    }
+
+    /// What it came to, GPU by GPU.
+    pub fn verdicts(&self) -> Verdicts {
+        Verdicts::of(self)
     }
 
     /// The GPUs for which the driver asks for a reboot.

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use crate::device_query::verdicts::Verdicts;
 use crate::install::report::Report as Installation;
 use crate::report::event::Progress;
 
@@ -39,6 +40,7 @@ pub struct Host {
     last_progress: Arc<Mutex<Option<Instant>>>,
     notices: Arc<dyn Fn(String) + Send + Sync>,
     installations: Arc<dyn Fn(Installation) + Send + Sync>,
+    verdicts: Arc<dyn Fn(Verdicts) + Send + Sync>,
 }
 
 impl Host {
@@ -57,6 +59,7 @@ impl Host {
             last_progress: Arc::default(),
             notices: Arc::new(|_| {}),
             installations: Arc::new(|_| {}),
+            verdicts: Arc::new(|_| {}),
         }
     }
 
@@ -84,6 +87,18 @@ impl Host {
     /// Says what an installation took. Never blocks, never fails.
     pub fn installed(&self, report: Installation) {
         (self.installations)(report);
+    }
+
+    /// Sends what each examination of the GPUs came to, to `sink`.
+    #[must_use]
+    pub fn with_verdicts(mut self, sink: impl Fn(Verdicts) + Send + Sync + 'static) -> Self {
+        self.verdicts = Arc::new(sink);
+        self
+    }
+
+    /// Says what an examination of the GPUs came to. Never blocks, never fails.
+    pub fn examined(&self, verdicts: Verdicts) {
+        (self.verdicts)(verdicts);
     }
 
     /// Lets packages be installed as the configuration says, from now on. Told once: later words change nothing.
@@ -169,6 +184,12 @@ pub mod paths {
     pub const STAGE_DIR: &str = "/var/lib/gpu-bootstrap/stage";
     /// The result of the last run that installed something, for `analyze`.
     pub const LAST_INSTALLATION: &str = "/var/lib/gpu-bootstrap/last-installation.json";
+    /// Reports that could not be delivered yet.
+    pub const SPOOL_DIR: &str = "/var/lib/gpu-bootstrap/spool";
+    /// Held by flock by whoever delivers what earlier runs left; names its holder.
+    pub const SPOOL_LOCK: &str = "/var/lib/gpu-bootstrap/spool/lock";
+    /// How it stands with reports since the run is over.
+    pub const DELIVERY: &str = "/run/gpu-bootstrap/delivery.json";
     /// Files of others that stood in the way, kept.
     pub const SET_ASIDE_DIR: &str = "/var/lib/gpu-bootstrap/set-aside";
     /// Live status, rewritten at each event.
@@ -176,9 +197,10 @@ pub mod paths {
     /// The result of the last run, written only at its end.
     pub const RESULT: &str = "/run/gpu-bootstrap/result.json";
     /// Every directory that files of ours are written to.
-    pub const WRITTEN_DIRS: [&str; 11] = [
+    pub const WRITTEN_DIRS: [&str; 12] = [
         STATE_DIR,
         CACHE_DIR,
+        SPOOL_DIR,
         PACKAGE_FILES_DIR,
         "/run/gpu-bootstrap",
         "/etc/apt/preferences.d",

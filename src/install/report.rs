@@ -79,6 +79,17 @@ impl Bottleneck {
             Self::Plan => "apt's planning",
         }
     }
+
+    /// The part of an installation that waits for it, for people.
+    pub fn part(self) -> &'static str {
+        match self {
+            Self::Link => "fetching",
+            Self::Cores => "unpacking",
+            Self::Disk => "to the disk",
+            Self::Dpkg => "apt and dpkg",
+            Self::Plan => "planning",
+        }
+    }
 }
 
 impl Report {
@@ -99,19 +110,24 @@ impl Report {
         self.plan_seconds + self.install_seconds + self.sync_seconds
     }
 
-    /// What it waited for most: the longest of the parts that follow each other. `None` for plain apt, which is not
-    /// looked into.
-    pub fn bottleneck(&self) -> Option<Bottleneck> {
-        let verified = self.prepared.verified_seconds?;
+    /// The parts that follow each other, with what each waits for and its seconds. Plain apt is not looked into: all that
+    /// it does after planning is one part.
+    pub fn parts(&self) -> [(Bottleneck, f64); 5] {
+        let verified = self.prepared.verified_seconds.unwrap_or_default();
         let ready = self.prepared.ready_seconds.unwrap_or(verified).max(verified);
-        let parts = [
-            (self.plan_seconds, Bottleneck::Plan),
-            (verified, Bottleneck::Link),
-            (ready - verified, Bottleneck::Cores),
-            (self.install_seconds - ready, Bottleneck::Dpkg),
-            (self.sync_seconds, Bottleneck::Disk),
-        ];
-        parts.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, what)| what)
+        [
+            (Bottleneck::Plan, self.plan_seconds),
+            (Bottleneck::Link, verified),
+            (Bottleneck::Cores, ready - verified),
+            (Bottleneck::Dpkg, (self.install_seconds - ready).max(0.0)),
+            (Bottleneck::Disk, self.sync_seconds),
+        ]
+    }
+
+    /// What it waited for most: the longest of its parts. `None` for plain apt.
+    pub fn bottleneck(&self) -> Option<Bottleneck> {
+        self.prepared.verified_seconds?;
+        self.parts().into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(what, _)| what)
     }
 }
 

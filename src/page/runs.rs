@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::html::{Tone, badge, details, list, section, table, text};
 use crate::analyze;
-use crate::install::report::Report;
+use crate::install::report::{Bottleneck, Report};
 use crate::report::status_file::{Status, StepStatus};
 
 /// The steps, each with a bar where and as long as it ran.
@@ -118,34 +118,22 @@ pub(super) fn installations(status: &Status) -> String {
     section("Packages", &(table(&head, &rows) + &legend() + &list(&remarks)))
 }
 
-/// The parts of an installation that follow each other: name, class of the colour.
-const PARTS: [(&str, &str); 5] = [
-    ("planning", "p1"),
-    ("fetching", "p2"),
-    ("unpacking", "p3"),
-    ("apt and dpkg", "p4"),
-    ("to the disk", "p5"),
+/// The parts of an installation in their order, with the class of the colour.
+const PARTS: [(Bottleneck, &str); 5] = [
+    (Bottleneck::Plan, "p1"),
+    (Bottleneck::Link, "p2"),
+    (Bottleneck::Cores, "p3"),
+    (Bottleneck::Dpkg, "p4"),
+    (Bottleneck::Disk, "p5"),
 ];
-
-fn parts(report: &Report) -> [f64; 5] {
-    let verified = report.prepared.verified_seconds.unwrap_or_default();
-    let ready = report.prepared.ready_seconds.unwrap_or(verified).max(verified);
-    [
-        report.plan_seconds,
-        verified,
-        ready - verified,
-        (report.install_seconds - ready).max(0.0),
-        report.sync_seconds,
-    ]
-}
 
 fn installation(step: &StepStatus, report: &Report) -> Vec<String> {
     let whole = report.seconds().max(f64::EPSILON);
     let mut bar = String::from("<div class=\"stack\" aria-hidden=\"true\">");
     let mut words = Vec::new();
-    for ((name, class), seconds) in PARTS.into_iter().zip(parts(report)) {
+    for ((part, class), (_, seconds)) in PARTS.into_iter().zip(report.parts()) {
         let _ = write!(bar, "<div class=\"{class}\" style=\"width:{:.2}%\"></div>", seconds / whole * 100.0);
-        words.push(format!("{name} {}", duration(seconds)));
+        words.push(format!("{} {}", part.part(), duration(seconds)));
     }
     let mut downloads = amount(report.download_bytes);
     if let (Some(fetched), Some(seconds)) = (&report.prepared.fetched, report.prepared.verified_seconds)
@@ -168,7 +156,8 @@ fn installation(step: &StepStatus, report: &Report) -> Vec<String> {
 
 fn legend() -> String {
     let mut out = String::from("<p class=\"legend small\" aria-hidden=\"true\">");
-    for (name, class) in PARTS {
+    for (part, class) in PARTS {
+        let name = part.part();
         let _ = write!(out, "<span class=\"nowrap\"><span class=\"key {class}\"></span> {name}</span> ");
     }
     out + "</p>\n"

@@ -7,6 +7,7 @@ use super::html::{Tone, badge, details, list, section, table, text};
 use super::runs::duration;
 use crate::device_query::Examination;
 use crate::device_query::checks::{Check, Verdict};
+use crate::device_query::verdicts::{Finding, GpuVerdict, Verdicts};
 use crate::error::Error;
 use crate::facts::show;
 use crate::host::paths;
@@ -79,7 +80,7 @@ pub(super) fn error(status: &Status) -> String {
     section("What went wrong", &out)
 }
 
-/// Looked at when the page was made, not by the run.
+/// What the run saw, and how they were when the page was made.
 pub(super) fn gpus(content: &Content) -> String {
     let shown = match &content.gpus {
         Ok(Some(examination)) => examined(examination),
@@ -90,11 +91,61 @@ pub(super) fn gpus(content: &Content) -> String {
         "<p class=\"dim\">as they were when this page was made, {}; nothing was computed</p>\n",
         content.now.strftime("%Y-%m-%d %H:%M UTC")
     );
-    section("GPUs", &(when + &of_the_run(&content.status) + &shown))
+    section("GPUs", &(of_the_run(content) + &when + &shown))
 }
 
-/// What the run itself found, by computing: the looking above would call such a GPU well.
-fn of_the_run(status: &Status) -> String {
+/// What the run itself found, by computing: the looking below would call such a GPU well. In full only where that looking
+/// does not say the same.
+fn of_the_run(content: &Content) -> String {
+    let mut out = found_by_the_run(&content.status);
+    if let Some(verdicts) = &content.status.gpus {
+        let _ = writeln!(out, "<p>When the run asked: {}.</p>", text(&verdicts.sentence()));
+        let now = content.gpus.as_ref().ok().and_then(Option::as_ref).map(Examination::verdicts);
+        if !now.is_some_and(|now| now.found == verdicts.found && now.failed() == verdicts.failed()) {
+            out += &seen_by_the_run(verdicts);
+        }
+    }
+    out
+}
+
+fn seen_by_the_run(verdicts: &Verdicts) -> String {
+    let dash = || "–".to_owned();
+    let row = |gpu: &GpuVerdict| {
+        let findings: Vec<String> = gpu.findings.iter().map(finding).collect();
+        vec![
+            format!("GPU {}", gpu.index),
+            gpu.name.as_deref().map_or_else(dash, text),
+            badge(tone(gpu.verdict), gpu.verdict.name()),
+            if findings.is_empty() { dash() } else { list(&findings) },
+            gpu.pci.as_ref().map_or_else(dash, |pci| format!("<code>{}</code>", text(pci))),
+        ]
+    };
+    let rows: Vec<_> = verdicts.gpus.iter().map(row).collect();
+    let head = ["", "Model", "Verdict", "What did not pass", "PCI address"];
+    let mut out = String::from("<h3>As the run saw them</h3>\n");
+    if !rows.is_empty() {
+        out += &table(&head, &rows);
+    }
+    let is_open = |f: &&Finding| f.verdict == Verdict::CouldNotTell;
+    let (open, found): (Vec<&Finding>, Vec<_>) = verdicts.machine.iter().partition(is_open);
+    let lines = |findings: Vec<&Finding>| list(&findings.into_iter().map(finding).collect::<Vec<_>>());
+    out += &lines(found);
+    if !open.is_empty() {
+        out += &details("what could not be told of the machine", &lines(open));
+    }
+    out
+}
+
+fn finding(finding: &Finding) -> String {
+    format!(
+        "{} <code>{}</code> {}",
+        badge(tone(finding.verdict), finding.verdict.name()),
+        text(&finding.check),
+        text(&finding.evidence)
+    )
+}
+
+fn found_by_the_run(status: &Status) -> String {
     let last = status.steps.last().map(|step| &step.id);
     let found = status.error.as_ref().filter(|error| error.step.is_some() && error.step.as_ref() == last);
     found.map_or_else(String::new, |error| {
@@ -153,13 +204,16 @@ fn is_at(pci: Option<&str>, address: &str) -> bool {
     pci.is_some_and(|pci| short(pci) == short(address))
 }
 
-fn checks(checks: &[&Check]) -> String {
-    let tone = |verdict| match verdict {
+fn tone(verdict: Verdict) -> Tone {
+    match verdict {
         Verdict::Pass => Tone::Good,
         Verdict::Warn => Tone::Attention,
         Verdict::Fail => Tone::Bad,
         Verdict::CouldNotTell => Tone::Neutral,
-    };
+    }
+}
+
+fn checks(checks: &[&Check]) -> String {
     let row = |check: &&Check| {
         vec![
             format!("<code>{}</code>", text(&check.check)),

@@ -7,14 +7,15 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::Listener;
 use super::event::{Event, EventKind};
+use super::lines::Lines;
 use super::progress::ProgressBars;
-use super::streams::printable;
 
 /// Writes step lines.
 pub struct Console {
+    lines: Lines,
+    output: bool,
     device: Option<File>,
     bars: Option<ProgressBars>,
-    titles: Vec<(String, String)>,
 }
 
 impl Console {
@@ -27,12 +28,23 @@ impl Console {
                 .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
                 .open("/dev/console")
         });
-        Self { device: device.and_then(Result::ok), bars: bars.then(ProgressBars::new), titles: Vec::new() }
+        Self {
+            lines: Lines::default(),
+            output: true,
+            device: device.and_then(Result::ok),
+            bars: bars.then(ProgressBars::new),
+        }
+    }
+
+    /// Leaves standard output to another listener where `output` is false.
+    #[must_use]
+    pub fn with_output(self, output: bool) -> Self {
+        Self { output, ..self }
     }
 
     fn line(&mut self, text: &str) {
-        let text = &printable(text);
         match &self.bars {
+            _ if !self.output => {}
             Some(bars) => bars.print(text),
             // A closed standard output is the caller's choice, not a failure of the run.
             None => drop(writeln!(std::io::stdout(), "{text}")),
@@ -41,61 +53,24 @@ impl Console {
             let _ = writeln!(device, "gpu-bootstrap: {text}\r");
         }
     }
-
-    fn title(&self, step: &str) -> String {
-        let known = self.titles.iter().find(|(id, _)| id == step);
-        known.map_or_else(|| step.to_owned(), |(_, title)| title.clone())
-    }
 }
 
 impl Listener for Console {
     fn hear(&mut self, event: &Event) {
-        match &event.kind {
-            EventKind::RunStarted { steps, plan_digest, choices, .. } => {
-                self.titles = steps.iter().map(|s| (s.id.clone(), s.title.clone())).collect();
-                for choice in choices {
-                    self.line(&format!("chosen   {choice}"));
-                }
-                self.line(&format!("plan     {} steps, digest {:.12}", steps.len(), plan_digest));
-            }
-            EventKind::StepFinished { step, changed, evidence, seconds } => {
-                if let Some(bars) = &mut self.bars {
+        if let Some(bars) = &mut self.bars {
+            match &event.kind {
+                EventKind::Progress(progress) => bars.show(progress),
+                EventKind::StepFinished { .. } | EventKind::Failed { .. } | EventKind::RunFinished { .. } => {
                     bars.clear();
                 }
-                let word = if *changed { "done" } else { "ok" };
-                let what = if *changed { format!("{seconds:.1} s") } else { evidence.join("; ") };
-                let title = self.title(step);
-                self.line(&format!("{word:<8} {title}: {what}"));
+                _ => {}
             }
-            EventKind::Installed { sentence, .. } => self.line(sentence),
-            EventKind::Notice { text } => self.line(&format!("notice   {text}")),
-            EventKind::Progress(progress) => {
-                if let Some(bars) = &mut self.bars {
-                    bars.show(progress);
-                }
-            }
-            EventKind::Failed { step, code, message, causes, hint } => {
-                if let Some(bars) = &mut self.bars {
-                    bars.clear();
-                }
-                let place = step.as_deref().map(|s| format!("{}: ", self.title(s))).unwrap_or_default();
-                self.line(&format!("FAILED   {place}{message} [{code}]"));
-                for cause in causes {
-                    self.line(&format!("         because: {}", cause.replace('\n', "\n                  ")));
-                }
-                if let Some(hint) = hint {
-                    self.line(&format!("         what to do: {hint}"));
-                }
-            }
-            EventKind::RebootNeeded { why } => self.line(&format!("reboot   needed: {why}")),
-            EventKind::RunFinished { outcome, exit_code, seconds } => {
-                if let Some(bars) = &mut self.bars {
-                    bars.clear();
-                }
-                self.line(&format!("{outcome:<8} after {seconds:.1} s (exit code {exit_code})"));
-            }
-            EventKind::Reported { text } => tracing::info!("{text}"),
-            EventKind::StepStarted { .. } | EventKind::ActionChecked { .. } | EventKind::Unknown => {}
+        }
+        if let EventKind::Reported { text } = &event.kind {
+            tracing::info!("{text}");
+        }
+        for line in self.lines.of(&event.kind) {
+            self.line(&line);
         }
     }
 }

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::device_query::verdicts::Verdicts;
 use crate::install::report::Report;
 
 /// One thing that happened.
@@ -64,6 +65,8 @@ pub enum EventKind {
         /// How, and what it took.
         report: Box<Report>,
     },
+    /// The GPUs were examined; what that came to.
+    GpusChecked(Box<Verdicts>),
     /// A step ended well.
     StepFinished {
         /// The step's id.

@@ -1,11 +1,13 @@
 //! What the agent says while it works. Every report listens to the same [`event`] stream; none can fail a run.
 
 pub mod cloud_init;
-pub mod cloudwatch;
 pub mod console;
 pub mod event;
+pub mod journal;
+pub mod lines;
 pub mod log;
 pub mod progress;
+pub mod remote;
 pub mod status_file;
 pub mod streams;
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Listener;
 use super::event::{Event, EventKind, Progress};
+use crate::device_query::verdicts::Verdicts;
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::install::report::Report;
@@ -44,6 +45,8 @@ pub struct Status {
     pub seconds: Option<f64>,
     /// The steps, in order.
     pub steps: Vec<StepStatus>,
+    /// What the run made of the GPUs when it examined them last; absent where it did not.
+    pub gpus: Option<Verdicts>,
     /// What went wrong.
     pub error: Option<ErrorStatus>,
     /// Why a reboot is needed.
@@ -171,6 +174,7 @@ impl StatusFile {
                     s.installs.push((**report).clone());
                 }
             }
+            EventKind::GpusChecked(verdicts) => self.status.gpus = Some((**verdicts).clone()),
             EventKind::StepFinished { step, changed, evidence, seconds } => {
                 self.status.progress = None;
                 if let Some(s) = self.step(step) {

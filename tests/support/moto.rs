@@ -30,7 +30,7 @@ def client(service, key, token=None):
 # moto names the action after the signing name, AWS after the API.
 allowed = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Resource": "*", "Action": [
     "cloudwatch:PutMetricData", "monitoring:PutMetricData", "cloudwatch:GetMetricStatistics",
-    "monitoring:GetMetricStatistics", "sts:AssumeRole"]}]}
+    "monitoring:GetMetricStatistics", "sts:AssumeRole", "logs:*"]}]}
 iam = client("iam", ("setup", "setup"))
 
 def user(name, policy):
@@ -55,16 +55,28 @@ print(json.dumps({"url": url, "writer": writer, "stranger": stranger,
     "role": [role["AccessKeyId"], role["SecretAccessKey"], role["SessionToken"]]}), flush=True)
 
 import datetime
-for line in sys.stdin:
-    asked = json.loads(line)
+
+def metric(asked):
     now = datetime.datetime.now(datetime.timezone.utc)
     answer = client("cloudwatch", writer).get_metric_statistics(
         Namespace=asked["namespace"], MetricName=asked["metric"], Dimensions=asked["dimensions"],
         StartTime=now - datetime.timedelta(minutes=10), EndTime=now + datetime.timedelta(minutes=10),
         Period=3600, Statistics=["SampleCount", "Sum"])
     points = answer["Datapoints"]
-    print(json.dumps({"count": sum(p["SampleCount"] for p in points), "sum": sum(p["Sum"] for p in points),
-        "unit": points[0]["Unit"] if points else None}), flush=True)
+    return {"count": sum(p["SampleCount"] for p in points), "sum": sum(p["Sum"] for p in points),
+        "unit": points[0]["Unit"] if points else None}
+
+def log(asked):
+    logs = client("logs", writer)
+    groups = logs.describe_log_groups(logGroupNamePrefix=asked["group"])["logGroups"]
+    if not groups:
+        return {"days": None, "messages": []}
+    events = logs.get_log_events(logGroupName=asked["group"], logStreamName=asked["stream"], startFromHead=True)["events"]
+    return {"days": groups[0].get("retentionInDays"), "messages": [e["message"] for e in events]}
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    print(json.dumps(metric(asked) if "metric" in asked else log(asked)), flush=True)
 "#;
 
 /// The server, with a user who may write metrics, one who may not, and a role's temporary credentials.
@@ -123,12 +135,26 @@ impl Moto {
             dimensions.iter().map(|(n, v)| serde_json::json!({ "Name": n, "Value": v })).collect();
         let question =
             serde_json::json!({ "namespace": namespace, "metric": metric, "dimensions": dimensions });
+        let answer = self.ask(&question);
+        let unit = answer["unit"].as_str().unwrap_or_default().to_owned();
+        (answer["count"].as_f64().unwrap(), answer["sum"].as_f64().unwrap(), unit)
+    }
+}
+
+impl Moto {
+    fn ask(&mut self, question: &serde_json::Value) -> serde_json::Value {
         writeln!(self.questions, "{question}").unwrap();
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();
-        let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let unit = answer["unit"].as_str().unwrap_or_default().to_owned();
-        (answer["count"].as_f64().unwrap(), answer["sum"].as_f64().unwrap(), unit)
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// The messages of a log's stream, and for how many days the group keeps them, read back with boto3.
+    pub fn log(&mut self, group: &str, stream: &str) -> (Vec<serde_json::Value>, Option<u64>) {
+        let answer = self.ask(&serde_json::json!({ "group": group, "stream": stream }));
+        let messages = answer["messages"].as_array().unwrap().iter();
+        let read = |m: &serde_json::Value| serde_json::from_str(m.as_str().unwrap()).unwrap();
+        (messages.map(read).collect(), answer["days"].as_u64())
     }
 }
 

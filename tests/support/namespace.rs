@@ -1,8 +1,12 @@
 //! Tests that need a small disk: the test's own program again, in a mount namespace of its own.
+#![allow(dead_code, reason = "shared between test files, not each of which uses all of it")]
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
 
 use std::path::Path;
 use std::process::Command;
+
+/// Set where [`run_in_namespace`] started a test: one that mounts must not do it elsewhere.
+pub(crate) const MARK: &str = "GPU_BOOTSTRAP_TEST_IN_NAMESPACE";
 
 /// Runs the ignored test `child` in a mount namespace of its own; it must print `words`.
 pub(crate) fn run_in_namespace(child: &str, words: &str) {
@@ -10,6 +14,7 @@ pub(crate) fn run_in_namespace(child: &str, words: &str) {
         .args(["--mount", "--map-root-user"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", child, "--ignored", "--nocapture"])
+        .env(MARK, "1")
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

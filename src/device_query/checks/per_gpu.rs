@@ -1,6 +1,6 @@
 //! Checks that ask every GPU the same question, through NVML.
 
-use super::{Check, Verdict};
+use super::{Check, Place, Verdict};
 use crate::device_query::Examination;
 use crate::device_query::record::NvmlGpu;
 
@@ -65,12 +65,12 @@ fn ask_all(
     for wanted in [Verdict::Fail, Verdict::Warn] {
         let found: Vec<_> = answers
             .iter()
-            .filter_map(|(i, a)| {
-                a.as_ref().ok()?.as_ref().filter(|f| f.0 == wanted).map(|f| format!("GPU {i}: {}", f.1))
-            })
+            .filter_map(|(i, a)| a.as_ref().ok()?.as_ref().filter(|f| f.0 == wanted).map(|f| (i, &f.1)))
             .collect();
         if !found.is_empty() {
-            return Check::new(name, wanted, found.join("; "), advice);
+            let words: Vec<_> = found.iter().map(|(i, words)| format!("GPU {i}: {words}")).collect();
+            let parts = found.iter().map(|(i, words)| (Place::Nvml(**i), (*words).clone())).collect();
+            return Check::new(name, wanted, words.join("; "), advice).with_parts(parts);
         }
     }
     let silent = answers.iter().filter(|(_, a)| a.is_err()).count();

@@ -1,0 +1,144 @@
+//! What could not be delivered, on the disk: a file for each channel and run, written whole. Whoever delivers next takes
+//! over what others left; a lock lets only one do that, and asks the one before to make room.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::host::files::Files;
+use crate::host::paths;
+
+const SUFFIX: &str = ".json";
+/// How long a deliverer that was there before may take for the answers that it waits for.
+const PATIENCE: Duration = Duration::from_secs(100);
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// The directory, seen by one run's deliverer.
+pub(super) struct Spool {
+    files: Files,
+    /// In the names of this run's files.
+    run: String,
+}
+
+/// What an earlier run left for a channel.
+pub(super) struct Left<T> {
+    path: String,
+    pub(super) kept: T,
+}
+
+impl Spool {
+    pub(super) fn new(files: Files, run: Timestamp) -> Self {
+        Self { files, run: run.as_microsecond().to_string() }
+    }
+
+    fn path(&self, channel: &str) -> String {
+        format!("{}/{}.{}{SUFFIX}", paths::SPOOL_DIR, file_name(channel), self.run)
+    }
+
+    /// Keeps what a channel has. What cannot be written is warned of: there is no better place for it.
+    pub(super) fn write<T: Serialize>(&self, channel: &str, kept: &T) {
+        let written = serde_json::to_vec(kept)
+            .map_err(|e| e.to_string())
+            .and_then(|json| self.files.write(self.path(channel), &json, 0o600).map_err(|e| e.to_string()));
+        if let Err(e) = written {
+            tracing::warn!("reports that are not delivered cannot be kept: {e}");
+        }
+    }
+
+    /// Everything of a channel was delivered.
+    pub(super) fn remove(&self, channel: &str) {
+        if let Err(e) = self.files.remove(self.path(channel)) {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// What earlier runs left for a channel, oldest first. A file that cannot be read is of no use to anybody.
+    pub(super) fn left<T: DeserializeOwned>(&self, channel: &str) -> Vec<Left<T>> {
+        let mut names = self.files.list(paths::SPOOL_DIR).unwrap_or_default();
+        let prefix = format!("{}.", file_name(channel));
+        let own = self.path(channel);
+        names.retain(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX));
+        names.sort();
+        let paths =
+            names.iter().map(|name| format!("{}/{name}", paths::SPOOL_DIR)).filter(|path| *path != own);
+        let mut all = Vec::new();
+        for path in paths {
+            let bytes = self.files.read(&path).ok().flatten().unwrap_or_default();
+            match serde_json::from_slice(&bytes) {
+                Ok(kept) => all.push(Left { path, kept }),
+                Err(e) => {
+                    tracing::warn!("{path} cannot be understood and is removed: {e}");
+                    let _ = self.files.remove(&path);
+                }
+            }
+        }
+        all
+    }
+
+    /// Removes a file whose content is kept elsewhere by now.
+    pub(super) fn forget<T>(&self, left: &Left<T>) {
+        if let Err(e) = self.files.remove(&left.path) {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// Becomes the one that may take over what others left. `None` when the one before does not make room.
+    pub(super) async fn claim(&self) -> Option<Claim> {
+        let mut file = self.files.open_rw(paths::SPOOL_LOCK).inspect_err(|e| tracing::warn!("{e}")).ok()?;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let mut asked = None;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(mut held) => {
+                    let line = format!("{}\n", std::process::id());
+                    let written = held
+                        .set_len(0)
+                        .and_then(|()| held.rewind())
+                        .and_then(|()| held.write_all(line.as_bytes()));
+                    // Without the line the next one waits instead of asking.
+                    drop(written.inspect_err(|e| tracing::warn!("{}: {e}", paths::SPOOL_LOCK)));
+                    return Some(Claim { _held: held });
+                }
+                Err((back, nix::errno::Errno::EWOULDBLOCK)) => file = back,
+                Err((_, e)) => {
+                    tracing::warn!("{}: {e}", paths::SPOOL_LOCK);
+                    return None;
+                }
+            }
+            let holder = holder(&mut file);
+            if holder != asked
+                && let Some(pid) = holder
+            {
+                // Whoever holds the lock lives, so the number is still its own.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGUSR1);
+                asked = holder;
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return None;
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+}
+
+/// The right to take over what others left.
+pub(super) struct Claim {
+    _held: Flock<File>,
+}
+
+fn holder(file: &mut File) -> Option<i32> {
+    let mut text = String::new();
+    file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
+    text.trim().parse().ok().filter(|pid| *pid > 1)
+}
+
+fn file_name(channel: &str) -> String {
+    channel.replace(' ', "-")
+}
