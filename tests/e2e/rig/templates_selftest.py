@@ -30,7 +30,7 @@ RUN, STEP = {"InstanceType", "Outcome"}, {"InstanceType", "Step", "Outcome"}
 # What is sent: the metric's dimensions and its unit.
 METRICS = {"Outcome": RUN, "Seconds": RUN, "DownloadedBytes": RUN, "Retries": RUN, "GpusFound": RUN, "GpusExpected": RUN,
            "GpusHealthy": RUN, "StepSeconds": STEP}
-OUTCOMES = {"converged", "failed", "reboot-needed", "skipped", "interrupted"}
+OUTCOMES = {"converged", "failed", "reboot-needed", "skipped", "interrupted", "killed"}
 # What every log event has besides its own fields.
 COMMON = {"event", "at", "run", "seq", "instance_id", "instance_type"}
 BY_LOGS = {"@timestamp", "@message", "@logStream"}
