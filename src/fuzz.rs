@@ -13,14 +13,15 @@ use crate::facts::gpu::{driver, lspci, pci};
 use crate::facts::{identity, os};
 use crate::host::dpkg::{Database, compare_versions};
 use crate::host::{apt, ld_cache};
+use crate::report::remote;
 use crate::report::status_file::Status;
-use crate::{device_query, install};
+use crate::{aws, device_query, install};
 
 /// A target takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name that `fuzz/run` takes.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("user-data", user_data),
     ("config", config),
     ("identity-document", identity_document),
@@ -35,6 +36,7 @@ pub const TARGETS: [(&str, Target); 18] = [
     ("dpkg-status", dpkg_status),
     ("package-file", package_file),
     ("http-answer", install::fetch::fuzz_answer),
+    ("aws-answer", aws_answer),
     ("receipt", receipt),
     ("probe-records", probe_records),
     ("kernel-log", kernel_log),
@@ -162,8 +164,15 @@ fn package_file(bytes: &[u8]) {
     }
 }
 
-/// Everything that we wrote ourselves and read again: receipt, list in flight, reports, status.
+/// What a service answers, and what the metadata service does when it is asked for a role.
+fn aws_answer(bytes: &[u8]) {
+    aws::fuzz_answer(bytes);
+    remote::fuzz_answer(bytes);
+}
+
+/// Everything that we wrote ourselves and read again: receipt, list in flight, reports, status, what was not delivered.
 fn receipt(bytes: &[u8]) {
+    remote::fuzz_spool(bytes);
     let _ = serde_json::from_slice::<Receipt>(bytes);
     let _ = serde_json::from_slice::<Status>(bytes);
     let _ = serde_json::from_slice::<install::Report>(bytes);

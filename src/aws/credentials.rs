@@ -134,6 +134,13 @@ fn read(answer: &[u8], role: &str) -> Result<Credentials, Refused> {
     Ok(Credentials::new(answer.access_key_id, answer.secret_access_key, Some(answer.token), end, "role"))
 }
 
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_role(bytes: &[u8]) {
+    if let Ok(credentials) = read(bytes, "gpu-node") {
+        let _ = is_over(&credentials, Timestamp::now());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

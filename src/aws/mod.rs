@@ -225,6 +225,16 @@ impl Session {
     }
 }
 
+/// Any bytes as an answer: a refusal is a short sentence of one line, whatever was said.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_answer(bytes: &[u8]) {
+    for status in [200, 400, 403, 429, 503] {
+        let text = Refused::answer("AWS", status, bytes, None, None).to_string();
+        assert!(text.chars().count() < 500 && text.lines().count() == 1, "{text:?}");
+    }
+    credentials::fuzz_role(bytes);
+}
+
 /// What came back.
 struct Answer {
     body: Vec<u8>,

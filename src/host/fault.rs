@@ -7,9 +7,9 @@
 //! What is only looked at has no point, and neither have standard output and standard error.
 
 #[cfg(feature = "fault-points")]
-pub(crate) use armed::{child, exec, pass_on, point};
+pub(crate) use armed::{child, exec, keep_from, pass_on, point};
 #[cfg(not(feature = "fault-points"))]
-pub(crate) use disarmed::{child, exec, pass_on, point};
+pub(crate) use disarmed::{child, exec, keep_from, pass_on, point};
 
 /// Kinds of effects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,9 @@ mod disarmed {
     pub(crate) fn pass_on(call: Call) -> Call {
         call
     }
+
+    #[inline]
+    pub(crate) fn keep_from(_: &mut std::process::Command) {}
 }
 
 #[cfg(feature = "fault-points")]
@@ -233,6 +236,11 @@ mod armed {
     pub(crate) fn pass_on(call: Call) -> Call {
         let known = [LIST, WISH].into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?)));
         known.fold(call, |call, (name, value)| call.env(name, value))
+    }
+
+    /// What is meant for this process is not meant for that one.
+    pub(crate) fn keep_from(command: &mut std::process::Command) {
+        command.env_remove(LIST).env_remove(WISH);
     }
 
     #[cfg(test)]

@@ -233,6 +233,13 @@ fn stream(instance_id: &str) -> String {
     instance_id.replace([':', '*'], "-")
 }
 
+/// Any bytes as an answer to a batch of ten.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_answer(bytes: &[u8]) {
+    let taken = taken(&serde_json::from_slice(bytes).unwrap_or_default(), 10);
+    assert!(taken.later + taken.lost <= 10);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{session, settings};

@@ -197,11 +197,10 @@ fn line(event: &Event) -> String {
 /// Starts the process, and two threads that wait for its pipes.
 fn start(settings: &Settings) -> std::io::Result<(Sender<String>, Receiver<Vec<Standing>>)> {
     fault::point(fault::Kind::Exec, "deliver")?;
-    let mut child = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    fault::keep_from(&mut command);
+    let mut child = command
         .arg("deliver")
-        // What is meant for the run is not meant for it.
-        .env_remove("GPU_BOOTSTRAP_FAULT")
-        .env_remove("GPU_BOOTSTRAP_FAULT_LIST")
         // The terminal's Ctrl-C ends the run, and the run's end is what is to be told.
         .process_group(0)
         .current_dir("/")
@@ -230,6 +229,22 @@ fn start(settings: &Settings) -> std::io::Result<(Sender<String>, Receiver<Vec<S
         })?;
     }
     Ok((lines, answers))
+}
+
+/// Any bytes as an answer of CloudWatch Logs.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_answer(bytes: &[u8]) {
+    logs::fuzz_answer(bytes);
+}
+
+/// Any bytes as a file of the spool, of each channel, and as the file about deliveries.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_spool(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<channel::Kept<logs::Line>>(bytes);
+    let _ = serde_json::from_slice::<channel::Kept<figures::Figure>>(bytes);
+    let _ = serde_json::from_slice::<channel::Kept<signals::Word>>(bytes);
+    let _ = serde_json::from_slice::<DeliveryFile>(bytes);
+    let _ = serde_json::from_slice::<Vec<Event>>(bytes);
 }
 
 #[cfg(test)]
