@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """An EC2 instance metadata service, version 2 only, for one simulated g4dn.xlarge.
 
-    metadata.py --netns PATH --bind ADDRESS --port N --user-data FILE --log FILE --ready FILE
+    metadata.py --netns PATH --bind ADDRESS --port N --user-data FILE --log FILE --ready FILE [--items FILE]
 
 Strict where EC2 is: a token must be asked for by PUT with a TTL header and sent with every GET; requests that
 passed a proxy are refused; user-data that does not exist is 404.  The user-data file is read at each request, so a
-test can change it while the instance lives.
+test can change it while the instance lives; so is the file of --items, a JSON object of further items, or of others than
+those that stand here, by path: {"meta-data/iam/security-credentials": "role", …}.
 """
 import argparse
 import base64
@@ -79,6 +80,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not matched:
             return self.answer(404)
         path = matched[1].rstrip("/")
+        if (item := self.items().get(path)) is not None:
+            return self.answer(200, item)
         if path == "user-data":
             return self.user_data()
         if path == "dynamic/instance-identity/document":
@@ -86,6 +89,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path.startswith("meta-data/") and path.removeprefix("meta-data/") in META_DATA:
             return self.answer(200, META_DATA[path.removeprefix("meta-data/")])
         return self.answer(404)
+
+    @staticmethod
+    def items():
+        if ARGS.items is None:
+            return {}
+        with open(ARGS.items, encoding="utf-8") as source:
+            return json.load(source)
 
     def user_data(self):
         try:
@@ -107,6 +117,7 @@ if __name__ == "__main__":
     for option in ("netns", "bind", "user-data", "log", "ready"):
         parser.add_argument(f"--{option}", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--items")
     ARGS = parser.parse_args()
     SERVER = listen_in(ARGS.netns, lambda: Server((ARGS.bind, ARGS.port), Handler))
     with open(ARGS.ready, "w", encoding="utf-8"):

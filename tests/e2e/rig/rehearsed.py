@@ -42,17 +42,41 @@ AFTER_A_CRASH = [
 
 
 def inside(binary, script, *arguments):
-    """Runs a script beside the rig inside a rehearsal of `binary`, with its output as ours; its exit status.
+    """Runs a script beside the rig inside a rehearsal of `binary`, with its output as ours; its exit status."""
+    return start_inside(binary, script, *arguments).wait()
+
+
+def start_inside(binary, script, *arguments, modules=(), files=()):
+    """The same without waiting, with further modules of the rig and files of the project: the process that ends with the
+    script's exit status.
 
     It is handed over as an argument: this repository may lie on a file system that the rehearsal does not copy."""
-    files = io.BytesIO()
-    with tarfile.open(fileobj=files, mode="w:xz") as packed:
-        for name in (f"tests/e2e/{script}", *(f"tests/e2e/rig/{module}.py" for module in MODULES_NEEDED), "docs/status.md"):
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:xz") as packed:
+        for name in (f"tests/e2e/{script}", *(f"tests/e2e/rig/{module}.py" for module in (*MODULES_NEEDED, *modules)),
+                     "docs/status.md", *files):
             packed.add(os.path.join(PROJECT, name), name)
     unpack = f'mkdir {HANDED_OVER}; echo "$0" | base64 -d | tar -xJ -C {HANDED_OVER}; exec "$@"'
     command = [sys.executable, "-B", f"{HANDED_OVER}/tests/e2e/{script}", "--inside", *arguments]
-    return subprocess.run([binary, "rehearse", "--", "sh", "-ec", unpack, base64.b64encode(files.getvalue()).decode(), *command],
-                          check=False, stdin=subprocess.DEVNULL).returncode
+    packed = base64.b64encode(archive.getvalue()).decode()
+    return subprocess.Popen([binary, "rehearse", "--", "sh", "-ec", unpack, packed, *command], stdin=subprocess.DEVNULL)
+
+
+def network_of(process, seconds=60):
+    """The path of the network namespace of a rehearsal that was started."""
+    own, until = os.readlink("/proc/self/ns/net"), time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        waiting = [process.pid]
+        while waiting:
+            pid = waiting.pop()
+            try:
+                if os.readlink(f"/proc/{pid}/ns/net") != own:
+                    return f"/proc/{pid}/ns/net"
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            waiting += children(pid)
+        time.sleep(0.02)
+    raise SystemExit("the rehearsal made no network of its own")
 
 
 def mount(*arguments):
