@@ -176,6 +176,25 @@ async fn a_heartbeat_that_is_refused_changes_nothing() {
     );
 }
 
+/// Every boot after the launch's.
+#[tokio::test]
+async fn a_launch_that_is_over_is_no_failure() {
+    let refusal = |message: &str| {
+        let body = format!("<E><Error><Code>ValidationError</Code><Message>{message}</Message></Error></E>");
+        Server::start(move |_| Reply::status(400, body.clone()))
+    };
+    let server = refusal("No active Lifecycle Action found with instance ID i-0123456789abcdef0");
+    assert_eq!(to(&server, group).run(clean_run()).await.of("autoscaling"), "nobody waits for it any more");
+    let server = refusal("Stack:arn:x is in CREATE_COMPLETE state and can not be signaled");
+    assert_eq!(
+        to(&server, stack).run(clean_run()).await.of("cloudformation"),
+        "nobody waits for it any more"
+    );
+    let server = refusal("Stack:training does not exist");
+    let why = to(&server, stack).run(clean_run()).await.of("cloudformation");
+    assert!(why.contains("does not exist") && why.contains("1 given up"), "{why}");
+}
+
 #[tokio::test]
 async fn a_tag_says_how_far_the_instance_is() {
     for (events, value) in [

@@ -22,7 +22,7 @@ pub use refusal::{Refusal, Refused};
 
 use crate::config::schema::AwsConfig;
 use crate::host::fault::{self, Kind};
-use crate::host::fetch::{Fetch, redact_url};
+use crate::host::fetch::{Fetch, Patience, redact_url};
 use crate::host::retry::{http_date, retry_after};
 use crate::imds;
 use crate::text::parse_url;
@@ -85,7 +85,8 @@ impl Session {
             config,
             region,
             imds,
-            fetch: Fetch::new(),
+            // The limit of a whole request stands above the limits of its parts.
+            fetch: Fetch::new().waiting(Patience { silence: PATIENCE, ..Patience::default() }),
             role: Mutex::new(None),
             offset: Cell::new(SignedDuration::ZERO),
         }

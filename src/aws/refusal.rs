@@ -37,6 +37,8 @@ pub struct Refused {
     pub retry_after: Option<Duration>,
     /// AWS's name of the error, without `Exception`.
     pub code: String,
+    /// The first line of what it says.
+    pub message: String,
     sentence: String,
     server_time: Option<Timestamp>,
 }
@@ -50,7 +52,14 @@ impl fmt::Display for Refused {
 impl Refused {
     /// One that no server spoke.
     pub fn new(refusal: Refusal, sentence: impl Into<String>) -> Self {
-        Self { refusal, retry_after: None, code: String::new(), sentence: sentence.into(), server_time: None }
+        Self {
+            refusal,
+            retry_after: None,
+            code: String::new(),
+            message: String::new(),
+            sentence: sentence.into(),
+            server_time: None,
+        }
     }
 
     /// Something else failed on the way: worth another attempt.
@@ -74,7 +83,7 @@ impl Refused {
                 sentence = format!("{sentence}: {part}");
             }
         }
-        Self { refusal: meaning(status, &code), retry_after, code, sentence, server_time }
+        Self { refusal: meaning(status, &code), retry_after, code, message, sentence, server_time }
     }
 
     /// Adds what would mend it.

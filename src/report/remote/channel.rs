@@ -10,7 +10,6 @@ use jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 
 use super::spool::Spool;
 use crate::aws::{Refusal, Refused};
@@ -23,8 +22,6 @@ const GATHER: Duration = Duration::from_secs(5);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Many machines that are turned away at the same time share what the service gives; longer waits would leave it unused.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
-/// How often what waits is written to the disk while the other side does not take it.
-const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// What a request on its way gets when the machine goes down.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// How often the other side may refuse the same part of a batch.
@@ -52,6 +49,8 @@ pub(super) struct Taken {
     pub later: usize,
     /// So many others are never going to be taken.
     pub lost: usize,
+    /// What there is to say, where nobody had been waiting for it.
+    pub note: Option<&'static str>,
 }
 
 /// What a channel sends, and how.
@@ -116,6 +115,9 @@ pub(super) struct Queue<T> {
     sent: Cell<u64>,
     lost: Cell<u64>,
     why: RefCell<Option<String>>,
+    note: Cell<Option<&'static str>>,
+    /// Something has changed since this was last written to the disk.
+    is_news: Cell<bool>,
     off: RefCell<Option<String>>,
     is_over: Cell<bool>,
     is_written: Cell<bool>,
@@ -130,6 +132,8 @@ impl<T> Default for Queue<T> {
             sent: Cell::default(),
             lost: Cell::default(),
             why: RefCell::default(),
+            note: Cell::default(),
+            is_news: Cell::default(),
             off: RefCell::default(),
             is_over: Cell::default(),
             is_written: Cell::default(),
@@ -176,6 +180,7 @@ impl<T: Target> Channel<T> {
         }
         items.push_back((item, size));
         drop(items);
+        self.queue.is_news.set(true);
         self.shrink();
         self.queue.news.notify_one();
     }
@@ -216,7 +221,7 @@ impl<T: Target> Channel<T> {
         let mut sentence = match (&*self.queue.off.borrow(), waiting, &*why) {
             (Some(why), ..) => format!("off: {why}"),
             (None, 0, None) if self.queue.sent.get() == 0 => "nothing to send".into(),
-            (None, 0, None) => "sent".into(),
+            (None, 0, None) => self.queue.note.get().unwrap_or("sent").into(),
             (None, 0, Some(why)) => format!("failed: {why}"),
             (None, n, Some(why)) if self.queue.is_over.get() => {
                 format!("failed: {why}; {n} kept for the next run")
@@ -249,7 +254,6 @@ impl<T: Target> Channel<T> {
     async fn empty(&self, spool: &Spool, told: &Notify) {
         let mut phase = self.phase.clone();
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-        let mut written = None;
         let mut partial = 0;
         while self.something_to_send(&mut phase).await {
             self.forget_the_old();
@@ -302,9 +306,8 @@ impl<T: Target> Channel<T> {
                 }
                 Refusal::Temporary => {
                     *self.queue.why.borrow_mut() = Some(refused.to_string());
-                    if written.is_none_or(|at: Instant| at.elapsed() >= WRITE_AGAIN) {
+                    if !self.queue.is_written.get() {
                         self.write(spool);
-                        written = Some(Instant::now());
                     }
                     let wait = refused.retry_after.unwrap_or_default().max(backoff.next_wait());
                     tokio::select! {
@@ -368,6 +371,7 @@ impl<T: Target> Channel<T> {
         let lost = taken.lost.min(done) as u64;
         self.queue.lost.set(self.queue.lost.get() + lost);
         self.queue.sent.set(self.queue.sent.get() + done as u64 - lost);
+        self.queue.note.set(taken.note);
     }
 
     fn drop_first(&self, n: usize) {
@@ -385,9 +389,19 @@ impl<T: Target> Channel<T> {
         self.queue.lost.set(self.queue.lost.get() + (before - items.len()) as u64);
     }
 
+    /// Brings what waits to the disk, where the other side has refused something, or where the run is over and it may
+    /// take longer than that: from then on, only the disk knows of it when this process is killed.
+    pub(super) fn secure(&self, spool: &Spool, is_over: bool) {
+        let is_in_trouble = self.queue.why.borrow().is_some();
+        if self.queue.is_news.get() && (is_in_trouble || is_over) {
+            self.write(spool);
+        }
+    }
+
     /// Brings what waits to the disk, or removes it from there when nothing does.
     pub(super) fn write(&self, spool: &Spool) {
         let items = self.queue.items.borrow();
+        self.queue.is_news.set(false);
         if items.is_empty() {
             if self.queue.is_written.replace(false) {
                 spool.remove(self.target.name());

@@ -30,6 +30,10 @@ use crate::report::event::{Event, EventKind};
 
 /// After the end of a run; then the next run or boot sends what is left.
 const GIVE_UP: Duration = Duration::from_secs(60 * 60);
+/// How often what waits is written to the disk while the other side does not take it.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
+/// What is not delivered so long after a run is written to the disk.
+const PROMPTLY: Duration = Duration::from_millis(300);
 /// What the metadata service gets; each question renews it.
 const METADATA: Duration = Duration::from_secs(5);
 
@@ -150,8 +154,36 @@ impl Deliverer {
             _ = deliver => {}
             () = tell_on => {}
             () = too_long => {}
+            () = self.secure() => {}
         }
         self.tell(&mut tell);
+    }
+
+    /// Brings what waits to the disk, in time. Never ends.
+    async fn secure(&self) {
+        let mut phase = self.phase.subscribe();
+        let all = |is_over| {
+            self.metrics.iter().for_each(|c| c.secure(&self.spool, is_over));
+            self.logs.iter().for_each(|c| c.secure(&self.spool, is_over));
+            self.signals.iter().for_each(|c| c.secure(&self.spool, is_over));
+        };
+        let over = phase.wait_for(|p| *p >= Phase::Draining);
+        let while_it_works = async {
+            loop {
+                tokio::time::sleep(WRITE_AGAIN).await;
+                all(false);
+            }
+        };
+        tokio::select! {
+            _ = over => {}
+            () = while_it_works => {}
+        }
+        all(false);
+        tokio::time::sleep(PROMPTLY).await;
+        loop {
+            all(true);
+            tokio::time::sleep(WRITE_AGAIN).await;
+        }
     }
 
     /// Makes room when another run's deliverer asks for it, and ends when the machine goes down.

@@ -166,7 +166,7 @@ fn taken(answer: &Value, all: usize) -> Taken {
     let index = |name: &str| rejected[name].as_u64().and_then(|n| usize::try_from(n).ok());
     let later = index("tooNewLogEventStartIndex").map_or(0, |start| all.saturating_sub(start));
     let lost = index("tooOldLogEventEndIndex").max(index("expiredLogEventEndIndex")).unwrap_or(0);
-    Taken { later, lost: lost.min(all - later) }
+    Taken { later, lost: lost.min(all - later), note: None }
 }
 
 /// An event's line; none for what only matters while it happens.

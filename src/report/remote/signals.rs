@@ -122,19 +122,36 @@ impl Target for Signal {
 
     async fn send(&self, items: &[Word]) -> Result<Taken, Refused> {
         let Some(word) = items.first() else { return Ok(Taken::default()) };
-        match self.to {
+        let said = match self.to {
             To::CloudFormation => self.stack(word).await,
             To::AutoScaling => self.hook(word).await,
             To::Tag => self.tag(word).await,
             To::Sns => self.topic(word).await,
             To::EventBridge => self.bus(word).await,
             To::Webhook => self.webhook(word).await,
-        }?;
-        Ok(Taken::default())
+        };
+        match said {
+            Ok(()) => Ok(Taken::default()),
+            // Every boot after the launch's, and a word that was taken while its answer was lost.
+            Err(e) if self.nobody_waits(&e) => {
+                Ok(Taken { note: Some("nobody waits for it any more"), ..Taken::default() })
+            }
+            Err(e) => Err(e),
+        }
     }
 }
 
 impl Signal {
+    /// Whether a refusal says that the launch is over. Both services have one code for all that is wrong.
+    fn nobody_waits(&self, e: &Refused) -> bool {
+        e.code == "ValidationError"
+            && match self.to {
+                To::CloudFormation => e.message.contains("and can not be signaled"),
+                To::AutoScaling => e.message.contains("No active Lifecycle Action found"),
+                _ => false,
+            }
+    }
+
     /// By the role; without one, or where the role may not, by the instance's identity document, as `cfn-signal` does: the
     /// service then looks whether the instance belongs to the stack.
     async fn stack(&self, word: &Word) -> Result<(), Refused> {
