@@ -97,7 +97,7 @@ fn every_mutation_can_be_applied_and_has_a_test() {
         let value = |key: &str| mutation[key].as_str().unwrap();
         let name = value("name");
         assert!(names.insert(name), "{name}: twice");
-        assert!(["network", "disk", "lock"].contains(&value("row")), "{name}");
+        assert!(["network", "disk", "lock", "report"].contains(&value("row")), "{name}");
         assert_ne!(value("old"), value("new"), "{name}");
         let found = doc(value("file")).matches(value("old")).count();
         assert_eq!(found, 1, "{name}: its text stands {found} times in {}", value("file"));
@@ -108,7 +108,7 @@ fn every_mutation_can_be_applied_and_has_a_test() {
         };
         assert!(doc(&file).contains(&format!("fn {function}(")), "{name}: {file} has no {function}");
     }
-    for row in ["network", "disk", "lock"] {
+    for row in ["network", "disk", "lock", "report"] {
         assert!(mutations.iter().any(|m| m["row"].as_str() == Some(row)), "{row}");
     }
 }
