@@ -300,6 +300,29 @@ async fn denied_access_is_said_once_and_what_was_refused_is_kept() {
     assert_eq!((sent, delivered.spooled().len()), (8, 0));
 }
 
+/// What cannot be read is of no use to anybody; what nobody takes any more goes, whoever it was for; the rest stays.
+#[tokio::test]
+async fn a_spool_of_strange_files_holds_nothing_up() {
+    let server = scripted(vec![]);
+    let delivery = metrics_to(&server);
+    let root = delivery.root();
+    let spool = root.path().join("var/lib/gpu-bootstrap/spool");
+    std::fs::create_dir_all(&spool).unwrap();
+    let now = jiff::Timestamp::now().as_microsecond();
+    let (old, new) = ("tag.1500000000000000.json".to_owned(), format!("tag.{now}.json"));
+    for (name, text) in [
+        ("cloudwatch-metrics.1.json", "{"),
+        (&format!("cloudwatch-metrics.{now}.json"), "[]"),
+        (&old, "{}"),
+        (&new, "{}"),
+    ] {
+        std::fs::write(spool.join(name), text).unwrap();
+    }
+    let delivered = metrics(delivery).await;
+    assert_eq!(delivered.of(METRICS), "sent");
+    assert_eq!(delivered.spooled(), [new]);
+}
+
 #[tokio::test]
 async fn throttling_and_outages_are_waited_out() {
     let server = scripted(vec![

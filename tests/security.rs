@@ -128,7 +128,7 @@ impl Watched {
         let mut command = binary();
         command.args(args).arg("--root").arg(self.root.path());
         command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", self.service.url());
-        command.env("AWS_ENDPOINT_URL_CLOUDWATCH", self.cloudwatch.url(""));
+        command.env("AWS_ENDPOINT_URL", self.cloudwatch.url(""));
         command.env("GPU_BOOTSTRAP_LOG", "trace").envs(environment.iter().copied());
         self.said.push((args.join(" "), ran(&mut command)));
     }

@@ -183,6 +183,9 @@ impl Deliverer {
         loop {
             all(true);
             tokio::time::sleep(WRITE_AGAIN).await;
+            if !self.settings.root.exists() {
+                self.at_least(Phase::Stop); // a root that is gone was a test's, or a container's
+            }
         }
     }
 
@@ -294,6 +297,7 @@ impl Deliverer {
             claim = self.spool.claim() => claim?,
             _ = phase.wait_for(|p| *p >= Phase::HandOver) => return None,
         };
+        self.spool.sweep();
         if let Some(metrics) = &self.metrics {
             self.adopt(metrics);
         }

@@ -200,6 +200,7 @@ fn start(settings: &Settings) -> std::io::Result<(Sender<String>, Receiver<Vec<S
     let mut command = Command::new("/proc/self/exe");
     fault::keep_from(&mut command);
     let mut child = command
+        .arg0("gpu-bootstrap")
         .arg("deliver")
         // The terminal's Ctrl-C ends the run, and the run's end is what is to be told.
         .process_group(0)

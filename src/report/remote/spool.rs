@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,6 +18,8 @@ use crate::host::paths;
 const SUFFIX: &str = ".json";
 /// How long a deliverer that was there before may take for the answers that it waits for.
 const PATIENCE: Duration = Duration::from_secs(100);
+/// No service takes what is older.
+const KEPT: SignedDuration = SignedDuration::from_hours(15 * 24);
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// The directory, seen by one run's deliverer.
@@ -80,6 +82,20 @@ impl Spool {
             }
         }
         all
+    }
+
+    /// Removes what nobody would take any more, of channels that are no longer configured, too.
+    pub(super) fn sweep(&self) {
+        let oldest = i128::from(Timestamp::now().as_microsecond()) - KEPT.as_micros();
+        for name in self.files.list(paths::SPOOL_DIR).unwrap_or_default() {
+            let made =
+                name.strip_suffix(SUFFIX).and_then(|stem| stem.rsplit('.').next()?.parse::<i128>().ok());
+            if made.is_some_and(|made| made < oldest)
+                && let Err(e) = self.files.remove(format!("{}/{name}", paths::SPOOL_DIR))
+            {
+                tracing::warn!("{e}");
+            }
+        }
     }
 
     /// Removes a file whose content is kept elsewhere by now.
