@@ -104,7 +104,8 @@ impl Session {
 
     /// The plain HTTP client, for what is not AWS's.
     pub fn http(&self) -> Result<&reqwest::Client, Refused> {
-        self.fetch.http().map_err(|e| Refused::because(&e))
+        // A proxy or a certificate that cannot be used: neither changes while this process lives.
+        self.fetch.http().map_err(|e| Refused { refusal: Refusal::Denied, ..Refused::because(&e) })
     }
 
     /// The metadata client, where there is a service.
