@@ -105,7 +105,7 @@ impl Session {
     /// The plain HTTP client, for what is not AWS's.
     pub fn http(&self) -> Result<&reqwest::Client, Refused> {
         // A proxy or a certificate that cannot be used: neither changes while this process lives.
-        self.fetch.http().map_err(|e| Refused { refusal: Refusal::Denied, ..Refused::because(&e) })
+        self.fetch.http().map_err(|e| Refused::because(&e).for_good())
     }
 
     /// The metadata client, where there is a service.

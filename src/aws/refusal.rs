@@ -68,6 +68,12 @@ impl Refused {
         Self::new(Refusal::Temporary, sentence)
     }
 
+    /// No attempt of this process would end otherwise.
+    #[must_use]
+    pub(super) fn for_good(self) -> Self {
+        Self { refusal: Refusal::Denied, ..self }
+    }
+
     /// What `service` answered.
     pub(super) fn answer(
         service: &str,
