@@ -228,6 +228,32 @@ async fn a_running_instance_is_tagged_so() {
     assert_eq!(fields(&server.log()[1])["Tag.1.Value"], "converged");
 }
 
+/// An image captured before its builder had told its own stack.
+#[tokio::test]
+async fn a_clone_does_not_speak_for_the_instance_it_was_made_of() {
+    let server = scripted(vec![error(403, "AccessDenied")]);
+    let delivery = to(&server, stack);
+    let root = delivery.root();
+    let delivered = delivery.run(clean_run()).await;
+    assert_eq!(delivered.spooled().len(), 1);
+    let path = root.path().join("var/lib/gpu-bootstrap/spool").join(&delivered.spooled()[0]);
+    let of_another = std::fs::read_to_string(&path).unwrap().replace(INSTANCE, "i-0fedcba9876543210");
+    std::fs::write(&path, of_another).unwrap();
+
+    let server = scripted(vec![]);
+    let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let work = async {
+        // What was left is taken over at once, and would be sent while the run works.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        said.send(Event { at: jiff::Timestamp::now(), kind: run_finished("converged") }).unwrap();
+        drop(said);
+    };
+    let (delivered, ()) = tokio::join!(to(&server, stack).at(root).hear(&mut heard), work);
+    assert_eq!((delivered.of("cloudformation").as_str(), delivered.spooled().len()), ("sent", 0));
+    let told: Vec<_> = server.log().iter().map(|request| fields(request)["UniqueId"].clone()).collect();
+    assert_eq!(told, [INSTANCE]);
+}
+
 fn told(story: &Value) {
     assert_eq!((&story["outcome"], &story["instance_id"]), (&json!("failed"), &json!(INSTANCE)));
     assert_eq!(

@@ -68,6 +68,10 @@ pub(super) trait Target {
     fn is_detail(_item: &Self::Item) -> bool {
         false
     }
+    /// Whether what an earlier run left is still to be sent from here.
+    fn still_holds(&self, _item: &Self::Item) -> bool {
+        true
+    }
     /// Whether only the newest item counts.
     fn only_the_last(&self) -> bool {
         false
@@ -190,7 +194,8 @@ impl<T: Target> Channel<T> {
         let mut items = self.queue.items.borrow_mut();
         let at = self.queue.busy.get();
         if !(self.target.only_the_last() && items.len() > at) {
-            for (n, item) in kept.items.into_iter().enumerate() {
+            let items_left = kept.items.into_iter().filter(|item| self.target.still_holds(item));
+            for (n, item) in items_left.enumerate() {
                 let size = size(&item);
                 items.insert(at + n, (item, size));
             }

@@ -116,6 +116,11 @@ impl Target for Signal {
         item.at
     }
 
+    /// An image may have been captured with another instance's words in it.
+    fn still_holds(&self, item: &Word) -> bool {
+        item.instance_id == self.settings.instance_id
+    }
+
     fn only_the_last(&self) -> bool {
         matches!(self.to, To::CloudFormation | To::AutoScaling | To::Tag)
     }
