@@ -124,6 +124,11 @@ impl Delivered {
         found.unwrap_or_else(|| panic!("no {channel} in {:?}", self.standings)).sentence.clone()
     }
 
+    /// The machine.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     /// Files in the spool.
     pub fn spooled(&self) -> Vec<String> {
         spooled(self.root.path())

@@ -17,7 +17,7 @@ use super::figures::Sums;
 use super::logs::{self, Logs};
 use super::metrics::Metrics;
 use super::signals::{self, Signal, To, Word};
-use super::spool::{Claim, Spool};
+use super::spool::Spool;
 use super::story::Story;
 use super::{DeliveryFile, Settings};
 use crate::aws::{Environment, Session};
@@ -122,11 +122,9 @@ impl Deliverer {
         let now = Timestamp::now();
         self.say("running", now);
         let deliver = async {
-            let listen = async { tokio::join!(self.listen(heard), self.take_over()) };
             let close = async {
-                let ((), claim) = listen.await;
+                tokio::join!(self.listen(heard), self.take_over());
                 self.at_least(Phase::Closed);
-                claim
             };
             let work = async {
                 tokio::join!(
@@ -291,12 +289,15 @@ impl Deliverer {
     }
 
     /// Takes over what earlier runs could not deliver.
-    async fn take_over(&self) -> Option<Claim> {
+    async fn take_over(&self) {
         let mut phase = self.phase.subscribe();
-        let claim = tokio::select! {
-            claim = self.spool.claim() => claim?,
-            _ = phase.wait_for(|p| *p >= Phase::HandOver) => return None,
+        let is_ours = tokio::select! {
+            is_ours = self.spool.claim() => is_ours,
+            _ = phase.wait_for(|p| *p >= Phase::HandOver) => false,
         };
+        if !is_ours {
+            return;
+        }
         self.spool.sweep();
         if let Some(metrics) = &self.metrics {
             self.adopt(metrics);
@@ -305,7 +306,6 @@ impl Deliverer {
             self.adopt(logs);
         }
         self.signals.iter().for_each(|channel| self.adopt(channel));
-        Some(claim)
     }
 
     fn adopt<T: Target>(&self, channel: &Channel<T>) {

@@ -1,8 +1,9 @@
 //! What could not be delivered, on the disk: a file for each channel and run, written whole. Whoever delivers next takes
 //! over what others left; a lock lets only one do that, and asks the one before to make room.
 
+use std::cell::RefCell;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Seek, Write};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -27,6 +28,7 @@ pub(super) struct Spool {
     files: Files,
     /// In the names of this run's files.
     run: String,
+    held: RefCell<Option<Flock<File>>>,
 }
 
 /// What an earlier run left for a channel.
@@ -37,7 +39,7 @@ pub(super) struct Left<T> {
 
 impl Spool {
     pub(super) fn new(files: Files, run: Timestamp) -> Self {
-        Self { files, run: run.as_microsecond().to_string() }
+        Self { files, run: run.as_microsecond().to_string(), held: RefCell::default() }
     }
 
     fn path(&self, channel: &str) -> String {
@@ -46,6 +48,7 @@ impl Spool {
 
     /// Keeps what a channel has. What cannot be written is warned of: there is no better place for it.
     pub(super) fn write<T: Serialize>(&self, channel: &str, kept: &T) {
+        self.hold();
         let written = serde_json::to_vec(kept)
             .map_err(|e| e.to_string())
             .and_then(|json| self.files.write(self.path(channel), &json, 0o600).map_err(|e| e.to_string()));
@@ -87,7 +90,7 @@ impl Spool {
     /// Removes what nobody would take any more, of channels that are no longer configured, too.
     pub(super) fn sweep(&self) {
         let oldest = i128::from(Timestamp::now().as_microsecond()) - KEPT.as_micros();
-        for name in self.files.list(paths::SPOOL_DIR).unwrap_or_default() {
+        for name in self.files_of_others() {
             let made =
                 name.strip_suffix(SUFFIX).and_then(|stem| stem.rsplit('.').next()?.parse::<i128>().ok());
             if made.is_some_and(|made| made < oldest)
@@ -105,30 +108,16 @@ impl Spool {
         }
     }
 
-    /// Becomes the one that may take over what others left. `None` when the one before does not make room.
-    pub(super) async fn claim(&self) -> Option<Claim> {
-        let mut file = self.files.open_rw(paths::SPOOL_LOCK).inspect_err(|e| tracing::warn!("{e}")).ok()?;
+    /// Becomes the one that may take over what others left, where they left anything. `false` when there is nothing, or when
+    /// the one before does not make room.
+    pub(super) async fn claim(&self) -> bool {
+        if self.files_of_others().is_empty() {
+            return false;
+        }
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let mut asked = None;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(mut held) => {
-                    let line = format!("{}\n", std::process::id());
-                    let written = held
-                        .set_len(0)
-                        .and_then(|()| held.rewind())
-                        .and_then(|()| held.write_all(line.as_bytes()));
-                    // Without the line the next one waits instead of asking.
-                    drop(written.inspect_err(|e| tracing::warn!("{}: {e}", paths::SPOOL_LOCK)));
-                    return Some(Claim { _held: held });
-                }
-                Err((back, nix::errno::Errno::EWOULDBLOCK)) => file = back,
-                Err((_, e)) => {
-                    tracing::warn!("{}: {e}", paths::SPOOL_LOCK);
-                    return None;
-                }
-            }
-            let holder = holder(&mut file);
+        while !self.hold() {
+            let holder = self.holder();
             if holder != asked
                 && let Some(pid) = holder
             {
@@ -137,22 +126,46 @@ impl Spool {
                 asked = holder;
             }
             if tokio::time::Instant::now() >= deadline {
-                return None;
+                return false;
             }
             tokio::time::sleep(GLANCE).await;
         }
+        true
     }
-}
 
-/// The right to take over what others left.
-pub(super) struct Claim {
-    _held: Flock<File>,
-}
+    /// Takes the lock, until this process ends; `false` when somebody else has it. Whoever has something on the disk holds
+    /// it, so that nobody takes for left what is being worked on.
+    fn hold(&self) -> bool {
+        let mut held = self.held.borrow_mut();
+        if held.is_some() {
+            return true;
+        }
+        let Ok(file) = self.files.open_rw(paths::SPOOL_LOCK).inspect_err(|e| tracing::warn!("{e}")) else {
+            return false;
+        };
+        let Ok(mut lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return false };
+        let line = format!("{}\n", std::process::id());
+        let written =
+            lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(line.as_bytes()));
+        // Without the line the next one waits instead of asking.
+        drop(written.inspect_err(|e| tracing::warn!("{}: {e}", paths::SPOOL_LOCK)));
+        *held = Some(lock);
+        true
+    }
 
-fn holder(file: &mut File) -> Option<i32> {
-    let mut text = String::new();
-    file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
-    text.trim().parse().ok().filter(|pid| *pid > 1)
+    fn holder(&self) -> Option<i32> {
+        let text = self.files.read_text(paths::SPOOL_LOCK).ok()??;
+        text.trim().parse().ok().filter(|pid| *pid > 1)
+    }
+
+    /// Files of every channel that are not this run's.
+    fn files_of_others(&self) -> Vec<String> {
+        let own = format!(".{}{SUFFIX}", self.run);
+        let mut names = self.files.list(paths::SPOOL_DIR).unwrap_or_default();
+        names.retain(|name| name.ends_with(SUFFIX) && !name.ends_with(&own) && !name.starts_with('.'));
+        names.sort();
+        names
+    }
 }
 
 fn file_name(channel: &str) -> String {
