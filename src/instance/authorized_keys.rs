@@ -121,7 +121,7 @@ fn merge(content: &[u8], keys: &[(&PublicKey, String)]) -> Vec<u8> {
     let own = String::from_utf8_lossy(&merged).into_owned();
     for (index, (key, line)) in keys.iter().enumerate() {
         let bare = key.bare();
-        let is_there = own.lines().any(|l| !l.trim_start().starts_with('#') && l.contains(&bare));
+        let is_there = own.lines().any(|line| has(line, &bare));
         if is_there || keys[..index].iter().any(|(earlier, _)| earlier.bare() == bare) {
             continue;
         }
@@ -131,6 +131,18 @@ fn merge(content: &[u8], keys: &[(&PublicKey, String)]) -> Vec<u8> {
         merged.extend_from_slice(format!("{line}{MARK}\n").as_bytes());
     }
     merged
+}
+
+/// Whether a line, with options before it or without, is for this key: words in quotes are options.
+fn has(line: &str, bare: &str) -> bool {
+    line.match_indices(bare).any(|(at, _)| {
+        let (before, after) = (&line[..at], &line[at + bare.len()..]);
+        let is_word = |c: Option<char>| c.is_none_or(char::is_whitespace);
+        !before.trim_start().starts_with('#')
+            && before.matches('"').count() % 2 == 0
+            && is_word(before.chars().next_back())
+            && is_word(after.chars().next())
+    })
 }
 
 #[cfg(any(test, fuzzing))]
@@ -185,8 +197,14 @@ mod tests {
     fn a_key_that_is_there_is_not_added() {
         let own = format!("from=\"10.0.0.1\" {ONE} laptop\n");
         assert_eq!(merged(own.as_bytes(), &[key("my key")]), own);
-        let commented = format!("#{own}");
-        assert!(merged(commented.as_bytes(), &[key("k")]).ends_with("k #gpu-bootstrap\n"));
+        for other in [
+            format!("#{own}"),
+            format!("command=\"grep '{ONE} x'\" ssh-rsa AAAA b\n"),
+            format!("sk-{ONE} b\n"),
+            format!("{ONE}AAAA b\n"),
+        ] {
+            assert!(merged(other.as_bytes(), &[key("k")]).ends_with("k #gpu-bootstrap\n"), "{other}");
+        }
         assert_eq!(merged(b"", &[key("k"), key("k")]).lines().count(), 1, "offered twice");
     }
 

@@ -26,7 +26,7 @@ use nix::sys::stat::{Mode, umask};
 use crate::boot::{self, Inputs};
 use crate::config::layers;
 use crate::config::schema::InstanceConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, exit};
 use crate::facts::identity::{self, Identity};
 use crate::host::Host;
 use crate::host::exec::Call;
@@ -94,7 +94,7 @@ pub async fn early(options: &Options) -> Result<u8> {
     let _turn = turn(&host.files)?;
     if let Some(path) = cloud_init::enabled_by(&host.files)? {
         let mut report = Report::default();
-        report.is("not-ours", format!("cloud-init is at work here ({path}), so that nothing is done"))?;
+        report.is("not-ours", format!("cloud-init is at work here ({path}), so that nothing is done"));
         return report.finish(&host.files);
     }
     if options.rsa {
@@ -115,9 +115,8 @@ pub async fn early(options: &Options) -> Result<u8> {
 async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()> {
     let kept = State::load(&host.files);
     // Nitro's firmware says it without any packet. Only what agrees with the state is taken from there.
-    if identity::firmware_instance_id(&host.files)?.is_some_and(|id| id == kept.instance_id)
-        && is_set_up(&kept)
-    {
+    let by_firmware = identity::firmware_instance_id(&host.files).unwrap_or_default();
+    if by_firmware.is_some_and(|id| id == kept.instance_id) && is_set_up(&kept) {
         return same(host, &kept, report).await;
     }
     let metadata = boot::metadata_client(inputs)?;
@@ -127,7 +126,7 @@ async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()>
             report.is(
                 "unknown",
                 "the metadata service does not say which instance this is: all stays as it was",
-            )?;
+            );
             report.ended("instance", Err(error));
             return reachable(host, report).await;
         }
@@ -139,13 +138,14 @@ async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()>
         } else {
             format!("this is no EC2 instance ({})", identity.on_ec2.source)
         };
-        return report.is("not-ours", format!("{why}, so that nothing is done"));
+        report.is("not-ours", format!("{why}, so that nothing is done"));
+        return Ok(());
     };
     let mut state = kept.clone().of(&instance.value.id);
     if is_set_up(&state) {
         return same(host, &state, report).await;
     }
-    report.is("new", format!("{} is new here", state.instance_id))?;
+    report.is("new", format!("{} is new here", state.instance_id));
     // Before anything is changed: what was done for another instance does not count from here on. A state that cannot be
     // kept (a full disk, which may be about to grow) makes the next boot do it all again, and is no reason to do nothing.
     let mut saved = if state == kept { Ok(()) } else { state.save(&host.files) };
@@ -221,7 +221,7 @@ fn is_set_up(state: &State) -> bool {
 
 /// All is done for this instance already.
 async fn same(host: &Host, state: &State, report: &mut Report) -> Result<()> {
-    report.is("same", format!("{} is set up already", state.instance_id))?;
+    report.is("same", format!("{} is set up already", state.instance_id));
     reachable(host, report).await
 }
 
@@ -252,8 +252,8 @@ async fn add_rsa(host: &Host) -> Result<u8> {
     let state = State::load(&host.files);
     let mut report = Report::default();
     if !state.done.contains(Duty::HostKeys.name()) {
-        report.is("unknown", "this instance has no host keys of its own yet, so that no RSA key is made")?;
-        return Ok(crate::error::exit::CONVERGED);
+        report.is("unknown", "this instance has no host keys of its own yet, so that no RSA key is made");
+        return Ok(exit::CONVERGED);
     }
     let result = host_keys::add_rsa(host, &comment(&host.files)).await;
     let is_new = matches!(&result, Ok(told) if told.changed);
@@ -262,7 +262,7 @@ async fn add_rsa(host: &Host) -> Result<u8> {
         show_host_keys(&host.files);
         reload_sshd(host).await;
     }
-    Ok(if is_done { crate::error::exit::CONVERGED } else { crate::error::exit::FAILED })
+    Ok(if is_done { exit::CONVERGED } else { exit::FAILED })
 }
 
 /// sshd reads its keys when it starts. One that is not running is left so.

@@ -74,10 +74,10 @@ impl Default for Report {
 
 impl Report {
     /// Says what this machine is, and why, or which.
-    pub(super) fn is(&mut self, instance: &'static str, reason: impl Into<String>) -> Result<()> {
+    pub(super) fn is(&mut self, instance: &'static str, reason: impl Into<String>) {
         self.instance = instance;
         self.reason = reason.into();
-        streams::out(&format!("{}\n", streams::printable(&self.reason)))
+        say(&self.reason);
     }
 
     /// Notes and says how a duty ended. Returns whether it is done.
@@ -106,11 +106,7 @@ impl Report {
     }
 
     fn note(&mut self, entry: Entry) {
-        // Somebody who closed our output does not end the work.
-        let line = format!("{}: {}\n", entry.duty, streams::printable(&entry.text));
-        if let Err(error) = streams::out(&line) {
-            tracing::warn!("{error}");
-        }
+        say(&format!("{}: {}", entry.duty, entry.text));
         self.duties.push(entry);
     }
 
@@ -122,6 +118,13 @@ impl Report {
         }
         files.write(EARLY, json(&self)?.as_bytes(), 0o644)?;
         Ok(self.exit_code)
+    }
+}
+
+/// A line on standard output. One that nobody takes ends no work.
+fn say(line: &str) {
+    if let Err(error) = streams::out(&format!("{}\n", streams::printable(line))) {
+        tracing::warn!("{error}");
     }
 }
 
