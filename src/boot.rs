@@ -434,7 +434,7 @@ fn host(options: &RunOptions, reports: &Reports) -> Host {
         .with_verdicts(move |of_gpus| verdicts.emit(EventKind::GpusChecked(Box::new(of_gpus))))
 }
 
-fn require_root() -> Result<()> {
+pub(crate) fn require_root() -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }

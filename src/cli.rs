@@ -20,6 +20,7 @@ use crate::facts;
 use crate::host::Host;
 use crate::host::files::Files;
 use crate::install::stand_in;
+use crate::instance;
 use crate::page;
 use crate::plan;
 use crate::rehearse;
@@ -73,6 +74,9 @@ enum Command {
     /// The process beside a run that delivers its reports.
     #[command(hide = true)]
     Deliver,
+    /// The early part of a boot without cloud-init: keys, name, size of the root. Started by its units.
+    #[command(hide = true)]
+    Early(EarlyArgs),
 }
 
 /// Where to look, shared by the commands that look.
@@ -140,6 +144,16 @@ struct RunArgs {
     /// Write the files by which Packer, Ansible and others wait for cloud-init, where it is not installed.
     #[arg(long)]
     cloud_init_compat: bool,
+}
+
+#[derive(Args, Debug)]
+struct EarlyArgs {
+    #[command(flatten)]
+    inputs: InputArgs,
+
+    /// Make the RSA host key, which the first call leaves out because it takes so long.
+    #[arg(long)]
+    rsa: bool,
 }
 
 #[derive(Args, Debug)]
@@ -333,6 +347,15 @@ fn dispatch(cli: Cli) -> Result<u8> {
         }
         Command::Rehearse(options) => rehearse::run(&options),
         Command::RehearseInside(options) => rehearse::inside(&options),
+        Command::Early(args) => {
+            log::start(args.inputs.verbose);
+            let mut inputs = args.inputs.inputs(true);
+            if args.inputs.imds_timeout.is_none() {
+                inputs.metadata_deadline = inputs.metadata_deadline.map(|_| instance::METADATA_DEADLINE);
+            }
+            let options = instance::Options { inputs, rsa: args.rsa };
+            runtime()?.block_on(instance::early(&options))
+        }
         Command::Deliver => runtime()?.block_on(deliver::main()).map(|()| exit::CONVERGED),
     }
 }
@@ -345,6 +368,7 @@ impl Command {
             Self::Plan(args) => Some(&args.inputs.root),
             Self::Report(args) => Some(&args.inputs.root),
             Self::Detect(args) => Some(&args.inputs.root),
+            Self::Early(args) => Some(&args.inputs.root),
             Self::Status(args) => Some(&args.root),
             _ => None,
         }
@@ -501,6 +525,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn units_start_what_there_is() {
+        for unit in [
+            include_str!("../packaging/gpu-bootstrap.service"),
+            include_str!("../packaging/gpu-bootstrap-early.service"),
+            include_str!("../packaging/gpu-bootstrap-rsa.service"),
+        ] {
+            let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
     }
 
     #[test]

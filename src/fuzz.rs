@@ -15,13 +15,13 @@ use crate::host::dpkg::{Database, compare_versions};
 use crate::host::{apt, ld_cache};
 use crate::report::remote;
 use crate::report::status_file::Status;
-use crate::{aws, device_query, install};
+use crate::{aws, device_query, install, instance};
 
 /// A target takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name that `fuzz/run` takes.
-pub const TARGETS: [(&str, Target); 19] = [
+pub const TARGETS: [(&str, Target); 20] = [
     ("user-data", user_data),
     ("config", config),
     ("identity-document", identity_document),
@@ -41,6 +41,7 @@ pub const TARGETS: [(&str, Target); 19] = [
     ("probe-records", probe_records),
     ("kernel-log", kernel_log),
     ("linker-cache", linker_cache),
+    ("instance", instance::fuzz),
 ];
 
 /// The target of this name.

@@ -20,6 +20,7 @@ pub mod fuzz;
 pub mod host;
 pub mod imds;
 pub mod install;
+pub mod instance;
 pub mod page;
 pub mod plan;
 pub mod rehearse;

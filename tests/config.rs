@@ -114,10 +114,16 @@ const MISTAKES: &[(&str, Code, &str)] = &[
         Code::ConfigUnknownKey,
         "FILE:1:2: `frameworks` is not available in this version",
     ),
+    // An image without cloud-init
     (
-        "[instance]\nhostname = true",
+        "[instance]\nuser = \"Root; reboot\"",
+        Code::ConfigType,
+        "FILE:2:8: instance.user: \"Root; reboot\" is not \"auto\" or a user's name",
+    ),
+    (
+        "instance.ssh_keys = true",
         Code::ConfigUnknownKey,
-        "FILE:1:2: `instance` is not available in this version",
+        "there is no key `instance.ssh_keys`; the key `instance.ssh-keys` is probably meant",
     ),
     // Who is told
     (

@@ -35,6 +35,8 @@ pub enum Kind {
     Debs,
     /// A list of EC2 instance types.
     InstanceTypes,
+    /// The name of a user of this machine, or `"auto"`.
+    User,
     /// A number from 1, or `"auto"`.
     GpuCount,
     /// A namespace of metrics.
@@ -74,6 +76,9 @@ impl Kind {
             Self::CudnnVersion => "\"auto\", \"none\" or a version such as \"9.8.0\"".into(),
             Self::Debs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }".into(),
             Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
+            Self::User => {
+                "\"auto\" or a user's name: 1 to 32 lower-case letters, digits, - and _, not beginning with a digit or -".into()
+            }
             Self::GpuCount => "\"auto\" or a number from 1".into(),
             Self::Memory => "\"auto\" or an amount from 64M such as \"512M\" or \"2G\"".into(),
             Self::Seconds => format!("a number of seconds from {} to {}", SECONDS.start(), SECONDS.end()),
@@ -221,6 +226,32 @@ pub const KEYS: &[Key] = &[
                   nothing fetched. Then its programs are ended, and the run fails with `exec-timeout` and the package's name.",
     },
     Key {
+        path: "instance.ssh-keys",
+        kind: Kind::Switch,
+        example: "false",
+        meaning: "On an image without cloud-init: whether a new instance gets its key pair's public key into \
+                  `authorized_keys`, and host keys of its own. See [instance](instance.md).",
+    },
+    Key {
+        path: "instance.hostname",
+        kind: Kind::Switch,
+        example: "false",
+        meaning: "Whether a new instance gets the name that EC2 gives it.",
+    },
+    Key {
+        path: "instance.grow-root",
+        kind: Kind::Switch,
+        example: "false",
+        meaning: "Whether the root partition and its file system grow to the size of a new instance's disk.",
+    },
+    Key {
+        path: "instance.user",
+        kind: Kind::User,
+        example: "\"ubuntu\"",
+        meaning: "Who logs in with the key pair. `auto` is `ubuntu`, `admin` or `debian`, whichever the image has, or else \
+                  the user with the number 1000. The image must have the user.",
+    },
+    Key {
         path: "policy.on-no-gpu",
         kind: Kind::Choice(ON_NO_GPU),
         example: "\"install\"",
@@ -358,7 +389,7 @@ pub const KEYS: &[Key] = &[
 
 /// Keys and tables whose names are settled, but which this version does not have. They get an error of their
 /// own, so that nobody looks for a typing mistake.
-pub const NOT_YET: &[&str] = &["frameworks", "containers", "instance"];
+pub const NOT_YET: &[&str] = &["frameworks", "containers"];
 
 /// The key called `path`.
 pub fn find(path: &str) -> Option<&'static Key> {

@@ -6,7 +6,7 @@ mod mime;
 pub mod schema;
 pub mod url;
 pub mod user_data;
-mod validate;
+pub(crate) mod validate;
 
 pub use layers::check;
 pub use schema::Config;

@@ -18,6 +18,8 @@ pub struct Config {
     pub profile: ProfileConfig,
     /// How packages are installed.
     pub install: InstallConfig,
+    /// The early part of a boot without cloud-init.
+    pub instance: InstanceConfig,
     /// What to do in cases of doubt.
     pub policy: PolicyConfig,
     /// Who is told.
@@ -147,6 +149,20 @@ pub enum Method {
     Originals,
     /// Everything by plain apt.
     Apt,
+}
+
+/// `[instance]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct InstanceConfig {
+    /// Whether a new instance gets its key pair's public key and host keys of its own.
+    pub ssh_keys: bool,
+    /// Whether a new instance gets its name.
+    pub hostname: bool,
+    /// Whether the root partition and its file system grow to the size of a new instance's disk.
+    pub grow_root: bool,
+    /// `auto`, or the user that logs in.
+    pub user: String,
 }
 
 /// `[policy]`
@@ -344,6 +360,12 @@ impl InstallConfig {
     /// Bytes of `memory`; `None` for `auto`.
     pub fn memory_bytes(&self) -> Option<u64> {
         super::validate::memory_bytes(&self.memory)
+    }
+}
+
+impl Default for InstanceConfig {
+    fn default() -> Self {
+        Self { ssh_keys: true, hostname: true, grow_root: true, user: "auto".into() }
     }
 }
 

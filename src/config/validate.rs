@@ -161,6 +161,7 @@ impl Walk<'_> {
             Kind::CudnnVersion => self.string(key, value, cudnn_version),
             Kind::Namespace => self.string(key, value, namespace),
             Kind::Memory => self.string(key, value, memory),
+            Kind::User => self.string(key, value, user),
             Kind::Switch => self.switch(key, value, false),
             Kind::SwitchOrAuto => self.switch(key, value, true),
             Kind::GpuCount => self.number(key, value, &(1..=u32::MAX.into()), true),
@@ -444,6 +445,20 @@ fn name(written: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("\"{written}\" is not {}", Kind::Name.takes()))
+}
+
+fn user(written: &str) -> Result<(), String> {
+    if is_user_name(written) {
+        return Ok(());
+    }
+    Err(format!("\"{}\" is not {}", written.escape_debug(), Kind::User.takes()))
+}
+
+/// The names that `useradd` and `adduser` give without being forced to others. None of them means anything to a shell.
+pub(crate) fn is_user_name(written: &str) -> bool {
+    (1..=32).contains(&written.len())
+        && written.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && written.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
 }
 
 fn log_group(written: &str) -> Result<(), String> {

@@ -129,6 +129,11 @@ fn on_ec2(files: &Files) -> Result<Fact<bool>> {
     Ok(Fact::new(false, vendor.unwrap_or_else(|| "/sys/class/dmi/id and /sys/hypervisor say nothing".into())))
 }
 
+/// The instance id that the firmware names (on Nitro); asked without any packet.
+pub(crate) fn firmware_instance_id(files: &Files) -> Result<Option<String>> {
+    Ok(trimmed(files, ASSET_TAG)?.filter(|tag| is_instance_id(tag)))
+}
+
 /// A one-line file's text; `None` when it is missing, empty, or not ours to read (`product_uuid` is root's, and
 /// whoever is not root has the vendor to go by).
 fn trimmed(files: &Files, path: &str) -> Result<Option<String>> {

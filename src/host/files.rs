@@ -209,6 +209,16 @@ impl Files {
         sync_dir(dir, path)
     }
 
+    /// Opens a directory, so that what is in it can be reached without following a path again.
+    pub fn open_dir(&self, path: impl AsRef<Path>) -> Result<File> {
+        let path = path.as_ref();
+        File::options()
+            .read(true)
+            .custom_flags(nix::libc::O_DIRECTORY)
+            .open(self.outside_followed(path)?)
+            .map_err(|e| Error::io("open the directory", path, e))
+    }
+
     /// Makes a directory and its parents; an existing one keeps its mode.
     pub fn make_dir(&self, path: impl AsRef<Path>, mode: u32) -> Result<()> {
         let path = path.as_ref();

@@ -190,6 +190,12 @@ pub mod paths {
     pub const SPOOL_LOCK: &str = "/var/lib/gpu-bootstrap/spool/lock";
     /// How it stands with reports since the run is over.
     pub const DELIVERY: &str = "/run/gpu-bootstrap/delivery.json";
+    /// The instance that this machine was last set up as, and what of that is done.
+    pub const INSTANCE: &str = "/var/lib/gpu-bootstrap/instance.json";
+    /// What the early part of this boot did.
+    pub const EARLY: &str = "/run/gpu-bootstrap/early.json";
+    /// Held by flock while the early part is at work.
+    pub const EARLY_LOCK: &str = "/run/gpu-bootstrap/early.lock";
     /// Files of others that stood in the way, kept.
     pub const SET_ASIDE_DIR: &str = "/var/lib/gpu-bootstrap/set-aside";
     /// Live status, rewritten at each event.

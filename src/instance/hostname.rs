@@ -1,0 +1,126 @@
+//! The machine's name: `/etc/hostname`, the kernel's, and a line of ours in `/etc/hosts` where there is one. Without D-Bus,
+//! which runs only later.
+
+use super::report::Told;
+use crate::error::{Code, Error, Result};
+use crate::host::files::Files;
+use crate::imds;
+
+const ITEM: &str = "meta-data/local-hostname";
+const HOSTNAME: &str = "/etc/hostname";
+const HOSTS: &str = "/etc/hosts";
+/// The end of a line of ours in `/etc/hosts`.
+const MARK: &str = "# gpu-bootstrap";
+
+/// A name, and the same with its domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Name {
+    /// Up to the first dot, as cloud-init sets it.
+    pub(super) short: String,
+    full: String,
+}
+
+/// The name that EC2 gives, if it gives one.
+pub(super) struct Given(pub(super) Option<Name>);
+
+/// Asks for it.
+pub(super) async fn given(client: &imds::Client) -> Result<Given> {
+    let Some(text) = client.get(ITEM).await? else { return Ok(Given(None)) };
+    parse(&String::from_utf8_lossy(&text)).map(|name| Given(Some(name))).ok_or_else(|| {
+        Error::new(Code::MetadataInvalid, format!("{} is no host name", client.url(ITEM)))
+            .with_hint("see what the VPC's DHCP option set says")
+    })
+}
+
+/// The first of several names, as a DHCP option set may bring them.
+fn parse(text: &str) -> Option<Name> {
+    let full = text.split_ascii_whitespace().next()?.trim_end_matches('.').to_ascii_lowercase();
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let short = full.split('.').next()?.to_owned();
+    (full.len() <= 253 && full.split('.').all(is_label)).then_some(Name { short, full })
+}
+
+/// Gives the machine the name.
+pub(super) fn apply(files: &Files, name: &Name) -> Result<Told> {
+    let short = &name.short;
+    let mut changed = false;
+    if files.read_text(HOSTNAME)?.as_deref().map(str::trim) != Some(short.as_str()) {
+        files.write(HOSTNAME, format!("{short}\n").as_bytes(), 0o644)?;
+        changed = true;
+    }
+    if let Some(before) = files.read(HOSTS)? {
+        let hosts = hosts(&before, name);
+        if hosts != before {
+            files.write(HOSTS, &hosts, 0o644)?;
+            changed = true;
+        }
+    }
+    // Below another root the running kernel is somebody else's.
+    if files.is_machine() && nix::unistd::gethostname().ok().as_deref() != Some(short.as_ref()) {
+        nix::unistd::sethostname(short).map_err(|e| {
+            Error::new(Code::Io, format!("cannot name the running system {short}"))
+                .because(std::io::Error::from(e))
+        })?;
+        changed = true;
+    }
+    Ok(Told { changed, text: format!("this machine is called {short}") })
+}
+
+/// `/etc/hosts` with the name in lines of ours; everything else as it is.
+fn hosts(before: &[u8], name: &Name) -> Vec<u8> {
+    let names =
+        if name.full == name.short { name.short.clone() } else { format!("{} {}", name.full, name.short) };
+    let ours = format!("127.0.1.1 {names} {MARK}\n");
+    let lines = before.split_inclusive(|b| *b == b'\n');
+    lines
+        .flat_map(
+            |line| if line.trim_ascii_end().ends_with(MARK.as_bytes()) { ours.as_bytes() } else { line },
+        )
+        .copied()
+        .collect()
+}
+
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let Some(name) = parse(&String::from_utf8_lossy(bytes)) {
+        let once = hosts(bytes, &name);
+        assert_eq!(hosts(&once, &name), once, "done once, there is something left to do");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_ec2_gives() {
+        let name = parse("ip-172-16-34-43.ec2.internal\n").unwrap();
+        assert_eq!(
+            (name.short.as_str(), name.full.as_str()),
+            ("ip-172-16-34-43", "ip-172-16-34-43.ec2.internal")
+        );
+        assert_eq!(parse("i-0123.us-east-2.compute.internal").unwrap().short, "i-0123");
+        assert_eq!(parse("Node7.example.com. node7.other").unwrap().full, "node7.example.com");
+        for odd in
+            ["", " \n", "..", "a..b", "-a", "a-", "a_b", "a;reboot", "<html>", "\u{fc}ber", &"x".repeat(64)]
+        {
+            assert_eq!(parse(odd), None, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn only_our_line_of_hosts_is_written() {
+        let name = parse("a.b.c").unwrap();
+        let theirs = "127.0.0.1 localhost\n127.0.1.1 old\n::1 ip6-localhost";
+        assert_eq!(hosts(theirs.as_bytes(), &name), theirs.as_bytes());
+        let before = format!("127.0.1.1 old.x old # gpu-bootstrap\n{theirs}");
+        let after = format!("127.0.1.1 a.b.c a # gpu-bootstrap\n{theirs}");
+        assert_eq!(hosts(before.as_bytes(), &name), after.as_bytes());
+        assert_eq!(hosts(after.as_bytes(), &name), after.as_bytes());
+    }
+}

@@ -1,0 +1,326 @@
+//! The early part of a boot without cloud-init: whether this is a new instance, who may log in, host keys, name, size of
+//! the root. [`early`] is all of it as one readable function; `docs/instance.md` is the same for people.
+//!
+//! What lets people in comes first. One duty's failure is a sentence and stops no other. Nothing is done that the
+//! metadata service did not ask for: where it fails, the machine stays as it was.
+
+mod account;
+mod authorized_keys;
+mod cloud_init;
+mod grow;
+mod home;
+mod host_keys;
+mod hostname;
+pub mod public_key;
+mod report;
+mod state;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{Mode, umask};
+
+use crate::boot::{self, Inputs};
+use crate::config::layers;
+use crate::config::schema::InstanceConfig;
+use crate::error::{Error, Result, exit};
+use crate::facts::identity::{self, Identity};
+use crate::host::Host;
+use crate::host::exec::Call;
+use crate::host::fault::{self, Kind};
+use crate::host::files::Files;
+use crate::host::paths;
+use crate::imds;
+use hostname::Given;
+use report::{Report, Told};
+use state::State;
+
+/// How long the metadata service may take: sshd waits for it. An instance that it does not answer in this time is
+/// reached by what it had, and set up at the next boot.
+pub const METADATA_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Where temporary files of ours may lie after a power cut.
+const WRITTEN_DIRS: [&str; 4] = [paths::STATE_DIR, "/run/gpu-bootstrap", "/etc", "/etc/ssh"];
+const CONSOLE: &str = "/dev/console";
+
+/// How the early part behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to look.
+    pub inputs: Inputs,
+    /// Make the RSA host key, and nothing else.
+    pub rsa: bool,
+}
+
+/// What a new instance needs, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duty {
+    SshKeys,
+    HostKeys,
+    Hostname,
+    GrowRoot,
+}
+
+impl Duty {
+    const ALL: [Self; 4] = [Self::SshKeys, Self::HostKeys, Self::Hostname, Self::GrowRoot];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::SshKeys => "ssh-keys",
+            Self::HostKeys => "host-keys",
+            Self::Hostname => "hostname",
+            Self::GrowRoot => "grow-root",
+        }
+    }
+
+    fn is_wanted(self, config: &InstanceConfig) -> bool {
+        match self {
+            Self::SshKeys | Self::HostKeys => config.ssh_keys,
+            Self::Hostname => config.hostname,
+            Self::GrowRoot => config.grow_root,
+        }
+    }
+}
+
+/// The early part, or with `rsa` what follows it. Returns the process's exit code: 0, unless nothing could be done.
+pub async fn early(options: &Options) -> Result<u8> {
+    let began = Instant::now();
+    umask(Mode::from_bits_truncate(0o022));
+    boot::require_root()?;
+    let host = Host::new(options.inputs.root.clone());
+    let _turn = turn(&host.files)?;
+    if let Some(path) = cloud_init::enabled_by(&host.files)? {
+        let mut report = Report::default();
+        report.is("not-ours", format!("cloud-init is at work here ({path}), so that nothing is done"));
+        return report.finish(&host.files);
+    }
+    if options.rsa {
+        return add_rsa(&host).await;
+    }
+    for dir in WRITTEN_DIRS {
+        if let Err(error) = host.files.sweep(dir) {
+            tracing::warn!("{}", boot::explain(&error)); // tidiness is no reason not to go on
+        }
+    }
+    let mut report = Report::default();
+    set_up(&host, &options.inputs, &mut report).await?;
+    report.seconds = began.elapsed().as_secs_f64();
+    report.finish(&host.files)
+}
+
+/// Finds out which instance this is, and does what it still needs.
+async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()> {
+    let kept = State::load(&host.files);
+    // Nitro's firmware says it without any packet. Only what agrees with the state is taken from there.
+    let by_firmware = identity::firmware_instance_id(&host.files).unwrap_or_default();
+    if by_firmware.is_some_and(|id| id == kept.instance_id) && is_set_up(&kept) {
+        return same(host, &kept, report).await;
+    }
+    let metadata = boot::metadata_client(inputs)?;
+    let identity = match identity::gather(host, metadata.as_ref()).await {
+        Ok(identity) => identity,
+        Err(error) => {
+            report.is(
+                "unknown",
+                "the metadata service does not say which instance this is: all stays as it was",
+            );
+            report.ended("instance", Err(error));
+            return reachable(host, report).await;
+        }
+    };
+    report.metadata_requests = metadata.as_ref().map_or(0, imds::Client::requests);
+    let (Some(instance), Some(client)) = (&identity.instance, &metadata) else {
+        let why = if identity.on_ec2.value {
+            "the metadata service is not to be asked".into()
+        } else {
+            format!("this is no EC2 instance ({})", identity.on_ec2.source)
+        };
+        report.is("not-ours", format!("{why}, so that nothing is done"));
+        return Ok(());
+    };
+    let mut state = kept.clone().of(&instance.value.id);
+    if is_set_up(&state) {
+        return same(host, &state, report).await;
+    }
+    report.is("new", format!("{} is new here", state.instance_id));
+    // Before anything is changed: what was done for another instance does not count from here on. A state that cannot be
+    // kept (a full disk, which may be about to grow) makes the next boot do it all again, and is no reason to do nothing.
+    let mut saved = if state == kept { Ok(()) } else { state.save(&host.files) };
+    let config = config(host, inputs, &identity, report);
+    let before = state.clone();
+    let mut name = None;
+    for duty in Duty::ALL.into_iter().filter(|duty| !before.is_over(duty.name())) {
+        if duty.is_wanted(&config) {
+            let result = fulfil(duty, host, client, &config, &mut name).await;
+            if !report.ended(duty.name(), result) {
+                continue;
+            }
+            state.done.insert(duty.name().into());
+        } else {
+            report.off(duty.name());
+            state.off.insert(duty.name().into());
+        }
+        saved = state.save(&host.files); // each: a later one that hangs must not give sshd new keys again
+    }
+    report.metadata_requests = client.requests();
+    if let Err(error) = saved {
+        report.ended("state", Err(error));
+    }
+    reachable(host, report).await?;
+    if state.done.contains(Duty::HostKeys.name()) && !before.done.contains(Duty::HostKeys.name()) {
+        show_host_keys(&host.files);
+    }
+    Ok(())
+}
+
+/// Does one duty. The name is asked for once, by whichever duty needs it first.
+async fn fulfil(
+    duty: Duty,
+    host: &Host,
+    client: &imds::Client,
+    config: &InstanceConfig,
+    name: &mut Option<Given>,
+) -> Result<Told> {
+    match duty {
+        Duty::SshKeys => {
+            let offered = authorized_keys::offered(client).await?;
+            authorized_keys::apply(&host.files, &config.user, &offered)
+        }
+        Duty::HostKeys => {
+            // Until the next duty the machine has the name of whatever instance its image was made on.
+            let comment = if config.hostname {
+                // What goes wrong here is asked again, and said, by the next duty.
+                *name = hostname::given(client).await.ok();
+                let given = name.as_ref().and_then(|given| given.0.as_ref());
+                given.map_or("root".into(), |name| format!("root@{}", name.short))
+            } else {
+                comment(&host.files)
+            };
+            host_keys::renew(host, &comment).await
+        }
+        Duty::Hostname => {
+            let given = match name.take() {
+                Some(given) => given,
+                None => hostname::given(client).await?,
+            };
+            match given.0 {
+                Some(name) => hostname::apply(&host.files, &name),
+                None => Ok(Told { changed: false, text: "EC2 gives this instance no name".into() }),
+            }
+        }
+        Duty::GrowRoot => grow::apply(host).await,
+    }
+}
+
+fn is_set_up(state: &State) -> bool {
+    Duty::ALL.iter().all(|duty| state.is_over(duty.name()))
+}
+
+/// All is done for this instance already.
+async fn same(host: &Host, state: &State, report: &mut Report) -> Result<()> {
+    report.is("same", format!("{} is set up already", state.instance_id));
+    reachable(host, report).await
+}
+
+/// sshd must start, whatever else there is.
+async fn reachable(host: &Host, report: &mut Report) -> Result<()> {
+    if let Some(result) = host_keys::make_missing(host).await.transpose() {
+        report.ended("missing-host-keys", result);
+    }
+    Ok(())
+}
+
+/// `[instance]`. A mistake in the configuration must not keep anybody out, so that what has one is left out here; the
+/// run itself ends with it.
+fn config(host: &Host, inputs: &Inputs, identity: &Identity, report: &mut Report) -> InstanceConfig {
+    let user_data = identity.user_data.as_ref().map(|fact| fact.value.as_slice());
+    let extra = inputs.config.as_deref().map(layers::Layer::from_file).transpose();
+    let all = extra.and_then(|extra| layers::load(host, user_data, extra.as_slice()));
+    let error = match all {
+        Ok(loaded) => return loaded.config.instance,
+        Err(error) => error,
+    };
+    report.ended("configuration", Err(error));
+    layers::load(host, None, &[]).map(|loaded| loaded.config.instance).unwrap_or_default()
+}
+
+/// The second call: the RSA key, for an instance whose other keys are its own.
+async fn add_rsa(host: &Host) -> Result<u8> {
+    let state = State::load(&host.files);
+    let mut report = Report::default();
+    if !state.done.contains(Duty::HostKeys.name()) {
+        report.is("unknown", "this instance has no host keys of its own yet, so that no RSA key is made");
+        return Ok(exit::CONVERGED);
+    }
+    let result = host_keys::add_rsa(host, &comment(&host.files)).await;
+    let is_new = matches!(&result, Ok(told) if told.changed);
+    let is_done = report.ended("rsa-host-key", result);
+    if is_new {
+        show_host_keys(&host.files);
+        reload_sshd(host).await;
+    }
+    Ok(if is_done { exit::CONVERGED } else { exit::FAILED })
+}
+
+/// sshd reads its keys when it starts. One that is not running is left so.
+async fn reload_sshd(host: &Host) {
+    if !host.files.is_machine() {
+        return; // below another root there is none of ours
+    }
+    let call = Call::new("systemctl").args(["--no-block", "try-reload-or-restart", "ssh.service"]);
+    if let Err(error) = host.exec.run(&call).await {
+        tracing::warn!("sshd offers the RSA key from its next start: {}", boot::explain(&error));
+    }
+}
+
+/// As `ssh-keygen` would write it: who made the key, and where.
+fn comment(files: &Files) -> String {
+    let name = files.read_text("/etc/hostname").ok().flatten().unwrap_or_default();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-.".contains(c);
+    let name: String = name.trim().chars().filter(|c| is_plain(*c)).collect();
+    if name.is_empty() { "root".into() } else { format!("root@{name}") }
+}
+
+/// EC2 shows the console to whoever may ask for it, which is how a first login can be checked.
+fn show_host_keys(files: &Files) {
+    let shown = host_keys::all(files).and_then(|keys| {
+        let path = files.outside(CONSOLE)?;
+        // Without O_NONBLOCK a stopped serial console would stop the boot; a console that is not there is not made.
+        let mut console = fault::point(Kind::Create, CONSOLE)
+            .and_then(|()| {
+                File::options()
+                    .append(true)
+                    .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
+                    .open(path)
+            })
+            .map_err(|e| Error::io("open", CONSOLE, e))?;
+        fault::point(Kind::Write, CONSOLE)
+            .and_then(|()| console.write_all(host_keys::console_text(&keys).as_bytes()))
+            .map_err(|e| Error::io("write to", CONSOLE, e))
+    });
+    if let Err(error) = shown {
+        tracing::warn!("{}", boot::explain(&error));
+    }
+}
+
+/// Everything of others that the early part reads: keys, users, mounts, names, its own state.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    authorized_keys::fuzz(bytes);
+    account::fuzz(&text);
+    grow::fuzz(&text);
+    hostname::fuzz(bytes);
+    let _ = serde_json::from_slice::<State>(bytes);
+}
+
+/// One call at a time: the second one waits for the first.
+fn turn(files: &Files) -> Result<Flock<File>> {
+    let file = files.open_rw(paths::EARLY_LOCK)?;
+    fault::point(Kind::Lock, paths::EARLY_LOCK).map_err(|e| Error::io("lock", paths::EARLY_LOCK, e))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| Error::io("lock", paths::EARLY_LOCK, errno.into()))
+}
