@@ -547,7 +547,8 @@ fn user_data_check_has_a_document_that_comes_with_every_verdict() {
     assert!(wrong["problem"].as_str().unwrap().contains("cuda.toolkit"), "{wrong}");
     let deep = (0..40)
         .map(|n| format!("Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n"))
-        .collect::<String>();
+        .collect::<Vec<_>>()
+        .concat();
     let refused = document(&format!("MIME-Version: 1.0\n{deep}"), 0);
     assert_eq!(refused["parts"], json!([]));
     assert!(

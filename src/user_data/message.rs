@@ -404,8 +404,10 @@ mod tests {
 
     #[test]
     fn depth_and_number_have_limits() {
-        let deep: String =
-            (0..40).map(|n| format!("Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n")).collect();
+        let deep = (0..40)
+            .map(|n| format!("Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n"))
+            .collect::<Vec<_>>()
+            .concat();
         assert_eq!(Tree::parse(deep.as_bytes()).unwrap_err(), Refusal::TooDeep);
         let many = format!("Content-Type: multipart/mixed; boundary=b\n\n{}", "--b\n\n".repeat(MAX_PARTS));
         assert_eq!(Tree::parse(many.as_bytes()).unwrap_err(), Refusal::TooManyParts);

@@ -99,9 +99,10 @@ pub fn describe(bytes: &[u8]) -> String {
 }
 
 fn refused(why: Refusal) -> String {
-    match why.is_cloud_inits() {
-        true => format!("{why}; cloud-init fails on it and does nothing of it"),
-        false => format!("{why}; that is a limit of gpu-bootstrap's"),
+    if why.is_cloud_inits() {
+        format!("{why}; cloud-init fails on it and does nothing of it")
+    } else {
+        format!("{why}; that is a limit of gpu-bootstrap's")
     }
 }
 

@@ -23,7 +23,8 @@ def lines(data):
 
 
 FILTERS = {"base64": base64.b64encode, "lines": lines, "gzip": packed, "qp": quopri.encodestring,
-           "latin1": lambda data: data.decode().encode("latin-1"), "flip": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]}
+           "latin1": lambda data: data.decode().encode("latin-1"),
+           "flip": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]}
 
 
 def filtered(data, names):
@@ -59,18 +60,27 @@ BEGINNINGS = ["#!/bin/sh", "#!/usr/bin/env python3", "#cloud-config", "#cloud-co
               "#cloud-boothook", "#include\nhttps://example.com/", "#include-once", "#part-handler", "## template: jinja",
               "#upstart-job", "#gpu-bootstrap", "# cloud-config", "hello", "", "<powershell>", "text/x-shellscript-per-once"]
 BEFORE = ["", "", "", "", "", "\n", " ", "\r\n\t", "\ufeff", "\u00a0", "\x1d", "\x00", "\u200b"]
-BODIES = ["", "\n", "echo hello\n", "a: 1\nb: [2, 3]\n", "x = 'grün €'\n", "--b\n", "--\n", "no line break", "tail \n\n", "= =3D =C3\n",
-          "From me\n", "MIME-Version: 1.0\n", "Content-Type: text/x-a\n\nx\n", "- '#!/bin/sh'\n- {content: 'a: 1', filename: x}\n"]
+BODIES = ["", "\n", "echo hello\n", "a: 1\nb: [2, 3]\n", "x = 'grün €'\n", "--b\n", "--\n", "no line break", "tail \n\n",
+          "= =3D =C3\n", "From me\n", "MIME-Version: 1.0\n", "Content-Type: text/x-a\n\nx\n",
+          "- '#!/bin/sh'\n- {content: 'a: 1', filename: x}\n"]
 TYPES = ["text/plain", "text/x-shellscript", "text/cloud-config", "text/x-not-multipart", "application/octet-stream",
          "TEXT/X-ShellScript", "text/cloud-config-archive", "text/cloud-config-jsonp", "text/x-include-url", "text/jinja2",
-         "text/cloud-boothook", "text/part-handler", "text/x-gpu-bootstrap", "text/x-shellscript-per-boot", "text/html", "text",
-         "", "a/b/c", "/", "text/", "text/cloud-config, text/plain", "application/gzip", "application/x-gzip", "application/zip",
-         "message/rfc822", "message/partial", "message/delivery-status", "multipart/mixed"]
-CHARSETS = ["", "", "", "; charset=\"us-ascii\"", "; charset=utf-8", "; charset=utf-16", "; charset", ";charset = 'x' ; y=z", ";"]
+         "text/cloud-boothook", "text/part-handler", "text/x-gpu-bootstrap", "text/x-shellscript-per-boot", "text/html",
+         "text", "", "a/b/c", "/", "text/", "text/cloud-config, text/plain", "application/gzip", "application/x-gzip",
+         "application/zip", "message/rfc822", "message/partial", "message/delivery-status", "multipart/mixed"]
+CHARSETS = ["", "", "", "; charset=\"us-ascii\"", "; charset=utf-8", "; charset=utf-16", "; charset", ";charset = 'x' ; y=z",
+            ";"]
 NAMES = ["", "", "", "name=a.sh", "name=\"b c.sh\"", "name=\"d;e\\\"f\"", "name=<g>", "name*=utf-8''h%C3%BC", "name*=''i",
-         "name*0=j; name*1=k", "name*1*=%6c; name*0*=us-ascii'en'm", "NAME = n ", "name=", "name=\"open", "name*=koi8-r''%C1",
-         "name*=latin-1''%FC%zz", "name=ö", "name*=o; name*0=p"]
+         "name*0=j; name*1=k", "name*1*=%6c; name*0*=us-ascii'en'm", "NAME = n ", "name=", "name=\"open",
+         "name*=koi8-r''%C1", "name*=latin-1''%FC%zz", "name=ö", "name*=o; name*0=p"]
 BOUNDARIES = ["b", "=_b", "b b", "--", "a'b()+_,-./:=?", "===============0123456789==", "b--", "B", "", "ü", "b\\\"c"]
+
+ODD_HEADERS = [("Merge-Type: list(append)+dict(recurse_array)+str()", 0.1), ("X-Merge-Type: dict(replace)", 0.05),
+               ("Launch-Index: 1", 0.05), ("Subject: grün", 0.05), ("From me", 0.03), (": no name", 0.03), ("odd", 0.03),
+               (" a continuation", 0.05), ("Content-Type: text/cloud-config", 0.05), ("Number-Attachments: 7", 0.03)]
+SIGNS = [b"", b"", b"\n", b"\r", b"\r\n", b"\n\n", b" ", b"\t", b":", b";", b'"', b"\\", b"'", b"*", b"=", b"%", b"%4", b"/",
+         b"-", b"--", b"<", b">", b"#", b"#!", b"\x00", b"\x0b", b"\x0c", b"\x1c", b"\x85",
+         b"\xc2\x85", b"\xff", b"From ", b"*0*=", b"\n--b\n"]
 
 
 class Grower:
@@ -91,7 +101,8 @@ class Grower:
 
     def encoded(self, data):
         """(header lines, body)"""
-        encoding = self.one("", "", "7bit", "8bit", "binary", "base64", "base64", "quoted-printable", "Base64", "x-unknown", "uuencode")
+        encoding = self.one("", "", "7bit", "8bit", "binary", "base64", "base64", "quoted-printable", "Base64", "x-unknown",
+                            "uuencode")
         if encoding.lower() == "base64":
             data = self.one(base64.b64encode, lines, lines)(data)
             if self.chance(0.25):
@@ -118,8 +129,8 @@ class Grower:
         headers = list(encoding)
         if self.chance(0.85):
             extra = self.one(*NAMES) if self.chance(0.3) else ""
-            headers.append(f"{self.one('Content-Type', 'Content-type', 'CONTENT-TYPE')}:{self.one(' ', '', '  ', chr(10) + ' ')}"
-                           f"{kind}{self.one(*CHARSETS)}{'; ' + extra if extra else ''}")
+            name, blank = self.one("Content-Type", "Content-type", "CONTENT-TYPE"), self.one(" ", "", "  ", "\n ")
+            headers.append(f"{name}:{blank}{kind}{self.one(*CHARSETS)}{'; ' + extra if extra else ''}")
         if self.chance(0.3):
             headers.append(f"Content-Disposition: attachment; file{self.one(*[name for name in NAMES if name])}")
         return headers, data
@@ -134,7 +145,8 @@ class Grower:
             headers = ["Content-Type: multipart/mixed"]
         data = self.one(b"", b"", b"preamble\n", b"\n")
         for _ in range(self.one(0, 1, 1, 2, 2, 3, 4)):
-            data += separator + self.one(b"", b"", b"", b" ", b"\t", b"x") + b"\n" + self.message(depth + 1) + self.one(b"\n", b"\n", b"")
+            data += separator + self.one(b"", b"", b"", b" ", b"\t", b"x") + b"\n" + self.message(depth + 1)
+            data += self.one(b"\n", b"\n", b"")
         if self.chance(0.85):
             data += separator + b"--" + self.one(b"\n", b"", b"\nepilogue\n")
         return headers, data
@@ -145,17 +157,26 @@ class Grower:
         else:
             headers, data = self.multipart(depth) if depth < 4 and self.chance(0.2) else self.leaf()
         if depth == 0 or self.chance(0.2):
-            headers.append(self.one("MIME-Version: 1.0", "MIME-Version: 1.0", "mime-version:1.0", "Mime-Version: 1.0\n (a comment)"))
-        for odd, share in (("Merge-Type: list(append)+dict(recurse_array)+str()", 0.1), ("X-Merge-Type: dict(replace)", 0.05),
-                           ("Launch-Index: 1", 0.05), ("Subject: grün", 0.05), ("From me", 0.03), (": no name", 0.03), ("odd", 0.03),
-                           (" a continuation", 0.05), ("Content-Type: text/cloud-config", 0.05), ("Number-Attachments: 7", 0.03)):
+            headers.append(self.one("MIME-Version: 1.0", "MIME-Version: 1.0", "mime-version:1.0",
+                                    "Mime-Version: 1.0\n (a comment)"))
+        for odd, share in ODD_HEADERS:
             if self.chance(share):
                 headers.append(odd)
         self.random.shuffle(headers)
-        return "\n".join(headers).encode() + (b"\n" if headers else b"") + self.one(b"\n", b"\n", b"\n", b"\n", b"\n", b"", b" \n") + data
+        end = self.one(b"\n", b"\n", b"\n", b"\n", b"\n", b"", b" \n")
+        return "".join(f"{header}\n" for header in headers).encode() + end + data
+
+    def damaged(self, data):
+        """The same with a few characters that mean something where they do not belong, or without some of its own."""
+        for _ in range(self.one(1, 1, 2, 3)):
+            at = self.random.randrange(len(data) + 1)
+            data = data[:at] + self.one(*SIGNS) + data[at + self.one(0, 0, 0, 1, 5):]
+        return data
 
     def whole(self):
         data = self.message(0) if self.chance(0.75) else self.body()
+        if self.chance(0.25):
+            data = self.damaged(data)
         if self.chance(0.2):
             data = data.replace(b"\r\n", b"\n").replace(b"\n", self.one(b"\r\n", b"\r\n", b"\r"))
         if self.chance(0.05):
