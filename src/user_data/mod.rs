@@ -252,6 +252,51 @@ mod tests {
     }
 
     #[test]
+    fn hostile_bytes_never_panic() {
+        let seeds = [
+            "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"b\"\n\n--b\nContent-Type: message/rfc822\n\n\
+             Content-Type: multipart/digest; boundary*0*=''%63\n\n--c\n\n\nx\n--c--\n--b\nContent-Type: application/gzip\n\
+             Content-Transfer-Encoding: base64\n\nH4sIAAAAAAACA1NW1E/KzNMvzuACAAYjrUYKAAAA\n--b--\n",
+            "Content-Type: message/delivery-status\nMIME-Version: 1.0\n\nA: b\n c\n\nFrom x\n\n",
+            "MIME-Version: 1.0\nContent-Transfer-Encoding: quoted-printable\nContent-Disposition: a; filename*1=\"b;c\"; \
+             filename*0*=utf-8''%C3%BC\n\n#!/bin/sh=3D=\n",
+        ];
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state >> 16).unwrap()
+        };
+        let signs = [
+            &b"\n"[..],
+            b"\r\n--b",
+            b"--c--\r",
+            b"\xff",
+            b"\xe2\x80",
+            b"=",
+            b"*0*=",
+            b"\"",
+            b";",
+            b"%",
+            b":",
+            b" ",
+            b"",
+        ];
+        for round in 0..20_000 {
+            let mut bytes = seeds[round % seeds.len()].as_bytes().to_vec();
+            for _ in 0..=random() % 6 {
+                let from = random() % (bytes.len() + 1);
+                let to = (from + random() % 3).min(bytes.len());
+                bytes.splice(from..to, signs[random() % signs.len()].iter().copied());
+            }
+            for part in parts(&bytes).iter().flatten() {
+                assert!(!part.filename.is_empty() && part.content_type.contains('/'), "{part:?}");
+            }
+        }
+    }
+
+    #[test]
     fn the_limits_are_refusals() {
         let message = b"MIME-Version: 1.0\nContent-Type: application/gzip\n\nno gzip";
         assert_eq!(parts(message), Err(Refusal::BadPart));
