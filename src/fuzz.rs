@@ -15,7 +15,7 @@ use crate::host::dpkg::{Database, compare_versions};
 use crate::host::{apt, ld_cache};
 use crate::report::remote;
 use crate::report::status_file::Status;
-use crate::user_data::{parts, verdict};
+use crate::user_data::{parts, verdicts};
 use crate::{aws, device_query, install};
 
 /// A target takes any bytes.
@@ -52,9 +52,11 @@ pub fn target(name: &str) -> Option<Target> {
 /// Detection of user-data's form, MIME, base64, gzip; then what is ours as configuration; then every part by
 /// cloud-init's rules.
 fn user_data(bytes: &[u8]) {
-    for part in parts(bytes).iter().flatten() {
-        assert!(!part.filename.is_empty() && part.content_type.contains('/'), "{part:?}");
-        verdict(part);
+    if let Ok(parts) = parts(bytes) {
+        for part in &parts {
+            assert!(!part.filename.is_empty() && part.content_type.contains('/'), "{part:?}");
+        }
+        verdicts(&parts);
     }
     if let Ok(UserData::Config { layers, .. }) = user_data::read(bytes) {
         let _ = check_layers(&layers);

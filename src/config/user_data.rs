@@ -87,8 +87,21 @@ impl fmt::Display for NotOurs {
 /// Finds out what `bytes` are. Fails only for user-data that is ours and cannot be read (`config-syntax`: not
 /// UTF-8; `config-read`: gzip that ends too early).
 pub fn read(bytes: &[u8]) -> Result<UserData> {
-    let mut reader = Reader { budget: MAX_UNPACKED, wrapping: Vec::new() };
-    reader.read(bytes, None)
+    let mut budget = MAX_UNPACKED;
+    read_within(bytes, &mut budget)
+}
+
+/// What the parts of one user-data are, each on its own. Together they may unpack to as much as user-data may.
+pub fn read_each<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Vec<Result<UserData>> {
+    let mut budget = MAX_UNPACKED;
+    parts.map(|bytes| read_within(bytes, &mut budget)).collect()
+}
+
+fn read_within(bytes: &[u8], budget: &mut usize) -> Result<UserData> {
+    let mut reader = Reader { budget: *budget, wrapping: Vec::new() };
+    let found = reader.read(bytes, None);
+    *budget = reader.budget;
+    found
 }
 
 /// Says what the agent makes of the user-data in a file (`user-data check`): its form, and the effective values or

@@ -13,7 +13,7 @@ use std::fmt;
 
 use codecs::{Unpacking, gunzip, strict_base64};
 use message::{Id, Tree};
-pub use verdict::{Verdict, describe, document, verdict};
+pub use verdict::{Verdict, describe, document, verdicts};
 
 /// What all gzipped parts of one user-data may unpack to.
 const MAX_UNPACKED: usize = 1 << 20;
@@ -138,7 +138,7 @@ pub fn parts(bytes: &[u8]) -> Result<Vec<Part>, Refusal> {
 /// Gives every message its type and its name, and unpacks those that say that they are gzip.
 fn attach(tree: &mut Tree, mut budget: usize) -> Result<Vec<Id>, Refusal> {
     const ROOT: Id = 0;
-    let mut attached = Vec::new();
+    let (mut attached, mut last_type) = (Vec::new(), String::new());
     for id in tree.walk(ROOT) {
         if tree.is_container(id) {
             continue;
@@ -168,12 +168,18 @@ fn attach(tree: &mut Tree, mut budget: usize) -> Result<Vec<Id>, Refusal> {
         if content_type != stated {
             tree.headers(id).replace("Content-Type", content_type.to_owned());
         }
-        // cloud-init does this to the whole message, which matters where that is the part, or holds it as a message.
-        tree.headers(ROOT).replace("Content-Type", content_type.to_owned());
+        content_type.clone_into(&mut last_type);
+        if id == ROOT {
+            tree.headers(ROOT).replace("Content-Type", last_type.clone());
+        }
         attached.push(id);
         if tree.headers(id).filename().is_none_or(|name| name.is_empty()) {
             tree.headers(id).set_filename(&format!("part-{:03}", attached.len()));
         }
+    }
+    // cloud-init gives the whole message the type of each part in turn. That shows where the message is a part itself.
+    if !attached.is_empty() {
+        tree.headers(ROOT).replace("Content-Type", last_type);
     }
     Ok(attached)
 }
@@ -294,6 +300,18 @@ mod tests {
                 assert!(!part.filename.is_empty() && part.content_type.contains('/'), "{part:?}");
             }
         }
+    }
+
+    #[test]
+    fn parts_share_one_limit_on_what_they_unpack_to() {
+        let bomb = "H4sIAAAAAAACA+3BMQEAAADCoPVPbQwfoAAAAAAAAAAAAAAAAAAAAIC3AYbSVKsAQAAA"; // 16 KiB
+        let part =
+            format!("--b\nContent-Type: application/gzip\nContent-Transfer-Encoding: base64\n\n{bomb}\n");
+        let message = |count| {
+            format!("MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n{}", part.repeat(count))
+        };
+        assert_eq!(parts(message(64).as_bytes()).unwrap().len(), 64);
+        assert_eq!(parts(message(65).as_bytes()), Err(Refusal::TooLong));
     }
 
     #[test]

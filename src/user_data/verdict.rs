@@ -6,8 +6,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{NOT_MULTIPART, PLAIN, Part, Refusal, SCRIPT, parts};
-use crate::config::user_data::{MIME_TYPE, NotOurs, UserData, read};
-use crate::error::Error;
+use crate::config::user_data::{MIME_TYPE, NotOurs, UserData, read, read_each};
+use crate::error::{Error, Result};
 
 /// What a part is, and what happens with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -48,10 +48,14 @@ const KNOWN: [(&str, &str, &str); 12] = [
     ("text/x-include-once-url", "a list of URLs", "cloud-init downloads them once, as further user-data"),
 ];
 
-/// What becomes of `part`.
-pub fn verdict(part: &Part) -> Verdict {
+/// What becomes of each of the parts of one user-data.
+pub fn verdicts(parts: &[Part]) -> Vec<Verdict> {
+    let ours = read_each(parts.iter().map(|part| part.bytes.as_slice()));
+    parts.iter().zip(&ours).map(|(part, ours)| verdict(part, ours)).collect()
+}
+
+fn verdict(part: &Part, ours: &Result<UserData>) -> Verdict {
     let content_type = part.content_type.as_str();
-    let ours = read(&part.bytes);
     // An error is about configuration of ours that is damaged.
     if content_type == MIME_TYPE || !matches!(ours, Ok(UserData::NotOurs(_))) {
         return Verdict {
@@ -82,8 +86,7 @@ pub fn describe(bytes: &[u8]) -> String {
     let mut out = String::new();
     match parts(bytes) {
         Ok(parts) => {
-            for part in &parts {
-                let verdict = verdict(part);
+            for (part, verdict) in parts.iter().zip(verdicts(&parts)) {
                 let Part { content_type, filename, bytes } = part;
                 let _ =
                     writeln!(out, "\n{filename}: {content_type}, {} bytes: {}", bytes.len(), verdict.what);
@@ -131,25 +134,26 @@ struct PartOfDocument<'a> {
 /// The same as a JSON document, with what is wrong with the configuration.
 pub fn document(file: &str, bytes: &[u8], problem: Option<&Error>) -> String {
     let parts = parts(bytes);
+    let found = parts.as_deref().unwrap_or_default();
     let document = Document {
         file,
         bytes: bytes.len(),
         is_configuration: !matches!(read(bytes), Ok(UserData::NotOurs(_))),
         problem: problem.map(Error::message),
         refused: parts.as_ref().err().map(|why| refused(*why)),
-        parts: parts.iter().flatten().map(PartOfDocument::new).collect(),
+        parts: found.iter().zip(verdicts(found)).map(PartOfDocument::new).collect(),
     };
     serde_json::to_string_pretty(&document).unwrap_or_default() + "\n" // a document of texts and numbers
 }
 
 impl<'a> PartOfDocument<'a> {
-    fn new(part: &'a Part) -> Self {
+    fn new((part, verdict): (&'a Part, Verdict)) -> Self {
         Self {
             content_type: &part.content_type,
             filename: &part.filename,
             bytes: part.bytes.len(),
             sha256: format!("{:x}", Sha256::digest(&part.bytes)),
-            verdict: verdict(part),
+            verdict,
         }
     }
 }
@@ -159,7 +163,7 @@ mod tests {
     use super::*;
 
     fn of(user_data: &str) -> Verdict {
-        verdict(&parts(user_data.as_bytes()).unwrap()[0])
+        verdicts(&parts(user_data.as_bytes()).unwrap())[0]
     }
 
     #[test]
