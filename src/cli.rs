@@ -280,10 +280,13 @@ enum ConfigCommand {
 enum UserDataCommand {
     /// Print the shell stub that a launch template carries.
     Render(user_data_stub::RenderArgs),
-    /// Say what the agent makes of a user-data file.
+    /// Say what the agent makes of a user-data file, and what becomes of each part with cloud-init and without.
     Check {
         /// The file.
         file: PathBuf,
+        /// Print a JSON document.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -341,9 +344,14 @@ fn dispatch(cli: Cli) -> Result<u8> {
             streams::out(&user_data_stub::render(&args)?)?;
             Ok(exit::CONVERGED)
         }
-        Command::UserData(UserDataCommand::Check { file }) => {
+        Command::UserData(UserDataCommand::Check { file, json: false }) => {
             streams::out(&config::user_data::check(&file)?)?;
             Ok(exit::CONVERGED)
+        }
+        Command::UserData(UserDataCommand::Check { file, json: true }) => {
+            let (document, problem) = config::user_data::check_json(&file)?;
+            streams::out(&document)?;
+            problem.map_or(Ok(exit::CONVERGED), Err)
         }
         Command::Rehearse(options) => rehearse::run(&options),
         Command::RehearseInside(options) => rehearse::inside(&options),

@@ -15,6 +15,7 @@ use crate::host::dpkg::{Database, compare_versions};
 use crate::host::{apt, ld_cache};
 use crate::report::remote;
 use crate::report::status_file::Status;
+use crate::user_data::{parts, verdicts};
 use crate::{aws, device_query, install, instance};
 
 /// A target takes any bytes.
@@ -49,8 +50,15 @@ pub fn target(name: &str) -> Option<Target> {
     TARGETS.iter().find(|(known, _)| *known == name).map(|(_, target)| *target)
 }
 
-/// Detection of user-data's form, MIME, base64, gzip; then what is ours as configuration.
+/// Detection of user-data's form, MIME, base64, gzip; then what is ours as configuration; then every part by
+/// cloud-init's rules.
 fn user_data(bytes: &[u8]) {
+    if let Ok(parts) = parts(bytes) {
+        for part in &parts {
+            assert!(!part.filename.is_empty() && part.content_type.contains('/'), "{part:?}");
+        }
+        verdicts(&parts);
+    }
     if let Ok(UserData::Config { layers, .. }) = user_data::read(bytes) {
         let _ = check_layers(&layers);
     }

@@ -27,4 +27,5 @@ pub mod rehearse;
 pub mod report;
 pub mod status;
 pub mod text;
+pub mod user_data;
 pub mod user_data_stub;

@@ -12,10 +12,13 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use base64::Engine as _;
 use file_server::FileServer;
 use gpu_bootstrap::config::user_data::{self, NotOurs, UserData};
 use gpu_bootstrap::error::Code;
+use gpu_bootstrap::user_data::parts;
 use gpu_bootstrap::user_data_stub::{RenderArgs, UNIT, render};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 /// Stands for the agent: it runs, and it is told apart by its bytes.
@@ -473,6 +476,85 @@ fn systemd_takes_the_unit_and_cloud_final_does_not_wait_for_it() {
     let cycle = |o: Output| said(&o).contains("ordering cycle");
     assert!(!cycle(verify_unit(after_final)));
     assert!(cycle(verify_unit(|u| after_final(u).replace("DefaultDependencies=no\n", ""))));
+}
+
+/// What `tests/e2e/user-data --record` got from cloud-init, changed by the listed differences only.
+#[test]
+fn the_parts_are_those_that_cloud_init_sees() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/user-data/recorded.json");
+    let recorded: Vec<serde_json::Value> = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert!(recorded.len() > 150);
+    for case in recorded {
+        let name = case["name"].as_str().unwrap();
+        let bytes =
+            base64::engine::general_purpose::STANDARD.decode(case["user_data"].as_str().unwrap()).unwrap();
+        let found = parts(&bytes).map_or(serde_json::Value::Null, |parts| {
+            parts
+                .iter()
+                .map(|part| {
+                    json!({
+                        "content_type": part.content_type,
+                        "filename": part.filename,
+                        "bytes": part.bytes.len(),
+                        "sha256": sum(&part.bytes),
+                    })
+                })
+                .collect()
+        });
+        assert_eq!(found, case["parts"], "{name}: {:?}", String::from_utf8_lossy(&bytes));
+    }
+}
+
+#[test]
+fn user_data_check_says_what_becomes_of_each_part() {
+    let message = "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/x-gpu-bootstrap\n\n\
+                   [driver]\nbranch = \"580\"\n--b\nContent-Type: text/x-shellscript; name=a.sh\n\n#!/bin/sh\n--b--\n";
+    let shown = user_data::check(config_file(message).path()).unwrap();
+    for sentence in [
+        "\npart-001: text/x-gpu-bootstrap, 23 bytes: configuration of gpu-bootstrap\n  with cloud-init: gpu-bootstrap reads it; \
+         cloud-init warns that it does not know it, and `cloud-init status` says degraded\n  \
+         without cloud-init: gpu-bootstrap reads it\n",
+        "\na.sh: text/x-shellscript, 9 bytes: a script\n  with cloud-init: cloud-init runs it at the end of the instance's first \
+         boot\n  without cloud-init: nothing happens: gpu-bootstrap does not support it yet\n",
+    ] {
+        assert!(shown.contains(sentence), "{shown}");
+    }
+    let shown =
+        user_data::check(config_file("MIME-Version: 1.0\nContent-Type: application/gzip\n\nx").path())
+            .unwrap();
+    assert!(
+        shown.contains(
+            "\nno parts: a gzipped part of the MIME message is damaged or no text; cloud-init fails"
+        ),
+        "{shown}"
+    );
+}
+
+#[test]
+fn user_data_check_has_a_document_that_comes_with_every_verdict() {
+    let document = |text: &str, code: i32| {
+        let file = config_file(text);
+        let output = agent(&["user-data", "check", "--json", file.path().to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let script = document("#!/bin/sh\n", 0);
+    assert_eq!((&script["is_configuration"], &script["problem"]), (&json!(false), &json!(null)));
+    assert_eq!(script["parts"][0]["sha256"], sum(b"#!/bin/sh\n"));
+    assert_eq!(script["parts"][0]["what"], "a script");
+    let wrong = document("#gpu-bootstrap\ncuda.toolkit = 12.10\n", 2);
+    assert_eq!(wrong["is_configuration"], true);
+    assert!(wrong["problem"].as_str().unwrap().contains("cuda.toolkit"), "{wrong}");
+    let deep = (0..40)
+        .map(|n| format!("Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n"))
+        .collect::<Vec<_>>()
+        .concat();
+    let refused = document(&format!("MIME-Version: 1.0\n{deep}"), 0);
+    assert_eq!(refused["parts"], json!([]));
+    assert!(
+        refused["refused"].as_str().unwrap().ends_with("that is a limit of gpu-bootstrap's"),
+        "{refused}"
+    );
 }
 
 fn agent(args: &[&str]) -> Output {

@@ -12,6 +12,7 @@ use base64::Engine as _;
 use super::layers::{self, Layer, Origin};
 use super::mime;
 use crate::error::{Code, Error, Result};
+use crate::user_data as parts;
 use crate::user_data_stub;
 
 /// The first line that marks user-data as ours. A comment to TOML.
@@ -86,26 +87,56 @@ impl fmt::Display for NotOurs {
 /// Finds out what `bytes` are. Fails only for user-data that is ours and cannot be read (`config-syntax`: not
 /// UTF-8; `config-read`: gzip that ends too early).
 pub fn read(bytes: &[u8]) -> Result<UserData> {
-    let mut reader = Reader { budget: MAX_UNPACKED, wrapping: Vec::new() };
-    reader.read(bytes, None)
+    let mut budget = MAX_UNPACKED;
+    read_within(bytes, &mut budget)
+}
+
+/// What the parts of one user-data are, each on its own. Together they may unpack to as much as user-data may.
+pub fn read_each<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Vec<Result<UserData>> {
+    let mut budget = MAX_UNPACKED;
+    parts.map(|bytes| read_within(bytes, &mut budget)).collect()
+}
+
+fn read_within(bytes: &[u8], budget: &mut usize) -> Result<UserData> {
+    let mut reader = Reader { budget: *budget, wrapping: Vec::new() };
+    let found = reader.read(bytes, None);
+    *budget = reader.budget;
+    found
 }
 
 /// Says what the agent makes of the user-data in a file (`user-data check`): its form, and the effective values or
-/// every problem. User-data that EC2 would not take is an error.
+/// every problem; then each part, and what becomes of it. User-data that EC2 would not take is an error.
 pub fn check(path: &Path) -> Result<String> {
+    let bytes = load(path)?;
+    Ok(judge(path, &bytes)? + &parts::describe(&bytes))
+}
+
+/// The same as a JSON document, and the error that [`check`] gives.
+pub fn check_json(path: &Path) -> Result<(String, Option<Error>)> {
+    let bytes = load(path)?;
+    let problem = judge(path, &bytes).err();
+    Ok((parts::document(&path.display().to_string(), &bytes, problem.as_ref()), problem))
+}
+
+fn load(path: &Path) -> Result<Vec<u8>> {
     let unreadable = |e| Error::new(Code::ConfigRead, format!("cannot read {}", path.display())).because(e);
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(unreadable)?;
     file.take(MAX_UNPACKED as u64).read_to_end(&mut bytes).map_err(unreadable)?;
-    let name = path.display();
     if bytes.len() > MAX_BYTES {
+        let name = path.display();
         let message =
             format!("{name} is longer than {MAX_BYTES} bytes, the most that EC2 takes as user-data");
         return Err(
             Error::new(Code::ConfigRead, message).with_hint("gzip it, or fetch the long part from a URL")
         );
     }
-    match read(&bytes)? {
+    Ok(bytes)
+}
+
+fn judge(path: &Path, bytes: &[u8]) -> Result<String> {
+    let name = path.display();
+    match read(bytes)? {
         UserData::NotOurs(why @ (NotOurs::NearlyOurs | NotOurs::Unknown)) => {
             let message = format!("{name}: {why}");
             Err(Error::new(Code::ConfigSyntax, message)

@@ -1,0 +1,196 @@
+//! What becomes of a part: with cloud-init on the machine, and without. The words of `user-data check`, and its JSON.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{NOT_MULTIPART, PLAIN, Part, Refusal, SCRIPT, parts};
+use crate::config::user_data::{MIME_TYPE, NotOurs, UserData, read, read_each};
+use crate::error::{Error, Result};
+
+/// What a part is, and what happens with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// A noun.
+    pub what: &'static str,
+    /// On a machine with cloud-init.
+    pub with_cloud_init: &'static str,
+    /// On one where gpu-bootstrap is alone.
+    pub without_cloud_init: &'static str,
+}
+
+const NOTHING: &str = "nothing happens";
+const NOT_YET: &str = "nothing happens: gpu-bootstrap does not support it yet";
+/// What cloud-init says of a type that it does not know makes its boot a degraded one, from 23.4 on.
+const WARNS: &str = "cloud-init warns that it does not know it, and `cloud-init status` says degraded";
+/// Type, what that is, and what cloud-init does with it.
+const KNOWN: [(&str, &str, &str); 12] = [
+    (SCRIPT, "a script", "cloud-init runs it at the end of the instance's first boot"),
+    ("text/x-shellscript-per-boot", "a script", "cloud-init runs it at the end of every boot"),
+    (
+        "text/x-shellscript-per-instance",
+        "a script",
+        "cloud-init runs it at the end of the instance's first boot",
+    ),
+    (
+        "text/x-shellscript-per-once",
+        "a script",
+        "cloud-init runs it at the end of one boot, and not again on copies of the disk",
+    ),
+    ("text/cloud-config", "#cloud-config", "cloud-init applies it"),
+    ("text/cloud-config-jsonp", "a patch of #cloud-config", "cloud-init applies it to what came before"),
+    ("text/cloud-config-archive", "an archive of parts", "cloud-init opens it, and each entry is a part"),
+    ("text/cloud-boothook", "a boot hook", "cloud-init runs it early in every boot"),
+    ("text/part-handler", "a part handler", "cloud-init loads it as Python code and hands other parts to it"),
+    ("text/jinja2", "a template", "cloud-init fills it in; what follows its first line says what it is then"),
+    ("text/x-include-url", "a list of URLs", "cloud-init downloads them at every boot, as further user-data"),
+    ("text/x-include-once-url", "a list of URLs", "cloud-init downloads them once, as further user-data"),
+];
+
+/// What becomes of each of the parts of one user-data.
+pub fn verdicts(parts: &[Part]) -> Vec<Verdict> {
+    let ours = read_each(parts.iter().map(|part| part.bytes.as_slice()));
+    parts.iter().zip(&ours).map(|(part, ours)| verdict(part, ours)).collect()
+}
+
+fn verdict(part: &Part, ours: &Result<UserData>) -> Verdict {
+    let content_type = part.content_type.as_str();
+    // An error is about configuration of ours that is damaged.
+    if content_type == MIME_TYPE || !matches!(ours, Ok(UserData::NotOurs(_))) {
+        return Verdict {
+            what: "configuration of gpu-bootstrap",
+            with_cloud_init: "gpu-bootstrap reads it; cloud-init warns that it does not know it, and `cloud-init status` \
+                              says degraded",
+            without_cloud_init: "gpu-bootstrap reads it",
+        };
+    }
+    if part.bytes.trim_ascii().is_empty() {
+        return Verdict { what: "empty", with_cloud_init: NOTHING, without_cloud_init: NOTHING };
+    }
+    if let Some((_, what, with_cloud_init)) = KNOWN.iter().find(|(known, ..)| *known == content_type) {
+        let is_stub = matches!(ours, Ok(UserData::NotOurs(NotOurs::Stub)));
+        let what = if is_stub { "the stub of `gpu-bootstrap user-data render`" } else { what };
+        return Verdict { what, with_cloud_init, without_cloud_init: NOT_YET };
+    }
+    let what = if [PLAIN, NOT_MULTIPART].contains(&content_type) {
+        "in no known format"
+    } else {
+        "of no known type"
+    };
+    Verdict { what, with_cloud_init: WARNS, without_cloud_init: NOTHING }
+}
+
+/// Every part of user-data and what becomes of it, for people.
+pub fn describe(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    match parts(bytes) {
+        Ok(parts) => {
+            for (part, verdict) in parts.iter().zip(verdicts(&parts)) {
+                let Part { content_type, filename, bytes } = part;
+                let _ =
+                    writeln!(out, "\n{filename}: {content_type}, {} bytes: {}", bytes.len(), verdict.what);
+                let _ = writeln!(out, "  with cloud-init: {}", verdict.with_cloud_init);
+                let _ = writeln!(out, "  without cloud-init: {}", verdict.without_cloud_init);
+            }
+        }
+        Err(why) => {
+            let _ = writeln!(out, "\nno parts: {}", refused(why));
+        }
+    }
+    out
+}
+
+fn refused(why: Refusal) -> String {
+    if why.is_cloud_inits() {
+        format!("{why}; cloud-init fails on it and does nothing of it")
+    } else {
+        format!("{why}; that is a limit of gpu-bootstrap's")
+    }
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    file: &'a str,
+    bytes: usize,
+    /// Whether there is configuration of ours.
+    is_configuration: bool,
+    problem: Option<&'a str>,
+    parts: Vec<PartOfDocument<'a>>,
+    /// Why there are no parts.
+    refused: Option<String>,
+}
+
+#[derive(Serialize)]
+struct PartOfDocument<'a> {
+    content_type: &'a str,
+    filename: &'a str,
+    bytes: usize,
+    sha256: String,
+    #[serde(flatten)]
+    verdict: Verdict,
+}
+
+/// The same as a JSON document, with what is wrong with the configuration.
+pub fn document(file: &str, bytes: &[u8], problem: Option<&Error>) -> String {
+    let parts = parts(bytes);
+    let found = parts.as_deref().unwrap_or_default();
+    let document = Document {
+        file,
+        bytes: bytes.len(),
+        is_configuration: !matches!(read(bytes), Ok(UserData::NotOurs(_))),
+        problem: problem.map(Error::message),
+        refused: parts.as_ref().err().map(|why| refused(*why)),
+        parts: found.iter().zip(verdicts(found)).map(PartOfDocument::new).collect(),
+    };
+    serde_json::to_string_pretty(&document).unwrap_or_default() + "\n" // a document of texts and numbers
+}
+
+impl<'a> PartOfDocument<'a> {
+    fn new((part, verdict): (&'a Part, Verdict)) -> Self {
+        Self {
+            content_type: &part.content_type,
+            filename: &part.filename,
+            bytes: part.bytes.len(),
+            sha256: format!("{:x}", Sha256::digest(&part.bytes)),
+            verdict,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(user_data: &str) -> Verdict {
+        verdicts(&parts(user_data.as_bytes()).unwrap())[0]
+    }
+
+    #[test]
+    fn what_becomes_of_what() {
+        for (text, what, without) in [
+            ("#gpu-bootstrap\n", "configuration of gpu-bootstrap", "gpu-bootstrap reads it"),
+            ("I2dwdS1ib290c3RyYXAK\n", "configuration of gpu-bootstrap", "gpu-bootstrap reads it"),
+            ("#!/bin/sh\n", "a script", NOT_YET),
+            ("#cloud-config\n", "#cloud-config", NOT_YET),
+            ("", "empty", NOTHING),
+            ("hello", "in no known format", NOTHING),
+            ("MIME-Version: 1.0\nContent-Type: a/b\n\nx", "of no known type", NOTHING),
+        ] {
+            let found = of(text);
+            assert_eq!((found.what, found.without_cloud_init), (what, without), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_type_that_a_beginning_gives_is_known() {
+        for (beginning, content_type) in super::super::BEGINNINGS {
+            assert!(KNOWN.iter().any(|(known, ..)| *known == content_type), "{content_type}");
+            assert_eq!(
+                of(&format!(" {}\n", beginning.to_uppercase())).without_cloud_init,
+                NOT_YET,
+                "{beginning}"
+            );
+        }
+    }
+}
