@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::analyze;
@@ -290,6 +290,11 @@ enum UserDataCommand {
     },
 }
 
+/// Every command and flag, for what is made of them: manual page and completions (`packaging/manual.rs`).
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
 /// Parses the command line, does what it says, and returns the process's exit code.
 pub fn main() -> u8 {
     stand_in::play_if_called();
@@ -528,7 +533,6 @@ fn to_json(value: &impl serde::Serialize) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -9,6 +9,7 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.pat
 # The same environment and packages as tests/support/moto.rs has.
 MOTO = ("moto", ("moto[server]==5.2.5", "boto3==1.44.5"))
 TEMPLATES = ("templates", ("cfn-lint==1.58.0", "jsonschema==4.26.0"))
+HCL = ("hcl", ("python-hcl2==8.1.4",))
 
 
 def folder():
