@@ -324,6 +324,69 @@ async fn a_spool_of_strange_files_holds_nothing_up() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_kept_is_not_said_to_be() {
+    let server = scripted(vec![error(403, "AccessDeniedException"); 9]);
+    let delivery = metrics_to(&server);
+    let state = delivery.root().path().join("var/lib/gpu-bootstrap");
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::write(state.join("spool"), "a file in the directory's place").unwrap();
+    let why = metrics(delivery).await.of(METRICS);
+    assert!(
+        why.contains("AccessDenied") && why.contains("4 not kept: ") && !why.contains("next run"),
+        "{why}"
+    );
+}
+
+/// A role that may do everything but that.
+#[tokio::test]
+async fn a_group_without_retention_is_told() {
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    // The first two questions for the stream find no group.
+    let front = Server::start(move |request| {
+        let target = request.header("x-amz-target").unwrap();
+        let is_about_the_stream = target.ends_with("PutLogEvents") || target.ends_with("CreateLogStream");
+        if is_about_the_stream && asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 2 {
+            return error(400, "ResourceNotFoundException");
+        }
+        if target.ends_with("PutRetentionPolicy") {
+            error(400, "AccessDeniedException")
+        } else {
+            Reply::ok("{}")
+        }
+    });
+    let delivered = Delivery::new(&front.url("")).with_key(KEY).run(clean_run()).await;
+    assert_eq!(delivered.of(LOGS), "sent; the log group's retention could not be set");
+}
+
+/// From a third of a second after the end of a run on, the disk knows what waits.
+#[test]
+fn a_deliverer_that_is_killed_after_the_run_has_what_waits_on_the_disk() {
+    let machine =
+        machine::Machine::debian12().file("/etc/gpu-bootstrap/a.toml", "[policy]\non-no-gpu = \"skip\"\n");
+    let slow = Server::start(|_| Reply::Hang(Duration::from_secs(20)));
+    let run = |url: &str| {
+        let mut command = machine.command(&["run"]);
+        command.env("AWS_ENDPOINT_URL", url).env("AWS_REGION", "us-east-1");
+        command.env("AWS_ACCESS_KEY_ID", KEY.0).env("AWS_SECRET_ACCESS_KEY", KEY.1);
+        assert_eq!(machine::ran(&mut command).code, 0);
+    };
+    run(&slow.url(""));
+    assert_eq!(
+        deliveries::spooled(&machine.outside("/")).len(),
+        2,
+        "no answer has come, and none was refused"
+    );
+    let pid = machine.read("/var/lib/gpu-bootstrap/spool/lock").trim().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let server = scripted(vec![]);
+    run(&server.url(""));
+    deliveries::until("the spool is empty", || deliveries::spooled(&machine.outside("/")).is_empty());
+    let requests = server.log();
+    let ends: usize = requests.iter().map(|r| body(r).to_string().matches("run-finished").count()).sum();
+    assert_eq!(ends, 2, "{requests:?}");
+}
+
+#[tokio::test]
 async fn throttling_and_outages_are_waited_out() {
     let server = scripted(vec![
         error(400, "ThrottlingException"),

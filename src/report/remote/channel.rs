@@ -80,8 +80,11 @@ pub(super) trait Target {
     fn may_be_off(&self) -> bool {
         false
     }
-    /// How many of the first items make one request; at least one.
-    fn batch(&self, _items: &VecDeque<Self::Item>) -> usize {
+    /// How many of the first items make one request; at least one. There is at least one.
+    fn batch<'a>(&self, _items: impl Iterator<Item = &'a Self::Item>) -> usize
+    where
+        Self::Item: 'a,
+    {
         1
     }
     /// Sends them.
@@ -119,6 +122,8 @@ pub(super) struct Queue<T> {
     sent: Cell<u64>,
     lost: Cell<u64>,
     why: RefCell<Option<String>>,
+    /// Why what waits is not on the disk, where it should be.
+    unkept: RefCell<Option<String>>,
     note: Cell<Option<&'static str>>,
     /// Something has changed since this was last written to the disk.
     is_news: Cell<bool>,
@@ -136,6 +141,7 @@ impl<T> Default for Queue<T> {
             sent: Cell::default(),
             lost: Cell::default(),
             why: RefCell::default(),
+            unkept: RefCell::default(),
             note: Cell::default(),
             is_news: Cell::default(),
             off: RefCell::default(),
@@ -228,9 +234,10 @@ impl<T: Target> Channel<T> {
             (None, 0, None) if self.queue.sent.get() == 0 => "nothing to send".into(),
             (None, 0, None) => self.queue.note.get().unwrap_or("sent").into(),
             (None, 0, Some(why)) => format!("failed: {why}"),
-            (None, n, Some(why)) if self.queue.is_over.get() => {
-                format!("failed: {why}; {n} kept for the next run")
-            }
+            (None, n, Some(why)) if self.queue.is_over.get() => match &*self.queue.unkept.borrow() {
+                None => format!("failed: {why}; {n} kept for the next run"),
+                Some(e) => format!("failed: {why}; {n} not kept: {e}"),
+            },
             (None, n, Some(why)) => format!("{n} on the way, after: {why}"),
             (None, n, None) => format!("{n} on the way"),
         };
@@ -364,9 +371,8 @@ impl<T: Target> Channel<T> {
         if items.is_empty() {
             return Vec::new();
         }
-        let plain: VecDeque<_> = items.iter().map(|(item, _)| item.clone()).collect();
-        let n = self.target.batch(&plain).clamp(1, plain.len());
-        plain.into_iter().take(n).collect()
+        let n = self.target.batch(items.iter().map(|(item, _)| item)).max(1);
+        items.iter().take(n).map(|(item, _)| item.clone()).collect()
     }
 
     /// Counts and removes what was taken; what is to be tried again stays in front.
@@ -414,8 +420,10 @@ impl<T: Target> Channel<T> {
             return;
         }
         let items = items.iter().map(|(item, _)| item.clone()).collect();
-        spool.write(self.target.name(), &Kept { items });
-        self.queue.is_written.set(true);
+        // There is no better place for it than the disk, and nobody else to tell.
+        let written = spool.write(self.target.name(), &Kept { items });
+        self.queue.is_written.set(written.is_ok());
+        *self.queue.unkept.borrow_mut() = written.err().map(|e| e.to_string());
     }
 }
 

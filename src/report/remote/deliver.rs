@@ -96,7 +96,7 @@ impl Deliverer {
         let cloudwatch = &settings.report.cloudwatch;
         let is_on = cloudwatch.enabled != Enabled::Fixed(false);
         let metrics = Metrics { session: Rc::clone(&session), settings: Rc::clone(&settings) };
-        let logs = Logs { session: Rc::clone(&session), settings: Rc::clone(&settings) };
+        let logs = Logs::new(Rc::clone(&session), Rc::clone(&settings));
         let signal = |to| {
             let signal = Signal { to, session: Rc::clone(&session), settings: Rc::clone(&settings) };
             Channel::new(signal, phase.subscribe())

@@ -1,7 +1,7 @@
 //! Events → CloudWatch Logs: one JSON object for each, with the step's figure inside in embedded metric format.
 //! <https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_PutLogEvents.html>
 
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::rc::Rc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -41,6 +41,8 @@ pub(super) struct Line {
 pub(super) struct Logs {
     pub(super) session: Rc<Session>,
     pub(super) settings: Rc<Settings>,
+    /// The group was made, and its retention could not be set.
+    keeps_for_ever: Cell<bool>,
 }
 
 impl Target for Logs {
@@ -66,15 +68,16 @@ impl Target for Logs {
         self.settings.report.cloudwatch.enabled != Enabled::Fixed(true)
     }
 
-    fn batch(&self, items: &VecDeque<Line>) -> usize {
-        let Some(first) = items.front() else { return 0 };
+    fn batch<'a>(&self, items: impl Iterator<Item = &'a Line>) -> usize {
+        let mut items = items.peekable();
+        let Some(first) = items.peek().copied() else { return 0 };
         let (mut bytes, mut earliest, mut latest) = (0, first.at, first.at);
-        let fits = |line: &&Line| {
+        let fits = |line: &&'a Line| {
             bytes += line.message.len() + OVERHEAD;
             (earliest, latest) = (earliest.min(line.at), latest.max(line.at));
             line.stream == first.stream && bytes <= MOST_BYTES && latest.duration_since(earliest) <= SPAN
         };
-        items.iter().take(MOST).take_while(fits).count()
+        items.take(MOST).take_while(fits).count()
     }
 
     async fn send(&self, items: &[Line]) -> Result<Taken, Refused> {
@@ -86,11 +89,16 @@ impl Target for Logs {
             }
             other => other,
         };
-        put.map_err(|e| self.advised(e))
+        let note = self.keeps_for_ever.get().then_some("sent; the log group's retention could not be set");
+        put.map(|taken| Taken { note, ..taken }).map_err(|e| self.advised(e))
     }
 }
 
 impl Logs {
+    pub(super) fn new(session: Rc<Session>, settings: Rc<Settings>) -> Self {
+        Self { session, settings, keeps_for_ever: Cell::new(false) }
+    }
+
     async fn put(&self, stream: &str, items: &[Line]) -> Result<Taken, Refused> {
         // A clock that was set back makes later events earlier ones; the service wants them by their time.
         let mut order: Vec<&Line> = items.iter().collect();
@@ -117,8 +125,8 @@ impl Logs {
                 let days = self.settings.report.cloudwatch.retention_days;
                 let kept =
                     self.call("Logs_20140328.PutRetentionPolicy", &json!({ "retentionInDays": days })).await;
-                // No reason not to log: the group keeps its events for ever then, and says so in the console.
-                drop(kept.inspect_err(|e| tracing::warn!("the log group's retention was not set: {e}")));
+                // No reason not to log, and one to say so: the group keeps its events for ever then.
+                self.keeps_for_ever.set(kept.is_err());
                 exists(self.call(STREAM, &names).await)
             }
             other => other,
@@ -251,8 +259,8 @@ mod tests {
 
     #[test]
     fn a_batch_keeps_the_services_limits() {
-        let logs = Logs { session: session(), settings: settings().into() };
-        let batch = |lines: &[Line]| logs.batch(&lines.iter().cloned().collect());
+        let logs = Logs::new(session(), settings().into());
+        let batch = |lines: &[Line]| logs.batch(lines.iter());
         let noon = "2026-11-23T12:00:00Z";
         assert_eq!(batch(&vec![line_at(noon, "a", 10); 10_001]), 10_000);
         assert_eq!(batch(&vec![line_at(noon, "a", 199_974); 7]), 5, "five of them are a million bytes");

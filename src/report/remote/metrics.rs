@@ -1,6 +1,5 @@
 //! Figures → `PutMetricData`: AWS JSON 1.0, compressed. <https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/API_PutMetricData.html>
 
-use std::collections::VecDeque;
 use std::io::Write;
 use std::rc::Rc;
 
@@ -51,8 +50,8 @@ impl Target for Metrics {
         self.settings.report.cloudwatch.enabled != Enabled::Fixed(true)
     }
 
-    fn batch(&self, items: &VecDeque<Figure>) -> usize {
-        items.len().min(MOST)
+    fn batch<'a>(&self, items: impl Iterator<Item = &'a Figure>) -> usize {
+        items.take(MOST).count()
     }
 
     async fn send(&self, items: &[Figure]) -> Result<Taken, Refused> {

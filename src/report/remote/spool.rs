@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::error::{Code, Error, Result};
 use crate::host::files::Files;
 use crate::host::paths;
 
@@ -46,15 +47,13 @@ impl Spool {
         format!("{}/{}.{}{SUFFIX}", paths::SPOOL_DIR, file_name(channel), self.run)
     }
 
-    /// Keeps what a channel has. What cannot be written is warned of: there is no better place for it.
-    pub(super) fn write<T: Serialize>(&self, channel: &str, kept: &T) {
+    /// Keeps what a channel has.
+    pub(super) fn write<T: Serialize>(&self, channel: &str, kept: &T) -> Result<()> {
         self.hold();
-        let written = serde_json::to_vec(kept)
-            .map_err(|e| e.to_string())
-            .and_then(|json| self.files.write(self.path(channel), &json, 0o600).map_err(|e| e.to_string()));
-        if let Err(e) = written {
-            tracing::warn!("reports that are not delivered cannot be kept: {e}");
-        }
+        let path = self.path(channel);
+        let json = serde_json::to_vec(kept)
+            .map_err(|e| Error::new(Code::Io, format!("cannot write {path}")).because(e))?;
+        self.files.write(path, &json, 0o600)
     }
 
     /// Everything of a channel was delivered.
@@ -66,15 +65,10 @@ impl Spool {
 
     /// What earlier runs left for a channel, oldest first. A file that cannot be read is of no use to anybody.
     pub(super) fn left<T: DeserializeOwned>(&self, channel: &str) -> Vec<Left<T>> {
-        let mut names = self.files.list(paths::SPOOL_DIR).unwrap_or_default();
         let prefix = format!("{}.", file_name(channel));
-        let own = self.path(channel);
-        names.retain(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX));
-        names.sort();
-        let paths =
-            names.iter().map(|name| format!("{}/{name}", paths::SPOOL_DIR)).filter(|path| *path != own);
         let mut all = Vec::new();
-        for path in paths {
+        for name in self.files_of_others().iter().filter(|name| name.starts_with(&prefix)) {
+            let path = format!("{}/{name}", paths::SPOOL_DIR);
             let bytes = self.files.read(&path).ok().flatten().unwrap_or_default();
             match serde_json::from_slice(&bytes) {
                 Ok(kept) => all.push(Left { path, kept }),
