@@ -159,6 +159,18 @@ const FAULTS: &[Fault] = &[
         ("smoke", "smoke.context"),
     ),
     Fault(
+        "fail=cuDevicePrimaryCtxRetain=2",
+        &[],
+        ("compute-0", "fail", "no memory is left", 5),
+        ("smoke", "smoke.context"),
+    ),
+    Fault(
+        "fail=cuDevicePrimaryCtxRetain=2\nbusy=0",
+        &["--compute", "always"],
+        ("compute-0", "could-not-tell", "3 processes hold its memory", 5),
+        ("smoke", "smoke.context"),
+    ),
+    Fault(
         "fail=cuCtxSynchronize=214",
         &[],
         ("compute-0", "fail", "uncorrectable memory error", 5),

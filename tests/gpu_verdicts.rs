@@ -186,3 +186,39 @@ fn a_run_whose_gpus_work_says_it_in_one_line_and_a_later_loss_is_told_apart() {
         assert_eq!(page.contains("As the run saw them"), in_full, "{name}: {page}");
     }
 }
+
+/// The real binary on a simulated machine whose driver somebody else installed, and nothing wanted: exit code, status.
+fn nothing_wanted(machine: &Simulated) -> (i32, Value) {
+    let config = "[driver]\nbranch = \"none\"\n[cuda]\ntoolkit = \"none\"\n[cudnn]\nversion = \"none\"\n[profile]\npath = false\n";
+    std::fs::write(machine.at("/none.toml"), config).unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap"))
+        .args(["run", "--no-imds", "--root"])
+        .arg(machine.at("/"))
+        .arg("--config")
+        .arg(machine.at("/none.toml"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let result = std::fs::read(machine.at("/var/lib/gpu-bootstrap/result.json"))
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&run.stderr)));
+    (run.status.code().unwrap(), serde_json::from_slice(&result).unwrap())
+}
+
+#[test]
+fn a_driver_that_somebody_else_installed_is_proved_too() {
+    let ubuntu = "ID=ubuntu\nVERSION_ID=\"24.04\"\nVERSION_CODENAME=noble\n";
+    let machine = |settings| {
+        let machine = Simulated::with(2, "H100", settings).file("/etc/os-release", ubuntu);
+        let boot = "00000000-0000-4000-8000-000000000001\n";
+        let machine = machine.file("/proc/sys/kernel/random/boot_id", boot);
+        machine.file("/proc/sys/kernel/osrelease", "6.8.0-1021-aws\n").file("/var/lib/dpkg/arch", "amd64\n")
+    };
+    let (code, result) = nothing_wanted(&machine(""));
+    assert_eq!((code, &result["gpus"]["result"]), (0, &"pass".into()), "{result:#}");
+    let (code, result) = nothing_wanted(&machine("bitflip=1"));
+    assert_eq!((code, &result["error"]["code"]), (5, &"compute-failed".into()), "{result:#}");
+    // A container sees its host's driver, whether or not it was given the GPUs.
+    let (code, result) = nothing_wanted(&machine("bitflip=1").file("/.dockerenv", ""));
+    assert_eq!((code, &result["gpus"]), (0, &Value::Null), "{result:#}");
+    assert_eq!(result["steps"], serde_json::json!([]));
+}

@@ -132,7 +132,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Branch,
         example: "\"580\"",
         meaning: "The kernel driver's branch or exact version. `auto` follows from the GPU; `none` installs \
-                  no driver.",
+                  no driver; one that is loaded is proved nevertheless.",
     },
     Key {
         path: "driver.flavour",

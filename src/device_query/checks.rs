@@ -574,6 +574,14 @@ fn compute(test: &SmokeTest) -> Check {
     }
     if let Some((stage, failure)) = test.stages.iter().find_map(|(stage, s)| Some((stage, s.error.as_ref()?)))
     {
+        // A full GPU that somebody works on says nothing about its health.
+        if let (Some(explain::OUT_OF_MEMORY), Some(processes)) = (failure.code, test.busy) {
+            return Check::unknown(
+                &name,
+                format!("{stage}: {}; {processes} processes hold its memory", call(failure)),
+                "Ask again when they have ended.",
+            );
+        }
         let mut check = refused(&name, failure, explained_cuda(failure));
         check.evidence = format!("{stage}: {}", check.evidence);
         return check;

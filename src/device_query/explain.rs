@@ -29,7 +29,16 @@ const fn known(code: i32, kind: Kind, meaning: &'static str, advice: &'static st
 
 use Kind::{Fault, Occupied, Reboot};
 
+/// Memory ran out: the GPU's, or the host's.
+pub(super) const OUT_OF_MEMORY: i32 = 2;
+
 const CUDA: &[Known] = &[
+    known(
+        OUT_OF_MEMORY,
+        Fault,
+        "no memory is left for it on the GPU, or on the host",
+        "See who holds the GPU's memory (nvidia-smi) and how much the host has free; where nobody holds it, reboot.",
+    ),
     known(
         34,
         Fault,

@@ -43,7 +43,15 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
         ),
         ("profile", either(config.profile.path, "wanted", "none")),
         ("gpu", either(facts.gpu.gpus.is_empty(), "absent", "present")),
+        ("gpu-proof", either(can_prove(facts, stack), "possible", "none")),
     ])
+}
+
+/// Whether GPUs are there with a driver that the plan installs, or that is loaded. A container shows its host's
+/// driver in `/proc`, whether or not it was given the GPUs, so there only a wanted one counts.
+fn can_prove(facts: &Facts, stack: &Stack) -> bool {
+    let loaded = facts.gpu.driver.is_some() && facts.os.container.is_none();
+    !facts.gpu.gpus.is_empty() && (stack.driver.is_some() || loaded)
 }
 
 /// Whether packages are wanted that need components of the distribution's archive.
