@@ -59,11 +59,12 @@ class Client:
 
     def run(self, key, command, user="admin", text="", options=()):
         """What a command says on the machine, which must be one that is trusted; status 255 is ssh's own failure.  Where
-        nobody listens it tries again, for sshd is told to read the RSA key, and while it does, connections are refused."""
+        nobody listens it tries again, for sshd is told to read the RSA key, and while it does, connections are refused.
+        Of `options` and those that stand here, ssh takes the first of a name."""
         call = ["nsenter", f"--net={self.netns}", "ssh", "-F", "none", "-p", str(PORT), "-i", key.path,
                 *[f"-o{option}" for option in (
-                    "BatchMode=yes", "IdentitiesOnly=yes", f"UserKnownHostsFile={self.known}", "GlobalKnownHostsFile=none",
-                    "StrictHostKeyChecking=yes", "UpdateHostKeys=no", f"ConnectTimeout={SECONDS}", "LogLevel=ERROR", *options)],
+                    *options, "BatchMode=yes", "IdentitiesOnly=yes", f"UserKnownHostsFile={self.known}", "GlobalKnownHostsFile=none",
+                    "StrictHostKeyChecking=yes", "UpdateHostKeys=no", f"ConnectTimeout={SECONDS}", "LogLevel=ERROR")],
                 f"{user}@127.0.0.1", command]
         environment = {name: value for name, value in os.environ.items() if name != "SSH_AUTH_SOCK"}
         for _ in range(20):
