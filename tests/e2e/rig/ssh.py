@@ -57,7 +57,7 @@ class Client:
         with open(self.known, "w", encoding="utf-8") as out:
             out.writelines(f"[127.0.0.1]:{PORT} {' '.join(line.split()[:2])}\n" for line in lines)
 
-    def run(self, key, command, user="admin", text="", options=()):
+    def run(self, key, command, user="admin", text="", options=(), seconds=3 * SECONDS):
         """What a command says on the machine, which must be one that is trusted; status 255 is ssh's own failure.  Where
         nobody listens it tries again, for sshd is told to read the RSA key, and while it does, connections are refused.
         Of `options` and those that stand here, ssh takes the first of a name."""
@@ -68,7 +68,7 @@ class Client:
                 f"{user}@127.0.0.1", command]
         environment = {name: value for name, value in os.environ.items() if name != "SSH_AUTH_SOCK"}
         for _ in range(20):
-            done = subprocess.run(call, input=text, capture_output=True, text=True, timeout=3 * SECONDS, check=False,
+            done = subprocess.run(call, input=text, capture_output=True, text=True, timeout=seconds, check=False,
                                   env=environment)
             if done.returncode != 255 or "kex_exchange_identification" not in done.stderr:
                 break
