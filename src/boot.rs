@@ -25,6 +25,7 @@ use crate::host::files::Files;
 use crate::host::paths;
 use crate::imds;
 use crate::install::Installer;
+use crate::instance;
 use crate::plan::step::Scope;
 use crate::plan::{self, Plan};
 use crate::report::cloud_init::CloudInit;
@@ -144,6 +145,11 @@ pub async fn run(options: &RunOptions) -> u8 {
         if let Err(error) = result {
             tracing::warn!("{}", explain(&error)); // tidiness is no reason not to run
         }
+    }
+    if options.boot
+        && let Err(error) = instance::wait(&files)
+    {
+        tracing::warn!("{}", explain(&error)); // the run says itself what it lacks room for
     }
     let remote = Remote::default();
     let reports = reports(options, &files, &remote);

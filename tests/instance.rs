@@ -11,12 +11,15 @@ mod machine;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use imds::scripted_http::Reply;
 use imds::{Imds, Running, document};
 use machine::{Machine, Ran, binary, ran};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 const FIRST: &str = "i-0123456789abcdef0";
@@ -136,8 +139,12 @@ fn tool(machine: &Machine, name: &str, rest: &str) {
 }
 
 fn early(machine: &Machine, service: Option<&Running>, args: &[&str]) -> Ran {
+    early_within("1", machine, service, args)
+}
+
+fn early_within(seconds: &str, machine: &Machine, service: Option<&Running>, args: &[&str]) -> Ran {
     let mut command = binary();
-    command.arg("early").args(args).arg("--root").arg(machine.root()).args(["--imds-timeout", "1"]);
+    command.arg("early").args(args).arg("--root").arg(machine.root()).args(["--imds-timeout", seconds]);
     if let Some(service) = service {
         command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url());
     }
@@ -147,7 +154,8 @@ fn early(machine: &Machine, service: Option<&Running>, args: &[&str]) -> Ran {
 /// Runs the early part, which must exit with 0.
 #[track_caller]
 fn boot(machine: &Machine, service: &Running) -> Value {
-    let ran = early(machine, Some(service), &[]);
+    // The machine that runs the tests may have other work.
+    let ran = early_within("30", machine, Some(service), &[]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     report(machine)
 }
@@ -256,7 +264,7 @@ fn a_new_instance_gets_keys_name_and_size_by_six_requests() {
 fn the_console_shows_what_ssh_keygen_lists() {
     let (machine, service) = (image(), service().start());
     boot(&machine, &service);
-    let console = machine.read("/dev/console").replace('\r', "");
+    let console = machine.read("/dev/console");
     let between = |begin: &str, end: &str| {
         let (_, rest) = console.split_once(begin).unwrap_or_else(|| panic!("{console}"));
         rest.split_once(end).unwrap().0.to_owned()
@@ -590,7 +598,7 @@ fn the_rsa_key_follows_and_is_made_once() {
     assert!(key.contains("PRIVATE KEY"));
     assert_eq!(owner(&machine, "/etc/ssh/ssh_host_rsa_key"), (0, 0, 0o600));
     let console = machine.read("/dev/console");
-    assert!(console.contains("root@ip-10-0-0-23 (RSA)\r\n"), "{console}");
+    assert!(console.contains("root@ip-10-0-0-23 (RSA)\n"), "{console}");
     assert_eq!(early(&machine, Some(&service), &["--rsa"]).code, 0);
     assert_eq!(machine.read("/etc/ssh/ssh_host_rsa_key"), key);
     assert_eq!(service.asked().len(), asked, "nobody is asked for it");
@@ -604,6 +612,86 @@ fn a_key_that_cannot_be_made_leaves_the_old_ones() {
     assert!(sentence(&report, "host-keys").contains("no entropy"), "{report:#}");
     assert_eq!(machine.read("/etc/ssh/ssh_host_ed25519_key"), "another instance's secret");
     assert_eq!(outcomes(&report)["ssh-keys"], "changed");
+}
+
+/// Starts the early part as systemd does, which listens at the socket that is returned.
+fn start(machine: &Machine, service: Option<&Running>) -> (Child, UnixDatagram) {
+    let path = machine.outside("/run/notify");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut command = binary();
+    command.args(["early", "--imds-timeout", "30", "--root"]).arg(machine.root()).env("NOTIFY_SOCKET", &path);
+    if let Some(service) = service {
+        command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url());
+    }
+    (command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap(), socket)
+}
+
+#[track_caller]
+fn hears_that_sshd_may_start(socket: &UnixDatagram) {
+    let mut said = [0; 16];
+    let length = socket.recv(&mut said).expect("sshd would wait for ever");
+    assert_eq!(&said[..length], b"READY=1");
+}
+
+#[test]
+fn sshd_starts_when_people_can_log_in_and_before_the_root_has_grown() {
+    let (machine, service) = (image(), service().start());
+    tool(
+        &machine,
+        "growpart",
+        "until [ -e /go ]; do :; done; echo 62650368 >/sys/devices/pci/nvme0n1/nvme0n1p1/size",
+    );
+    let (mut child, socket) = start(&machine, Some(&service));
+    hears_that_sshd_may_start(&socket);
+    assert_eq!(machine.read(AUTHORIZED), format!("{KEY} my key #gpu-bootstrap\n"));
+    assert!(machine.read("/etc/ssh/ssh_host_ed25519_key").contains("PRIVATE KEY"));
+    assert_eq!(machine.read("/etc/hostname"), "ip-10-0-0-23\n");
+    assert!(machine.read("/dev/console").contains("(ED25519)"), "shown before anybody can come");
+    assert!(!asked(&machine).contains("resize2fs"));
+    fs::write(machine.outside("/go"), "").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(outcomes(&report(&machine))["grow-root"], "changed");
+}
+
+#[test]
+fn sshd_starts_whatever_the_early_part_finds() {
+    let done = image().file("/sys/class/dmi/id/board_asset_tag", FIRST);
+    let first = service().start();
+    boot(&done, &first);
+    let without_keys = image();
+    for name in ["rsa_key", "ed25519_key", "rsa_key-cert.pub"] {
+        fs::remove_file(without_keys.outside(&format!("/etc/ssh/ssh_host_{name}"))).unwrap();
+    }
+    let refused = service().fault("PUT", "token", FOREVER, imds::error(403)).start();
+    for (machine, service) in [
+        (&done, None),
+        (&image().file("/run/cloud-init/enabled", ""), None),
+        (&image().file("/sys/class/dmi/id/sys_vendor", "QEMU\n"), None),
+        (&without_keys, Some(&refused)),
+    ] {
+        let (mut child, socket) = start(machine, service);
+        hears_that_sshd_may_start(&socket);
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_run_at_boot_waits_until_the_root_has_grown() {
+    let machine = image();
+    let path = machine.outside("/run/gpu-bootstrap/early.lock");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let held = Flock::lock(fs::File::create(path).unwrap(), FlockArg::LockExclusive).unwrap();
+    let run = ["run", "--boot", "--no-reboot", "--no-imds", "--root"];
+    let mut child =
+        binary().args(run).arg(machine.root()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let result = machine.outside("/run/gpu-bootstrap/result.json");
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(child.try_wait().unwrap().is_none() && !result.exists(), "it did not wait");
+    drop(held);
+    child.wait().unwrap();
+    assert!(result.exists());
 }
 
 #[test]

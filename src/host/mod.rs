@@ -10,6 +10,7 @@ pub mod fetch;
 pub mod files;
 pub mod ld_cache;
 mod look;
+pub mod notify;
 pub(crate) mod proxy;
 pub mod retry;
 

@@ -1,6 +1,8 @@
 //! sshd's own keys: new ones for a new instance, made by `ssh-keygen`. ED25519 and ECDSA come first, since sshd needs no
 //! more to start; RSA takes up to seconds and follows by a call of its own.
 
+use std::time::Duration;
+
 use super::public_key::PublicKey;
 use super::report::Told;
 use crate::error::{Code, Error, Result};
@@ -15,6 +17,10 @@ const WORKSHOP: &str = "/run/gpu-bootstrap/host-keys";
 pub(super) const FIRST: [&str; 2] = ["ed25519", "ecdsa"];
 /// The kind that follows.
 pub(super) const LATER: &str = "rsa";
+/// sshd waits for the first ones.
+const FIRST_LIMIT: Duration = Duration::from_secs(60);
+/// Primes are found by trying. It took more than a minute where a processor was emulated; nobody waits for it.
+const LATER_LIMIT: Duration = Duration::from_secs(240);
 
 /// Makes the first keys anew and removes those of another instance. Each file is replaced whole, the private one before
 /// the public one; keys of other kinds go only when the new ones are there.
@@ -64,6 +70,7 @@ pub(super) fn all(files: &Files) -> Result<Vec<PublicKey>> {
 }
 
 /// What cloud-init writes to the console, where people and scripts look for it: the fingerprints, and the keys.
+/// The console itself puts a carriage return before each end of line.
 pub(super) fn console_text(keys: &[PublicKey]) -> String {
     const RULE: &str = "#############################################################";
     let mut lines = vec![String::new(), RULE.into(), "-----BEGIN SSH HOST KEY FINGERPRINTS-----".into()];
@@ -73,7 +80,7 @@ pub(super) fn console_text(keys: &[PublicKey]) -> String {
     lines.push("-----BEGIN SSH HOST KEY KEYS-----".into());
     lines.extend(keys.iter().map(PublicKey::line));
     lines.push("-----END SSH HOST KEY KEYS-----".into());
-    lines.join("\r\n") + "\r\n"
+    lines.join("\n") + "\n"
 }
 
 /// Makes a pair in the workshop and puts it in place.
@@ -90,7 +97,9 @@ async fn make(host: &Host, kind: &str, comment: &str) -> Result<()> {
 
 async fn make_in_workshop(host: &Host, kind: &str, comment: &str) -> Result<(Vec<u8>, Vec<u8>)> {
     let path = format!("{WORKSHOP}/{}", private(kind));
-    let call = Call::new("ssh-keygen").args(["-q", "-t", kind, "-N", "", "-C", comment, "-f", &path]);
+    let limit = if kind == LATER { LATER_LIMIT } else { FIRST_LIMIT };
+    let call =
+        Call::new("ssh-keygen").args(["-q", "-t", kind, "-N", "", "-C", comment, "-f", &path]).limit(limit);
     host.exec.run(&call).await?;
     let none = || Error::new(Code::Exec, format!("{} made no {kind} key", call.line()));
     let secret = host.files.read(&path)?.filter(|bytes| !bytes.is_empty()).ok_or_else(none)?;

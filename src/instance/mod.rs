@@ -1,7 +1,7 @@
 //! The early part of a boot without cloud-init: whether this is a new instance, who may log in, host keys, name, size of
 //! the root. [`early`] is all of it as one readable function; `docs/instance.md` is the same for people.
 //!
-//! What lets people in comes first. One duty's failure is a sentence and stops no other. Nothing is done that the
+//! What lets people in comes first, and sshd waits for no more than that. One duty's failure is a sentence and stops no other. Nothing is done that the
 //! metadata service did not ask for: where it fails, the machine stays as it was.
 
 mod account;
@@ -32,7 +32,7 @@ use crate::host::Host;
 use crate::host::exec::Call;
 use crate::host::fault::{self, Kind};
 use crate::host::files::Files;
-use crate::host::paths;
+use crate::host::{notify, paths};
 use crate::imds;
 use hostname::Given;
 use report::{Report, Told};
@@ -65,7 +65,13 @@ enum Duty {
 }
 
 impl Duty {
-    const ALL: [Self; 4] = [Self::SshKeys, Self::HostKeys, Self::Hostname, Self::GrowRoot];
+    const BEFORE_SSHD: [Self; 3] = [Self::SshKeys, Self::HostKeys, Self::Hostname];
+    /// Nobody needs it to log in, and `growpart` takes more time than all the rest.
+    const BEHIND_SSHD: [Self; 1] = [Self::GrowRoot];
+
+    fn all() -> impl Iterator<Item = Self> {
+        Self::BEFORE_SSHD.into_iter().chain(Self::BEHIND_SSHD)
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -95,6 +101,7 @@ pub async fn early(options: &Options) -> Result<u8> {
     if let Some(path) = cloud_init::enabled_by(&host.files)? {
         let mut report = Report::default();
         report.is("not-ours", format!("cloud-init is at work here ({path}), so that nothing is done"));
+        let_sshd_start();
         return report.finish(&host.files);
     }
     if options.rsa {
@@ -107,6 +114,7 @@ pub async fn early(options: &Options) -> Result<u8> {
     }
     let mut report = Report::default();
     set_up(&host, &options.inputs, &mut report).await?;
+    let_sshd_start();
     report.seconds = began.elapsed().as_secs_f64();
     report.finish(&host.files)
 }
@@ -141,82 +149,108 @@ async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()>
         report.is("not-ours", format!("{why}, so that nothing is done"));
         return Ok(());
     };
-    let mut state = kept.clone().of(&instance.value.id);
+    let state = kept.clone().of(&instance.value.id);
     if is_set_up(&state) {
         return same(host, &state, report).await;
     }
     report.is("new", format!("{} is new here", state.instance_id));
     // Before anything is changed: what was done for another instance does not count from here on. A state that cannot be
     // kept (a full disk, which may be about to grow) makes the next boot do it all again, and is no reason to do nothing.
-    let mut saved = if state == kept { Ok(()) } else { state.save(&host.files) };
+    let saved = if state == kept { Ok(()) } else { state.save(&host.files) };
     let config = config(host, inputs, &identity, report);
-    let before = state.clone();
-    let mut name = None;
-    for duty in Duty::ALL.into_iter().filter(|duty| !before.is_over(duty.name())) {
-        if duty.is_wanted(&config) {
-            let result = fulfil(duty, host, client, &config, &mut name).await;
-            if !report.ended(duty.name(), result) {
-                continue;
-            }
-            state.done.insert(duty.name().into());
-        } else {
-            report.off(duty.name());
-            state.off.insert(duty.name().into());
-        }
-        saved = state.save(&host.files); // each: a later one that hangs must not give sshd new keys again
-    }
-    report.metadata_requests = client.requests();
-    if let Err(error) = saved {
-        report.ended("state", Err(error));
-    }
+    let had_keys = state.done.contains(Duty::HostKeys.name());
+    let mut work = Work { host, client, config, state, saved, name: None };
+    work.go_on(&Duty::BEFORE_SSHD, report).await;
     reachable(host, report).await?;
-    if state.done.contains(Duty::HostKeys.name()) && !before.done.contains(Duty::HostKeys.name()) {
+    if work.state.done.contains(Duty::HostKeys.name()) && !had_keys {
         show_host_keys(&host.files);
+    }
+    let_sshd_start();
+    work.go_on(&Duty::BEHIND_SSHD, report).await;
+    report.metadata_requests = client.requests();
+    if let Err(error) = work.saved {
+        report.ended("state", Err(error));
     }
     Ok(())
 }
 
-/// Does one duty. The name is asked for once, by whichever duty needs it first.
-async fn fulfil(
-    duty: Duty,
-    host: &Host,
-    client: &imds::Client,
-    config: &InstanceConfig,
-    name: &mut Option<Given>,
-) -> Result<Told> {
-    match duty {
-        Duty::SshKeys => {
-            let offered = authorized_keys::offered(client).await?;
-            authorized_keys::apply(&host.files, &config.user, &offered)
-        }
-        Duty::HostKeys => {
-            // Until the next duty the machine has the name of whatever instance its image was made on.
-            let comment = if config.hostname {
-                // What goes wrong here is asked again, and said, by the next duty.
-                *name = hostname::given(client).await.ok();
-                let given = name.as_ref().and_then(|given| given.0.as_ref());
-                given.map_or("root".into(), |name| format!("root@{}", name.short))
-            } else {
-                comment(&host.files)
-            };
-            host_keys::renew(host, &comment).await
-        }
-        Duty::Hostname => {
-            let given = match name.take() {
-                Some(given) => given,
-                None => hostname::given(client).await?,
-            };
-            match given.0 {
-                Some(name) => hostname::apply(&host.files, &name),
-                None => Ok(Told { changed: false, text: "EC2 gives this instance no name".into() }),
+/// A new instance while it is set up.
+struct Work<'a> {
+    host: &'a Host,
+    client: &'a imds::Client,
+    config: InstanceConfig,
+    state: State,
+    /// How writing the state went, the last time.
+    saved: Result<()>,
+    /// Asked for once, by whichever duty needs it first.
+    name: Option<Given>,
+}
+
+impl Work<'_> {
+    /// Does what is left of these duties.
+    async fn go_on(&mut self, duties: &[Duty], report: &mut Report) {
+        for duty in duties {
+            if self.state.is_over(duty.name()) {
+                continue;
             }
+            if duty.is_wanted(&self.config) {
+                let result = self.fulfil(*duty).await;
+                if !report.ended(duty.name(), result) {
+                    continue;
+                }
+                self.state.done.insert(duty.name().into());
+            } else {
+                report.off(duty.name());
+                self.state.off.insert(duty.name().into());
+            }
+            // Each: a later one that hangs must not give sshd new keys again.
+            self.saved = self.state.save(&self.host.files);
         }
-        Duty::GrowRoot => grow::apply(host).await,
+    }
+
+    async fn fulfil(&mut self, duty: Duty) -> Result<Told> {
+        let Self { host, client, config, name, .. } = self;
+        match duty {
+            Duty::SshKeys => {
+                let offered = authorized_keys::offered(client).await?;
+                authorized_keys::apply(&host.files, &config.user, &offered)
+            }
+            Duty::HostKeys => {
+                // Until the next duty the machine has the name of whatever instance its image was made on.
+                let comment = if config.hostname {
+                    // What goes wrong here is asked again, and said, by the next duty.
+                    *name = hostname::given(client).await.ok();
+                    let given = name.as_ref().and_then(|given| given.0.as_ref());
+                    given.map_or("root".into(), |name| format!("root@{}", name.short))
+                } else {
+                    comment(&host.files)
+                };
+                host_keys::renew(host, &comment).await
+            }
+            Duty::Hostname => {
+                let given = match name.take() {
+                    Some(given) => given,
+                    None => hostname::given(client).await?,
+                };
+                match given.0 {
+                    Some(name) => hostname::apply(&host.files, &name),
+                    None => Ok(Told { changed: false, text: "EC2 gives this instance no name".into() }),
+                }
+            }
+            Duty::GrowRoot => grow::apply(host).await,
+        }
     }
 }
 
 fn is_set_up(state: &State) -> bool {
-    Duty::ALL.iter().all(|duty| state.is_over(duty.name()))
+    Duty::all().all(|duty| state.is_over(duty.name()))
+}
+
+/// The unit counts as started, so that sshd starts.
+fn let_sshd_start() {
+    if let Err(error) = notify::ready() {
+        tracing::warn!("sshd waits for the end of this: {}", boot::explain(&error));
+    }
 }
 
 /// All is done for this instance already.
@@ -315,6 +349,11 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     grow::fuzz(&text);
     hostname::fuzz(bytes);
     let _ = serde_json::from_slice::<State>(bytes);
+}
+
+/// Waits for an early part that is still at work behind sshd's start: a run needs the room that it makes.
+pub fn wait(files: &Files) -> Result<()> {
+    turn(files).map(drop)
 }
 
 /// One call at a time: the second one waits for the first.

@@ -50,7 +50,7 @@ impl Console {
             None => drop(writeln!(std::io::stdout(), "{text}")),
         }
         if let Some(device) = &mut self.device {
-            let _ = writeln!(device, "gpu-bootstrap: {text}\r");
+            let _ = writeln!(device, "gpu-bootstrap: {text}");
         }
     }
 }

@@ -1,11 +1,16 @@
 #!/bin/bash
 # Process 1 of a simulated instance, started by instance.py inside new namespaces:
 #   enter.sh BASE DIR
-# BASE is the read-only root, DIR/fs keeps what the instance writes, DIR/pci is the simulated hardware.
+# BASE is the read-only root, DIR/fs keeps what the instance writes, DIR/pci is the simulated hardware.  Where BASE is a block
+# device, it is the root itself.
 set -eu
 base="$1" dir="$2" root="$2/root"
 
-mount -t overlay overlay -o "lowerdir=$base,upperdir=$dir/fs/upper,workdir=$dir/fs/work" "$root"
+if [ -b "$base" ]; then
+    mount "$base" "$root"
+else
+    mount -t overlay overlay -o "lowerdir=$base,upperdir=$dir/fs/upper,workdir=$dir/fs/work" "$root"
+fi
 mount -t proc proc "$root/proc"
 
 # Nothing can be created inside sysfs, and /sys/class/dmi may be missing here: so /sys is a tmpfs of bind mounts.

@@ -2,6 +2,7 @@
 
 Inside, 169.254.169.254:80 is the metadata service and 10.0.0.1:8080 an HTTP server with the package archive and the
 files of the test; there is no other network."""
+import json
 import os
 import shutil
 import signal
@@ -22,8 +23,10 @@ ENVIRONMENT = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/
 class Instance:
     """`up` on construction; `close` ends everything and deletes what the instance wrote."""
 
-    def __init__(self, name, base, packages, work, prefixes=(), rate=None, keep=False):
-        self.name, self.packages, self.keep = name, packages, keep
+    def __init__(self, name, base, packages, work, prefixes=(), rate=None, keep=False, items=None, volume=None):
+        """`items`: what the metadata service says besides, or instead of, what it always says; see metadata.py.  `volume`: a
+        block device that is mounted as its root; `base` is then not used."""
+        self.name, self.packages, self.keep, self.items, self.volume = name, packages, keep, items or {}, volume
         self.folder = os.path.join(work, "instances", name)
         self.processes = []
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -43,7 +46,7 @@ class Instance:
         log = open(os.path.join(self.folder, "init.log"), "wb")  # noqa: SIM115 (the child keeps it)
         self.outer = subprocess.Popen(
             ["unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--fork", "--kill-child", "--propagation", "private",
-             "bash", os.path.join(RIG, "enter.sh"), base, self.folder], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+             "bash", os.path.join(RIG, "enter.sh"), self.volume or base, self.folder], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.processes.append(self.outer)
         log.close()
         self.pid = self.wait(self.child_pid, "process 1")
@@ -64,10 +67,13 @@ class Instance:
             arguments += ["--rate", str(rate)]
         server, _ = archive.serve(self.folder, *arguments, netns=netns, bind=FILES, port=PORT)
         self.processes.append(server)
-        ready = os.path.join(self.folder, "metadata.ready")
+        ready, items = (os.path.join(self.folder, f"metadata.{name}") for name in ("ready", "items"))
+        with open(items, "w", encoding="utf-8") as out:
+            json.dump(self.items, out)
         self.processes.append(subprocess.Popen(
             [sys.executable, os.path.join(RIG, "metadata.py"), "--netns", netns, "--bind", METADATA, "--port", "80",
-             "--user-data", self.user_data, "--log", os.path.join(self.folder, "metadata.jsonl"), "--ready", ready],
+             "--user-data", self.user_data, "--log", os.path.join(self.folder, "metadata.jsonl"), "--ready", ready,
+             "--items", items],
             stdin=subprocess.DEVNULL))
         self.wait(lambda: os.path.exists(ready), "the metadata service")
 

@@ -88,7 +88,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(200, json.dumps(DOCUMENT, indent=2))
         if path.startswith("meta-data/") and path.removeprefix("meta-data/") in META_DATA:
             return self.answer(200, META_DATA[path.removeprefix("meta-data/")])
+        if names := self.listing(path):
+            return self.answer(200, "\n".join(names))
         return self.answer(404)
+
+    def listing(self, folder):
+        """The names directly below a path, as EC2 lists them: what has names below itself ends with a slash."""
+        known = [f"meta-data/{name}" for name in META_DATA] + ["dynamic/instance-identity/document", *self.items()]
+        below = [path.removeprefix(f"{folder}/").partition("/") for path in known if path.startswith(f"{folder}/")]
+        folders = {name for name, slash, _ in below if slash}
+        return sorted(f"{name}/" if name in folders else name for name in {name for name, _, _ in below})
 
     @staticmethod
     def items():

@@ -26,7 +26,8 @@ NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mk
 FILES_URL = f"http://{GATEWAY}:{PORT}"
 # Ends with the process that started it, whatever kills that one.
 DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
-KERNEL_LINE = "root=/dev/vda ro console=ttyS0 quiet net.ifnames=1 systemd.show_status=0 mitigations=off"
+KERNEL_LINE = "ro console=ttyS0 quiet net.ifnames=1 systemd.show_status=0 mitigations=off"
+MAC = "0a:ff:d2:11:22:33"
 # An emulated processor does in minutes what takes seconds, and this machine may have other work.
 PATIENCE_SECONDS = 900
 
@@ -40,7 +41,9 @@ class Site:
         shutil.rmtree(self.folder, ignore_errors=True)
         os.makedirs(self.folder)
         self.user_data = os.path.join(self.folder, "user-data")
-        self.log = os.path.join(self.folder, "http.jsonl")
+        self.log, self.metadata_log = (os.path.join(self.folder, f"{name}.jsonl") for name in ("http", "metadata"))
+        self.items = os.path.join(self.folder, "items.json")
+        self.describe({})
         self.holder = subprocess.Popen(["unshare", "--net", *DIE_WITH_US, "sleep", "infinity"], stdin=subprocess.DEVNULL)
         self.processes = [self.holder]
         try:
@@ -60,12 +63,37 @@ class Site:
             arguments += ["--serve", f"{prefix}={folder}"]
         server, _ = archive.serve(self.folder, *arguments, netns=self.netns, port=PORT)
         self.processes.append(server)
+        self.start_metadata()
+
+    def start_metadata(self):
         ready = os.path.join(self.folder, "metadata.ready")
-        self.processes.append(subprocess.Popen(
+        if os.path.exists(ready):
+            os.unlink(ready)
+        self.metadata = subprocess.Popen(
             [sys.executable, os.path.join(RIG, "metadata.py"), "--netns", self.netns, "--bind", METADATA, "--port", "80",
-             "--user-data", self.user_data, "--log", os.path.join(self.folder, "metadata.jsonl"), "--ready", ready],
-            stdin=subprocess.DEVNULL))
+             "--user-data", self.user_data, "--log", self.metadata_log, "--ready", ready, "--items", self.items],
+            stdin=subprocess.DEVNULL)
+        self.processes.append(self.metadata)
         wait_until(lambda: os.path.exists(ready), "the metadata service", 20)
+
+    def stop_metadata(self):
+        """From here on nobody answers at its address."""
+        self.metadata.terminate()
+        self.metadata.wait()
+        self.processes.remove(self.metadata)
+
+    def describe(self, items):
+        """What the metadata service says from now on besides, or instead of, what it always says; see metadata.py."""
+        with open(f"{self.items}.new", "w", encoding="utf-8") as out:
+            json.dump(items, out)
+        os.replace(f"{self.items}.new", self.items)
+
+    def metadata_requests(self):
+        """[(method, path)] of everything that the metadata service was ever asked."""
+        if not os.path.exists(self.metadata_log):
+            return []
+        with open(self.metadata_log, encoding="utf-8") as source:
+            return [(line["method"], line["path"]) for line in map(json.loads, source)]
 
     def configure(self, text):
         """What machines get as user-data from now on."""
@@ -82,10 +110,12 @@ class Site:
 class Disk:
     """A machine's disk: what it wrote, over the image."""
 
-    def __init__(self, image, path):
-        self.path, self.format = path, "qcow2"
+    def __init__(self, image, path, size=None):
+        """`size`: of the disk, as for qemu-img; larger than the image, as a volume may be."""
+        self.path, self.format, self.begin = path, "qcow2", image.begin
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.disk, path], check=True)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.disk, path,
+                        *([size] if size else [])], check=True)
 
     def flatten(self):
         """From here on a raw disk, whose file system `mounted` can reach."""
@@ -102,7 +132,7 @@ class Disk:
         copy = f"{self.path}.look"
         subprocess.run(["qemu-img", "convert", "-q", "-f", self.format, "-O", "raw", self.path, copy], check=True)
         try:
-            with mounted(copy, "rw") as place:
+            with mounted(copy, "rw", self.begin) as place:
                 return question(place)
         finally:
             os.unlink(copy)
@@ -115,9 +145,11 @@ class Disk:
 class Machine:
     """One boot of a disk: `power on` at construction.  Times are of time.monotonic()."""
 
-    def __init__(self, site, image, disk, serial, kernel=None, initial=None, gpu=None, ahead=0):
+    def __init__(self, site, image, disk, serial, kernel=None, initial=None, gpu=None, ahead=0, mac=MAC,
+                 instance_id=pci.DMI["board_asset_tag"], ssh_port=None):
         """`serial`: the file that gets the console.  `gpu`: what fake_gpu.py made, for a machine that has one.  `ahead`: days
-        by which its clock is wrong."""
+        by which its clock is wrong.  `instance_id`: by its firmware.  `ssh_port`: of the site's loopback interface, where its
+        sshd is reached."""
         self.site, self.serial = site, serial
         self.requests = os.path.getsize(site.log) if os.path.exists(site.log) else 0
         machine = ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults",
@@ -125,12 +157,15 @@ class Machine:
         identity = ["-smbios", f"type=1,manufacturer={pci.DMI['sys_vendor']},product={pci.INSTANCE_TYPE},uuid={pci.UUID},"
                                f"serial={pci.UUID}",
                     "-smbios", f"type=0,vendor={pci.DMI['bios_vendor']},version={pci.DMI['bios_version']}",
-                    "-smbios", f"type=2,asset={pci.DMI['board_asset_tag']}"]
-        boot = ["-kernel", kernel or image.kernel, "-initrd", initial or image.initial, "-append", KERNEL_LINE]
+                    "-smbios", f"type=2,asset={instance_id}"]
+        boot = ["-kernel", kernel or image.kernel, "-initrd", initial or image.initial, "-append",
+                f"root={image.device} {KERNEL_LINE}"]
+        forward = f",hostfwd=tcp:127.0.0.1:{ssh_port}-{ADDRESS}:22" if ssh_port else ""
         devices = ["-drive", f"file={disk.path},if=none,id=disk,format={disk.format},cache=writeback",
                    "-device", "virtio-blk-pci,drive=disk", "-device", "virtio-rng-pci",
-                   "-netdev", f"user,id=net,net=10.0.0.0/24,host={GATEWAY},dns=10.0.0.3,dhcpstart={ADDRESS},ipv6=off",
-                   "-device", "virtio-net-pci,netdev=net,mac=0a:ff:d2:11:22:33,romfile=", "-serial", f"file:{serial}"]
+                   "-netdev", f"user,id=net,net=10.0.0.0/24,host={GATEWAY},dns=10.0.0.3,dhcpstart={ADDRESS},ipv6=off"
+                              f"{forward}",
+                   "-device", f"virtio-net-pci,netdev=net,mac={mac},romfile=", "-serial", f"file:{serial}"]
         clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + ahead * 86_400))
         program = gpu.command if gpu else ["qemu-system-x86_64"]
         self.began, self.wall_began = time.monotonic(), time.time()
@@ -141,7 +176,7 @@ class Machine:
 
     def console(self):
         try:
-            with open(self.serial, encoding="utf-8", errors="replace") as source:
+            with open(self.serial, encoding="utf-8", errors="replace", newline="") as source:
                 return source.read().replace("\r", "")
         except FileNotFoundError:
             return ""

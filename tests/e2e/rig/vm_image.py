@@ -57,10 +57,11 @@ MACHINE_ID = "e2e0e2e0e2e0e2e0e2e0e2e0e2e0e2e0"
 
 
 class Image:
-    """`disk` (raw), `kernel` and `initial`: files below `folder`."""
+    """`disk` (raw), `kernel` and `initial`: files below `folder`.  `device`: what the kernel calls the root;
+    `begin`: where its file system begins on the disk, in bytes."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, device="/dev/vda", begin=0):
+        self.folder, self.device, self.begin = folder, device, begin
         self.disk, self.kernel, self.initial = (os.path.join(folder, name) for name in ("disk.raw", "vmlinuz", "initrd"))
 
 
@@ -69,15 +70,15 @@ def command(*arguments):
     return f"[Service]\nExecStart=\nExecStart={' '.join([AGENT, 'run', '--boot', *arguments])}\n"
 
 
-def root(archive):
+def root(archive, name="root-vm", packages=PACKAGES, modules=INITIAL_MODULES):
     """The root file system that every image begins with."""
-    modules = "\\n".join(INITIAL_MODULES)
+    modules = "\\n".join(modules)
     # Before the kernel is installed, whose script makes the initial file system.
     initial = ('mkdir -p "$1"/etc/initramfs-tools/conf.d "$1"/usr/share/initramfs-tools/modules.d && '
                'printf "MODULES=list\\nCOMPRESS=gzip\\n" >"$1"/etc/initramfs-tools/conf.d/vm.conf && '
                f'printf "{modules}\\n" >"$1"/usr/share/initramfs-tools/modules.d/vm')
     options = [f"--dpkgopt=path-exclude=/usr/share/{excluded}/*" for excluded in ("man", "locale", "doc")]
-    return archive.root("root-vm", PACKAGES, [*options, f"--essential-hook={initial}",
+    return archive.root(name, packages, [*options, f"--essential-hook={initial}",
                                               '--customize-hook=rm -f "$1"/etc/dpkg/dpkg.cfg.d/*'])
 
 
@@ -130,13 +131,13 @@ def write(path, text):
 
 
 @contextlib.contextmanager
-def mounted(disk, options):
-    """The file system of a raw disk, mounted while the context lasts; its path.
+def mounted(disk, options, begin=0):
+    """The file system that begins there on a raw disk, mounted while the context lasts; its path.
 
     Mounting replays the journal into the file, as the next boot would."""
     place = f"{disk}.mounted"
     os.makedirs(place, exist_ok=True)
-    subprocess.run(["mount", "-o", f"loop,{options}", disk, place], check=True)
+    subprocess.run(["mount", "-o", f"loop,offset={begin},{options}", disk, place], check=True)
     try:
         yield place
     finally:
@@ -144,7 +145,7 @@ def mounted(disk, options):
         os.rmdir(place)
 
 
-def check(disk):
+def check(disk, begin=0):
     """Whether the file system is whole, in one sentence if it is not."""
-    done = subprocess.run(["e2fsck", "-f", "-n", disk], capture_output=True, text=True, check=False)
+    done = subprocess.run(["e2fsck", "-f", "-n", f"{disk}?offset={begin}"], capture_output=True, text=True, check=False)
     return [] if done.returncode == 0 else [f"the file system is damaged: {done.stdout[-2000:]}"]
