@@ -451,7 +451,8 @@ fn show_plan(args: &InputArgs, json: bool) -> Result<u8> {
                 return Ok(exit::CONVERGED);
             }
         };
-        let plan = plan::build(&prepared.facts, &prepared.config, stack)?;
+        let custom = plan::custom::read(&host.files)?;
+        let plan = plan::build(&prepared.facts, &prepared.config, stack, &custom)?;
         let shown = plan::show::look(&plan, &stack.reasons, &prepared.layers, &host).await;
         streams::out(&if json { to_json(&shown)? } else { shown.text() })?;
         Ok(exit::CONVERGED)

@@ -96,6 +96,7 @@ codes! {
     ConfigUnknownKey "config-unknown-key" USAGE "A configuration file has a key that does not exist.";
     ConfigType "config-type" USAGE "A configuration value has the wrong type or an impossible value.";
     StepInvalid "step-invalid" USAGE "A step file is not valid.";
+    StepUntrusted "step-untrusted" USAGE "Somebody other than root could have written a step file.";
     // facts
     MetadataDisabled "metadata-disabled" FAILED "The instance metadata service is switched off for this instance.";
     MetadataUnreachable "metadata-unreachable" FAILED "The instance metadata service did not answer in time.";
@@ -189,6 +190,9 @@ impl Code {
             }
             Self::StepInvalid | Self::CatalogInvalid => {
                 "correct the file that the message names, or leave the override away; the built-in files are tested"
+            }
+            Self::StepUntrusted => {
+                "let root own the file and every directory above it, writable by nobody else, with no link on the way"
             }
             Self::MetadataDisabled
             | Self::MetadataUnreachable

@@ -8,6 +8,7 @@ pub mod apt_key;
 pub mod apt_package;
 pub mod apt_pin;
 pub mod apt_source;
+pub mod command;
 pub mod deb;
 pub mod device_query;
 mod driver;
@@ -103,6 +104,10 @@ pub(crate) trait Converge {
     fn wish(&self, _host: &Host) -> Result<Wish> {
         Ok(Wish::default())
     }
+    /// A path that is written whole: what a killed run left unfinished lies beside it.
+    fn target(&self) -> Option<&str> {
+        None
+    }
     /// The wanted state in a few words ("package cuda-toolkit-12-8").
     fn describe(&self) -> String;
 }
@@ -128,6 +133,11 @@ macro_rules! actions {
             /// What applying it will ask for of packages, as far as the machine tells now.
             pub fn wish(&self, host: &Host) -> Result<Wish> {
                 match self { $(Self::$variant(a) => a.wish(host),)* }
+            }
+
+            /// A path that is written whole: what a killed run left unfinished lies beside it.
+            pub fn target(&self) -> Option<&str> {
+                match self { $(Self::$variant(a) => a.target(),)* }
             }
 
             /// The wanted state in a few words.
@@ -165,6 +175,8 @@ actions! {
     LibraryPath(library_path::LibraryPath),
     /// Loaded kernel modules.
     KernelModule(kernel_module::KernelModule),
+    /// A command of the administrator's own.
+    Command(command::Command),
     /// A running systemd service.
     Service(service::Service),
     /// A GPU that works.
