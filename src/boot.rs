@@ -313,6 +313,11 @@ fn begin(
     if let Some(why @ (NotOurs::NearlyOurs | NotOurs::BadGzip)) = &prepared.user_data {
         reports.emit(EventKind::Notice { text: format!("configuration in user-data was not used: {why}") });
     }
+    let store = &prepared.config.instance.store;
+    if !store.is_empty() && prepared.facts.disk.instance_store.value.is_empty() {
+        let text = format!("this instance has no instance store; {store} is left as it is");
+        reports.emit(EventKind::Notice { text });
+    }
     for text in &prepared.facts.gpu.disagreements {
         reports.emit(EventKind::Notice { text: text.clone() });
     }

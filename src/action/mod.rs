@@ -13,6 +13,7 @@ pub mod deb;
 pub mod device_query;
 mod driver;
 pub mod file;
+pub mod instance_store;
 pub mod kernel_module;
 pub mod kernel_packages;
 pub mod library_path;
@@ -177,6 +178,8 @@ actions! {
     KernelModule(kernel_module::KernelModule),
     /// A command of the administrator's own.
     Command(command::Command),
+    /// A file system on the instance store.
+    InstanceStore(instance_store::InstanceStore),
     /// A running systemd service.
     Service(service::Service),
     /// A GPU that works.

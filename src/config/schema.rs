@@ -163,6 +163,21 @@ pub struct InstanceConfig {
     pub grow_root: bool,
     /// `auto`, or the user that logs in.
     pub user: String,
+    /// Where the instance store is mounted; empty for nowhere.
+    pub store: String,
+    /// What is made on a blank instance store.
+    pub store_file_system: FileSystem,
+}
+
+/// Kinds of file systems.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileSystem {
+    /// ext4.
+    #[default]
+    Ext4,
+    /// XFS.
+    Xfs,
 }
 
 /// `[policy]`
@@ -365,7 +380,14 @@ impl InstallConfig {
 
 impl Default for InstanceConfig {
     fn default() -> Self {
-        Self { ssh_keys: true, hostname: true, grow_root: true, user: "auto".into() }
+        Self {
+            ssh_keys: true,
+            hostname: true,
+            grow_root: true,
+            user: "auto".into(),
+            store: String::new(),
+            store_file_system: FileSystem::Ext4,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod custom;
 pub mod digest;
+mod mount_unit;
 pub mod select;
 pub mod show;
 pub mod step;
@@ -48,7 +49,7 @@ pub struct Step {
 /// the proof.
 pub fn build(facts: &Facts, config: &Config, stack: &Stack, custom: &[custom::File]) -> Result<Plan> {
     let conditions = select::conditions(facts, config, stack);
-    let values = values::compute(facts, stack);
+    let values = values::compute(facts, config, stack);
     // While an image is baked, there is no instance yet whose steps these could be.
     let belongs = |scope| scope == step::Scope::Image || !facts.gpu.gpus.is_empty();
     let build = |file: &str, text: &str, id: &str, names: &[&str]| {

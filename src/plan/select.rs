@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::step::RawStep;
+use super::values;
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
 use crate::config::Config;
@@ -42,6 +43,11 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
                 (None, true) => "none",
             },
         ),
+        ("instance-store", either(values::store(facts, config).is_some(), "wanted", "none")),
+        (
+            "instance-store-tools",
+            either(values::store(facts, config).is_some_and(|s| !s.packages.is_empty()), "wanted", "none"),
+        ),
         ("profile", either(config.profile.path, "wanted", "none")),
         ("gpu", either(facts.gpu.gpus.is_empty(), "absent", "present")),
     ])
@@ -76,6 +82,8 @@ const POSSIBLE: &[(&str, &[&str])] = &[
     ("cuda", &["wanted", "none"]),
     ("cuda-home", &["own", "system", "none"]),
     ("cudnn", &["apt", "deb", "none"]),
+    ("instance-store", &["wanted", "none"]),
+    ("instance-store-tools", &["wanted", "none"]),
     ("profile", &["wanted", "none"]),
     ("gpu", &["present", "absent"]),
 ];

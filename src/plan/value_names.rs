@@ -35,6 +35,11 @@ pub const VALUE_NAMES: &[&str] = &[
     "instance.id",               // text: the EC2 instance id, "local" elsewhere
     "instance.type",             // text, on EC2 only
     "instance.region",           // text, on EC2 only
+    "instance-store.path",       // text: where it is mounted
+    "instance-store.file-system", // text: what is made on blank devices
+    "instance-store.packages",   // list: what the programs for it are in
+    "instance-store.unit",       // text: name of the unit that mounts it
+    "instance-store.unit-file",  // text: the unit
     // A command's own
     "output",                    // text: where the command makes what it `creates`; filled in when it runs
     // The check at the end

@@ -6,8 +6,11 @@ use std::ops::Range;
 use toml::de::DeValue;
 use toml::{Spanned, Value};
 
+use super::mount_unit;
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
+use crate::config::Config;
+use crate::config::schema::FileSystem;
 use crate::facts::Facts;
 
 include!("value_names.rs");
@@ -132,13 +135,20 @@ fn placed<'v>(value: DeValue<'v>, span: &Range<usize>) -> DeValue<'v> {
 
 /// Computes every value. Names that do not apply (no driver, no repository) are left out: a step that uses
 /// them must have a `when` that keeps it away.
-pub fn compute(facts: &Facts, stack: &Stack) -> Values {
+pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
     let mut v = Values::default();
     v.set("output", "${output}"); // the command itself knows where
     v.set("instance.id", facts.identity.instance_id());
     if let Some(instance) = &facts.identity.instance {
         v.set("instance.type", instance.value.instance_type.clone());
         v.set("instance.region", instance.value.region.clone());
+    }
+    if let Some(store) = store(facts, config) {
+        v.set("instance-store.path", store.path);
+        v.set("instance-store.file-system", store.file_system);
+        v.set("instance-store.packages", store.packages);
+        v.set("instance-store.unit", mount_unit::name(store.path));
+        v.set("instance-store.unit-file", mount_unit::text(store.path));
     }
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
@@ -193,6 +203,34 @@ pub fn compute(facts: &Facts, stack: &Stack) -> Values {
     v.set("expect.gpus", i64::from(stack.expect_gpus.unwrap_or(0)));
     v.set("expect.libraries", expected_libraries(stack));
     v
+}
+
+/// What is wanted of an instance store that is there.
+pub(super) struct Store<'a> {
+    path: &'a str,
+    file_system: &'static str,
+    /// Packages that the programs for it are in.
+    pub(super) packages: Vec<&'static str>,
+}
+
+/// `None` where the configuration wants none, or this machine has none.
+pub(super) fn store<'a>(facts: &Facts, config: &'a Config) -> Option<Store<'a>> {
+    let (path, devices) = (config.instance.store.as_str(), &facts.disk.instance_store.value);
+    if path.is_empty() || devices.is_empty() {
+        return None;
+    }
+    let mut packages = Vec::new();
+    let file_system = match config.instance.store_file_system {
+        FileSystem::Ext4 => "ext4",
+        FileSystem::Xfs => "xfs",
+    };
+    if config.instance.store_file_system == FileSystem::Xfs {
+        packages.push("xfsprogs");
+    }
+    if devices.len() > 1 {
+        packages.push("mdadm");
+    }
+    Some(Store { path, file_system, packages })
 }
 
 /// Sonames that the dynamic linker must know after the run.
