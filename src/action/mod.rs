@@ -5,6 +5,7 @@ pub mod apt_components;
 pub mod apt_distrust;
 pub mod apt_index;
 pub mod apt_key;
+pub mod apt_mirror;
 pub mod apt_package;
 pub mod apt_pin;
 pub mod apt_source;
@@ -164,6 +165,8 @@ actions! {
     AptPin(apt_pin::AptPin),
     /// A repository in apt's sources.
     AptSource(apt_source::AptSource),
+    /// Another address of the distribution's own archive.
+    AptMirror(apt_mirror::AptMirror),
     /// Components of the distribution's own archive.
     AptComponents(apt_components::AptComponents),
     /// Packages, by apt.

@@ -115,6 +115,8 @@ const ON_FAILURE: &[&str] = &["continue", "abandon"];
 const FLAVOURS: &[&str] = &["auto", "open", "proprietary"];
 /// Values of `driver.modules`.
 const MODULES: &[&str] = &["auto", "prebuilt", "dkms"];
+/// Values of `source.apt-mirror`.
+const APT_MIRRORS: &[&str] = &["keep", "region"];
 /// Values of `instance.store-file-system`.
 const FILE_SYSTEMS: &[&str] = &["ext4", "xfs"];
 /// Values of `install.method`.
@@ -133,6 +135,14 @@ pub const KEYS: &[Key] = &[
         example: "\"distro\"",
         meaning: "Where packages come from: NVIDIA's repositories, the distribution's own packages, or a \
                   mirror of NVIDIA's `compute/cuda/repos` tree (still checked against NVIDIA's key).",
+    },
+    Key {
+        path: "source.apt-mirror",
+        kind: Kind::Choice(APT_MIRRORS),
+        example: "\"region\"",
+        meaning: "Where Ubuntu's own packages come from on EC2. `region` lets apt's sources that name Ubuntu's main archive \
+                  (or another region's mirror) name the mirror in the instance's region; other mirrors, and security \
+                  updates, stay. `keep` changes nothing.",
     },
     Key {
         path: "driver.branch",

@@ -32,6 +32,19 @@ pub struct Config {
 pub struct SourceConfig {
     /// `nvidia`, `distro`, or the URL of a mirror of NVIDIA's `compute/cuda/repos` tree.
     pub packages: String,
+    /// Where Ubuntu's own packages come from on EC2.
+    pub apt_mirror: AptMirror,
+}
+
+/// Which address of Ubuntu's archive is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AptMirror {
+    /// The one that apt's sources name.
+    #[default]
+    Keep,
+    /// The mirror in the instance's region.
+    Region,
 }
 
 /// `[driver]`
@@ -326,7 +339,7 @@ pub enum Enabled {
 
 impl Default for SourceConfig {
     fn default() -> Self {
-        Self { packages: "nvidia".into() }
+        Self { packages: "nvidia".into(), apt_mirror: AptMirror::Keep }
     }
 }
 

@@ -43,6 +43,7 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
                 (None, true) => "none",
             },
         ),
+        ("apt-mirror", either(values::apt_mirror(facts, config).is_some(), "region", "none")),
         ("instance-store", either(values::store(facts, config).is_some(), "wanted", "none")),
         (
             "instance-store-tools",
@@ -82,6 +83,7 @@ const POSSIBLE: &[(&str, &[&str])] = &[
     ("cuda", &["wanted", "none"]),
     ("cuda-home", &["own", "system", "none"]),
     ("cudnn", &["apt", "deb", "none"]),
+    ("apt-mirror", &["region", "none"]),
     ("instance-store", &["wanted", "none"]),
     ("instance-store-tools", &["wanted", "none"]),
     ("profile", &["wanted", "none"]),

@@ -35,6 +35,8 @@ pub const VALUE_NAMES: &[&str] = &[
     "instance.id",               // text: the EC2 instance id, "local" elsewhere
     "instance.type",             // text, on EC2 only
     "instance.region",           // text, on EC2 only
+    "apt-mirror.url",            // text: Ubuntu's archive in the instance's region
+    "apt-mirror.replaces",       // list: the addresses it takes the place of
     "instance-store.path",       // text: where it is mounted
     "instance-store.file-system", // text: what is made on blank devices
     "instance-store.packages",   // list: what the programs for it are in

@@ -10,8 +10,9 @@ use super::mount_unit;
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
 use crate::config::Config;
-use crate::config::schema::FileSystem;
+use crate::config::schema::{AptMirror, FileSystem};
 use crate::facts::Facts;
+use crate::facts::os::Arch;
 
 include!("value_names.rs");
 
@@ -143,6 +144,10 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
         v.set("instance.type", instance.value.instance_type.clone());
         v.set("instance.region", instance.value.region.clone());
     }
+    if let Some((url, replaces)) = apt_mirror(facts, config) {
+        v.set("apt-mirror.url", url);
+        v.set("apt-mirror.replaces", replaces);
+    }
     if let Some(store) = store(facts, config) {
         v.set("instance-store.path", store.path);
         v.set("instance-store.file-system", store.file_system);
@@ -203,6 +208,23 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
     v.set("expect.gpus", i64::from(stack.expect_gpus.unwrap_or(0)));
     v.set("expect.libraries", expected_libraries(stack));
     v
+}
+
+/// Ubuntu's archive in the instance's region, and the addresses that it takes the place of. `None` where it is not asked
+/// for, on another distribution, or where nobody knows the region.
+pub(super) fn apt_mirror(facts: &Facts, config: &Config) -> Option<(String, Vec<String>)> {
+    let region = &facts.identity.instance.as_ref()?.value.region;
+    let is_name = !region.is_empty() && region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if config.source.apt_mirror != AptMirror::Region || facts.os.id.value != "ubuntu" || !is_name {
+        return None;
+    }
+    // Other architectures than amd64 have an archive of their own.
+    let (host, path) = match facts.os.arch.value {
+        Arch::Amd64 => ("archive.ubuntu.com", "ubuntu"),
+        Arch::Arm64 => ("ports.ubuntu.com", "ubuntu-ports"),
+    };
+    let of_region = |region: &str| format!("{region}.ec2.{host}/{path}/");
+    Some((format!("http://{}", of_region(region)), vec![format!("{host}/{path}/"), of_region("*")]))
 }
 
 /// What is wanted of an instance store that is there.
