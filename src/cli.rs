@@ -324,7 +324,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Run(args) if args.dry_run => show_plan(&args.inputs, false),
         Command::Run(args) => {
             log::start(args.inputs.verbose);
-            runtime()?.block_on(async { Ok(boot::run(&args.options()).await) })
+            runtime()?.block_on(async { Ok(Box::pin(boot::run(&args.options())).await) })
         }
         Command::Plan(args) => show_plan(&args.inputs, args.json),
         Command::Status(args) => status::show(&status::Options {

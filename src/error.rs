@@ -193,12 +193,8 @@ impl Code {
             Self::StepInvalid | Self::CatalogInvalid => {
                 "correct the file that the message names, or leave the override away; the built-in files are tested"
             }
-            Self::StoreInUse => {
-                "free what the message names, or leave [instance] store away; nothing of it was changed"
-            }
-            Self::StepUntrusted => {
-                "let root own the file and every directory above it, writable by nobody else, with no link on the way"
-            }
+            Self::StoreInUse => "free what the message names, or leave [instance] store away",
+            Self::StepUntrusted => "let root own it and every directory above it, writable by nobody else",
             Self::MetadataDisabled
             | Self::MetadataUnreachable
             | Self::MetadataInvalid

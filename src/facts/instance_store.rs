@@ -1,5 +1,5 @@
-//! Instance store: NVMe devices that belong to the host computer and are empty after each stop and start. They are known
-//! by their model; an EBS volume, which is NVMe, too, has another one.
+//! Instance store: `NVMe` devices that belong to the host computer and are empty after each stop and start. They are known
+//! by their model; an EBS volume, which is `NVMe`, too, has another one.
 
 use serde::Serialize;
 

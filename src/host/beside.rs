@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn what_was_made_gets_its_path_and_the_room_is_gone() {
-        let root = tempfile::tempdir().unwrap();
-        let files = Files::new(root.path().into());
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().into());
         let path = Path::new("/opt/x/tree");
         let room = files.beside(path).unwrap();
         let made = files.outside(room.output()).unwrap();
@@ -90,8 +90,8 @@ mod tests {
 
     #[test]
     fn what_a_killed_run_left_is_swept() {
-        let root = tempfile::tempdir().unwrap();
-        let files = Files::new(root.path().into());
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().into());
         let room = files.beside(Path::new("/opt/x")).unwrap();
         fs::write(files.outside(room.output()).unwrap(), "half").unwrap();
         let left = room.directory.keep();

@@ -86,7 +86,7 @@ impl Converge for InstanceStore {
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        let target = match &self.devices(host)?[..] {
+        let target = match &devices(host)?[..] {
             [] => return Ok(Applied::Done), // gone meanwhile: the check says so
             [one] => one.clone(),
             several => array::converge(host, several).await?,
@@ -110,13 +110,8 @@ impl Converge for InstanceStore {
 }
 
 impl InstanceStore {
-    fn devices(&self, host: &Host) -> Result<Vec<String>> {
-        let devices = instance_store::gather(&host.files)?.value;
-        Ok(devices.into_iter().map(|device| device.name).collect())
-    }
-
     async fn stand(&self, host: &Host) -> Result<Stand> {
-        let target = match &self.devices(host)?[..] {
+        let target = match &devices(host)?[..] {
             [] => return Ok(Stand::Work("the instance store is gone".into())),
             [one] => one.clone(),
             several => match array::look(host, several).await? {
@@ -156,6 +151,11 @@ impl InstanceStore {
             _ => Ok(()),
         }
     }
+}
+
+fn devices(host: &Host) -> Result<Vec<String>> {
+    let devices = instance_store::gather(&host.files)?.value;
+    Ok(devices.into_iter().map(|device| device.name).collect())
 }
 
 /// The error of a device that is not ours to change.
