@@ -1,6 +1,7 @@
 //! The run as one readable function: facts → config → plan → converge → report. Start reading here;
 //! `docs/boot.md` has a table with the file behind each phase.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, umask};
 
+use crate::action::Action;
 use crate::action::repository::private::Private;
 use crate::catalog::{Catalog, Choice, Stack, choose};
 use crate::config::schema::Reboot;
@@ -249,7 +251,9 @@ async fn run_plan(
 ) -> Result<Outcome> {
     let identity = &prepared.facts.identity;
     host.install_as((&prepared.config.install).into());
-    let begun = plan::build(&prepared.facts, &prepared.config, stack).and_then(|plan| {
+    let custom = plan::custom::read(&host.files);
+    let plan = custom.and_then(|custom| plan::build(&prepared.facts, &prepared.config, stack, &custom));
+    let begun = plan.and_then(|plan| {
         begin(options, host, reports, prepared, stack, &plan).map(|receipt| (plan, receipt))
     });
     let (plan, before) = match begun {
@@ -259,6 +263,7 @@ async fn run_plan(
     if let Err(error) = Installer::new(host).tidy().await {
         tracing::warn!("{}", explain(&error)); // the next run tries again
     }
+    sweep_beside(&plan, &host.files);
     let mut receipt = before.clone();
     receipt.begin(&plan, &identity.boot_id.value);
     let result = tokio::select! {
@@ -267,7 +272,7 @@ async fn run_plan(
     };
     let result = note_end(&mut receipt, result, reports);
     // Only what is installed is a choice to be kept: one that the repository could not meet is made anew.
-    let mut of_image = plan.steps.iter().filter(|s| s.scope == Scope::Image);
+    let mut of_image = plan.steps.iter().filter(|s| s.scope == Scope::Image && s.origin.is_none());
     if of_image.all(|s| receipt.is_done_as(&s.id, &s.digest))
         && let Err(error) = change::record(&host.files, stack)
     {
@@ -280,6 +285,17 @@ async fn run_plan(
         return result.and(fail(reports, error));
     }
     result
+}
+
+/// Removes what a killed run left unfinished where the plan's steps write: the administrator's may do so anywhere.
+fn sweep_beside(plan: &Plan, files: &Files) {
+    let targets = plan.steps.iter().flat_map(|s| &s.actions).filter_map(Action::target);
+    let dirs: BTreeSet<_> = targets.filter_map(|path| path.rsplit_once('/')).map(|(dir, _)| dir).collect();
+    for dir in dirs {
+        if let Err(error) = files.sweep(if dir.is_empty() { "/" } else { dir }) {
+            tracing::warn!("{}", explain(&error)); // tidiness is no reason not to run
+        }
+    }
 }
 
 /// Loads the receipt, refuses what must be refused, and announces the run.
@@ -302,6 +318,11 @@ fn begin(
     });
     if let Some(why @ (NotOurs::NearlyOurs | NotOurs::BadGzip)) = &prepared.user_data {
         reports.emit(EventKind::Notice { text: format!("configuration in user-data was not used: {why}") });
+    }
+    let store = &prepared.config.instance.store;
+    if !store.is_empty() && prepared.facts.disk.instance_store.value.is_empty() {
+        let text = format!("this instance has no instance store; {store} is left as it is");
+        reports.emit(EventKind::Notice { text });
     }
     for text in &prepared.facts.gpu.disagreements {
         reports.emit(EventKind::Notice { text: text.clone() });
@@ -429,10 +450,11 @@ fn reports(options: &RunOptions, files: &Files, remote: &Remote) -> Reports {
 
 fn host(options: &RunOptions, reports: &Reports) -> Host {
     let (progress, notices, installations) = (reports.clone(), reports.clone(), reports.clone());
-    let verdicts = reports.clone();
+    let (verdicts, output) = (reports.clone(), reports.clone());
     Host::new(options.inputs.root.clone())
         .with_progress(move |p| progress.emit(EventKind::Progress(p)))
         .with_notices(move |text| notices.emit(EventKind::Notice { text }))
+        .with_output(move |line| output.emit(EventKind::Output { line }))
         .with_installations(move |report| {
             installations
                 .emit(EventKind::Installed { sentence: report.sentence(), report: Box::new(report) });

@@ -324,7 +324,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Run(args) if args.dry_run => show_plan(&args.inputs, false),
         Command::Run(args) => {
             log::start(args.inputs.verbose);
-            runtime()?.block_on(async { Ok(boot::run(&args.options()).await) })
+            runtime()?.block_on(async { Ok(Box::pin(boot::run(&args.options())).await) })
         }
         Command::Plan(args) => show_plan(&args.inputs, args.json),
         Command::Status(args) => status::show(&status::Options {
@@ -451,7 +451,8 @@ fn show_plan(args: &InputArgs, json: bool) -> Result<u8> {
                 return Ok(exit::CONVERGED);
             }
         };
-        let plan = plan::build(&prepared.facts, &prepared.config, stack)?;
+        let custom = plan::custom::read(&host.files)?;
+        let plan = plan::build(&prepared.facts, &prepared.config, stack, &custom)?;
         let shown = plan::show::look(&plan, &stack.reasons, &prepared.layers, &host).await;
         streams::out(&if json { to_json(&shown)? } else { shown.text() })?;
         Ok(exit::CONVERGED)

@@ -96,6 +96,9 @@ codes! {
     ConfigUnknownKey "config-unknown-key" USAGE "A configuration file has a key that does not exist.";
     ConfigType "config-type" USAGE "A configuration value has the wrong type or an impossible value.";
     StepInvalid "step-invalid" USAGE "A step file is not valid.";
+    StepUntrusted "step-untrusted" USAGE "Somebody other than root could have written a step file.";
+    // instance store
+    StoreInUse "store-in-use" FAILED "The instance store, or the directory for it, is not free; it was left as it is.";
     // facts
     MetadataDisabled "metadata-disabled" FAILED "The instance metadata service is switched off for this instance.";
     MetadataUnreachable "metadata-unreachable" FAILED "The instance metadata service did not answer in time.";
@@ -190,6 +193,8 @@ impl Code {
             Self::StepInvalid | Self::CatalogInvalid => {
                 "correct the file that the message names, or leave the override away; the built-in files are tested"
             }
+            Self::StoreInUse => "free what the message names, or leave [instance] store away",
+            Self::StepUntrusted => "let root own it and every directory above it, writable by nobody else",
             Self::MetadataDisabled
             | Self::MetadataUnreachable
             | Self::MetadataInvalid

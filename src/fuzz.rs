@@ -13,6 +13,7 @@ use crate::facts::gpu::{driver, lspci, pci};
 use crate::facts::{identity, os};
 use crate::host::dpkg::{Database, compare_versions};
 use crate::host::{apt, ld_cache};
+use crate::plan::{step, values};
 use crate::report::remote;
 use crate::report::status_file::Status;
 use crate::user_data::{parts, verdicts};
@@ -22,7 +23,7 @@ use crate::{aws, device_query, install, instance};
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name that `fuzz/run` takes.
-pub const TARGETS: [(&str, Target); 20] = [
+pub const TARGETS: [(&str, Target); 21] = [
     ("user-data", user_data),
     ("config", config),
     ("identity-document", identity_document),
@@ -43,6 +44,7 @@ pub const TARGETS: [(&str, Target); 20] = [
     ("kernel-log", kernel_log),
     ("linker-cache", linker_cache),
     ("instance", instance::fuzz),
+    ("step-file", step_file),
 ];
 
 /// The target of this name.
@@ -67,6 +69,13 @@ fn user_data(bytes: &[u8]) {
 fn config(bytes: &[u8]) {
     if let Ok(layer) = Layer::from_bytes(Origin::File("config.toml".into()), bytes) {
         let _ = check_layers(&[layer]);
+    }
+}
+
+fn step_file(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(raw) = step::parse("50-step.toml", &text) {
+        let _ = raw.fill("step", values::VALUE_NAMES, &values::Values::default());
     }
 }
 

@@ -50,6 +50,21 @@ fn runs_that_die_or_fail_anywhere_are_resumed_to_the_same_machine() {
     assert!(right == all && all.parse::<u32>().unwrap() >= 1, "{said}");
 }
 
+/// What the command of the matrix's custom step creates, killed at each point of its way: whole, or not there.
+#[test]
+fn a_custom_step_that_dies_anywhere_is_whole_after_the_next_run() {
+    let output = Command::new(MATRIX)
+        .args(["--binary", AGENT, "--only", "src/host/beside.rs", "--kinds", "kill"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    let last = said.lines().rfind(|l| l.starts_with("points=")).unwrap_or_else(|| panic!("{said}"));
+    let (right, all) = last.rsplit_once("converged=").unwrap().1.split_once('/').unwrap();
+    assert!(right == all && all.parse::<u32>().unwrap() >= 4, "{said}");
+}
+
 #[test]
 fn every_point_is_listed_and_one_of_them_can_fail_or_be_the_last() {
     let machine = Machine::debian12();

@@ -83,7 +83,37 @@ fn every_threat_has_a_test() {
     for row in
         doc("docs/threat-model.md").lines().filter(|l| l.starts_with("| ") && !l.starts_with("| Threat"))
     {
-        assert!(row.contains(".rs::") || row.contains("comes with custom steps"), "{row}");
+        assert!(row.contains(".rs::"), "{row}");
+    }
+}
+
+#[test]
+fn every_value_and_action_of_custom_steps_is_documented() {
+    use gpu_bootstrap::plan::{step, values};
+    let text = doc("docs/custom-steps.md");
+    let section = |name: &str| {
+        let (_, after) =
+            text.split_once(&format!("\n## {name}\n")).unwrap_or_else(|| panic!("no section {name}"));
+        after.split("\n## ").next().unwrap().to_owned()
+    };
+    let first_cells = |name: &str| {
+        let rows: Vec<_> =
+            section(name).lines().filter(|l| l.starts_with("| `")).map(|l| cells(l)[0].clone()).collect();
+        rows
+    };
+    let named: Vec<_> = values::CUSTOM_VALUE_NAMES.iter().map(|name| format!("${{{name}}}")).collect();
+    assert_eq!(first_cells("Values"), named);
+    // What stands there as a step can be read as one.
+    let mut examples = 0;
+    for example in text.split("```toml\n").skip(1) {
+        let example = example.split("```").next().unwrap();
+        step::parse("example", example).unwrap();
+        examples += 1;
+    }
+    assert!(examples >= 2);
+    for kind in first_cells("Actions") {
+        let source = doc(&format!("src/action/{}.rs", kind.replace('-', "_")));
+        assert!(source.starts_with(&format!("//! `{kind}`:")), "{kind}");
     }
 }
 

@@ -151,7 +151,7 @@ fn gcc(command: &mut Command) {
 async fn apply_profile_step(root: &Root) {
     let host = Host::new(root.path().to_owned());
     let facts = facts::gather(&host, None).await.unwrap();
-    let plan = plan::build(&facts, &Config::default(), &stack()).unwrap();
+    let plan = plan::build(&facts, &Config::default(), &stack(), &[]).unwrap();
     let step = plan.steps.iter().find(|step| step.id == "profile").expect("the plan has the profile step");
     for action in &step.actions {
         let needed = action.check(&host).await.unwrap();

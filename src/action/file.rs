@@ -48,6 +48,10 @@ impl Converge for File {
         Ok(Applied::Done)
     }
 
+    fn target(&self) -> Option<&str> {
+        Some(&self.path)
+    }
+
     fn describe(&self) -> String {
         format!("file {}", self.path)
     }

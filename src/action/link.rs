@@ -44,6 +44,10 @@ impl Converge for Link {
         Ok(Applied::Done)
     }
 
+    fn target(&self) -> Option<&str> {
+        Some(&self.path)
+    }
+
     fn describe(&self) -> String {
         format!("link {} → {}", self.path, self.target)
     }

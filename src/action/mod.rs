@@ -5,13 +5,16 @@ pub mod apt_components;
 pub mod apt_distrust;
 pub mod apt_index;
 pub mod apt_key;
+pub mod apt_mirror;
 pub mod apt_package;
 pub mod apt_pin;
 pub mod apt_source;
+pub mod command;
 pub mod deb;
 pub mod device_query;
 mod driver;
 pub mod file;
+pub mod instance_store;
 pub mod kernel_module;
 pub mod kernel_packages;
 pub mod library_path;
@@ -103,6 +106,10 @@ pub(crate) trait Converge {
     fn wish(&self, _host: &Host) -> Result<Wish> {
         Ok(Wish::default())
     }
+    /// A path that is written whole: what a killed run left unfinished lies beside it.
+    fn target(&self) -> Option<&str> {
+        None
+    }
     /// The wanted state in a few words ("package cuda-toolkit-12-8").
     fn describe(&self) -> String;
 }
@@ -130,6 +137,11 @@ macro_rules! actions {
                 match self { $(Self::$variant(a) => a.wish(host),)* }
             }
 
+            /// A path that is written whole: what a killed run left unfinished lies beside it.
+            pub fn target(&self) -> Option<&str> {
+                match self { $(Self::$variant(a) => a.target(),)* }
+            }
+
             /// The wanted state in a few words.
             pub fn describe(&self) -> String {
                 match self { $(Self::$variant(a) => a.describe(),)* }
@@ -153,6 +165,8 @@ actions! {
     AptPin(apt_pin::AptPin),
     /// A repository in apt's sources.
     AptSource(apt_source::AptSource),
+    /// Another address of the distribution's own archive.
+    AptMirror(apt_mirror::AptMirror),
     /// Components of the distribution's own archive.
     AptComponents(apt_components::AptComponents),
     /// Packages, by apt.
@@ -165,6 +179,10 @@ actions! {
     LibraryPath(library_path::LibraryPath),
     /// Loaded kernel modules.
     KernelModule(kernel_module::KernelModule),
+    /// A command of the administrator's own.
+    Command(command::Command),
+    /// A file system on the instance store.
+    InstanceStore(instance_store::InstanceStore),
     /// A running systemd service.
     Service(service::Service),
     /// A GPU that works.

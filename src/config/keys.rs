@@ -37,6 +37,8 @@ pub enum Kind {
     InstanceTypes,
     /// The name of a user of this machine, or `"auto"`.
     User,
+    /// A directory for a mount, or nothing.
+    Directory,
     /// A number from 1, or `"auto"`.
     GpuCount,
     /// A namespace of metrics.
@@ -79,6 +81,9 @@ impl Kind {
             Self::User => {
                 "\"auto\" or a user's name: 1 to 32 lower-case letters, digits, - and _, not beginning with a digit or -".into()
             }
+            Self::Directory => {
+                "an absolute path of letters, digits and / _ . - that is no directory of the system, or \"\" for none".into()
+            }
             Self::GpuCount => "\"auto\" or a number from 1".into(),
             Self::Memory => "\"auto\" or an amount from 64M such as \"512M\" or \"2G\"".into(),
             Self::Seconds => format!("a number of seconds from {} to {}", SECONDS.start(), SECONDS.end()),
@@ -110,6 +115,10 @@ const ON_FAILURE: &[&str] = &["continue", "abandon"];
 const FLAVOURS: &[&str] = &["auto", "open", "proprietary"];
 /// Values of `driver.modules`.
 const MODULES: &[&str] = &["auto", "prebuilt", "dkms"];
+/// Values of `source.apt-mirror`.
+const APT_MIRRORS: &[&str] = &["keep", "region"];
+/// Values of `instance.store-file-system`.
+const FILE_SYSTEMS: &[&str] = &["ext4", "xfs"];
 /// Values of `install.method`.
 const METHODS: &[&str] = &["auto", "originals", "apt"];
 /// Values of `policy.on-no-gpu`.
@@ -126,6 +135,14 @@ pub const KEYS: &[Key] = &[
         example: "\"distro\"",
         meaning: "Where packages come from: NVIDIA's repositories, the distribution's own packages, or a \
                   mirror of NVIDIA's `compute/cuda/repos` tree (still checked against NVIDIA's key).",
+    },
+    Key {
+        path: "source.apt-mirror",
+        kind: Kind::Choice(APT_MIRRORS),
+        example: "\"region\"",
+        meaning: "Where Ubuntu's own packages come from on EC2. `region` lets apt's sources that name Ubuntu's main archive \
+                  (or another region's mirror) name the mirror in the instance's region; other mirrors, and security \
+                  updates, stay. `keep` changes nothing.",
     },
     Key {
         path: "driver.branch",
@@ -250,6 +267,20 @@ pub const KEYS: &[Key] = &[
         example: "\"ubuntu\"",
         meaning: "Who logs in with the key pair. `auto` is `ubuntu`, `admin` or `debian`, whichever the image has, or else \
                   the user with the number 1000. The image must have the user.",
+    },
+    Key {
+        path: "instance.store",
+        kind: Kind::Directory,
+        example: "\"/mnt\"",
+        meaning: "Where the instance store is mounted (NVMe devices of the host computer; several as one, by RAID 0). It is \
+                  looked at by each run, and is empty after each stop and start. Only blank devices are formatted. With \
+                  nothing here, it is left alone. See [instance](instance.md).",
+    },
+    Key {
+        path: "instance.store-file-system",
+        kind: Kind::Choice(FILE_SYSTEMS),
+        example: "\"xfs\"",
+        meaning: "What is made on a blank instance store.",
     },
     Key {
         path: "policy.on-no-gpu",

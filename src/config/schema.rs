@@ -32,6 +32,19 @@ pub struct Config {
 pub struct SourceConfig {
     /// `nvidia`, `distro`, or the URL of a mirror of NVIDIA's `compute/cuda/repos` tree.
     pub packages: String,
+    /// Where Ubuntu's own packages come from on EC2.
+    pub apt_mirror: AptMirror,
+}
+
+/// Which address of Ubuntu's archive is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AptMirror {
+    /// The one that apt's sources name.
+    #[default]
+    Keep,
+    /// The mirror in the instance's region.
+    Region,
 }
 
 /// `[driver]`
@@ -163,6 +176,21 @@ pub struct InstanceConfig {
     pub grow_root: bool,
     /// `auto`, or the user that logs in.
     pub user: String,
+    /// Where the instance store is mounted; empty for nowhere.
+    pub store: String,
+    /// What is made on a blank instance store.
+    pub store_file_system: FileSystem,
+}
+
+/// Kinds of file systems.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileSystem {
+    /// ext4.
+    #[default]
+    Ext4,
+    /// XFS.
+    Xfs,
 }
 
 /// `[policy]`
@@ -311,7 +339,7 @@ pub enum Enabled {
 
 impl Default for SourceConfig {
     fn default() -> Self {
-        Self { packages: "nvidia".into() }
+        Self { packages: "nvidia".into(), apt_mirror: AptMirror::Keep }
     }
 }
 
@@ -365,7 +393,14 @@ impl InstallConfig {
 
 impl Default for InstanceConfig {
     fn default() -> Self {
-        Self { ssh_keys: true, hostname: true, grow_root: true, user: "auto".into() }
+        Self {
+            ssh_keys: true,
+            hostname: true,
+            grow_root: true,
+            user: "auto".into(),
+            store: String::new(),
+            store_file_system: FileSystem::Ext4,
+        }
     }
 }
 

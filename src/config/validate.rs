@@ -162,6 +162,7 @@ impl Walk<'_> {
             Kind::Namespace => self.string(key, value, namespace),
             Kind::Memory => self.string(key, value, memory),
             Kind::User => self.string(key, value, user),
+            Kind::Directory => self.string(key, value, |s| none_or(s, directory)),
             Kind::Switch => self.switch(key, value, false),
             Kind::SwitchOrAuto => self.switch(key, value, true),
             Kind::GpuCount => self.number(key, value, &(1..=u32::MAX.into()), true),
@@ -447,6 +448,26 @@ fn name(written: &str) -> Result<(), String> {
     Err(format!("\"{written}\" is not {}", Kind::Name.takes()))
 }
 
+/// A directory that something may be mounted at without hiding the system.
+fn directory(written: &str) -> Result<(), String> {
+    const SYSTEM: &[&str] = &[
+        "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr",
+    ];
+    const TOP: &[&str] = &["home", "media", "opt", "root", "srv", "tmp", "var"];
+    let mut parts = written.strip_prefix('/').unwrap_or_default().split('/');
+    let is_plain = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    };
+    let first = parts.next().unwrap_or_default();
+    let all_plain = is_plain(first) && parts.clone().all(is_plain);
+    let is_system = SYSTEM.contains(&first) || (TOP.contains(&first) && parts.next().is_none());
+    if all_plain && !is_system && written.len() <= 200 {
+        return Ok(());
+    }
+    Err(format!("\"{}\" is not {}", written.escape_debug(), Kind::Directory.takes()))
+}
+
 fn user(written: &str) -> Result<(), String> {
     if is_user_name(written) {
         return Ok(());
@@ -539,6 +560,30 @@ mod tests {
         let p = parse(text).unwrap_err().remove(0);
         let (line, column) = position(text, p.offset);
         (p.code, line, column, p.text)
+    }
+
+    #[test]
+    fn a_mount_may_not_hide_the_system() {
+        for good in ["/mnt", "/mnt/store", "/var/lib/docker", "/opt/a_b-c.d", "/scratch"] {
+            assert!(directory(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "mnt",
+            "/",
+            "/mnt/",
+            "//mnt",
+            "/mnt/../etc",
+            "/mnt/.",
+            "/usr",
+            "/usr/local/x",
+            "/etc/x",
+            "/var",
+            "/home",
+            "/a b",
+            "/a\n",
+        ] {
+            assert!(directory(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -214,7 +214,8 @@ mod tests {
 
     fn plan(actions: Vec<Action>) -> Plan {
         let digest = crate::plan::digest::step("s", &actions);
-        let step = Step { id: "s".into(), title: "S".into(), scope: Scope::Image, actions, digest };
+        let step =
+            Step { id: "s".into(), title: "S".into(), scope: Scope::Image, origin: None, actions, digest };
         Plan { digest: crate::plan::digest::plan(std::slice::from_ref(&step)), steps: vec![step] }
     }
 

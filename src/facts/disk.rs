@@ -1,8 +1,9 @@
-//! Free space where packages and toolkits go.
+//! Free space where packages and toolkits go, and the instance store.
 
 use serde::Serialize;
 
 use super::Fact;
+use super::instance_store;
 use crate::error::Result;
 use crate::host::Host;
 
@@ -13,6 +14,8 @@ pub struct Disk {
     pub usr_free: Fact<u64>,
     /// Free bytes for root on the file system of `/var`.
     pub var_free: Fact<u64>,
+    /// The instance store's devices.
+    pub instance_store: Fact<Vec<instance_store::Device>>,
 }
 
 /// Asks the file systems.
@@ -20,5 +23,6 @@ pub fn gather(host: &Host) -> Result<Disk> {
     Ok(Disk {
         usr_free: Fact::new(host.files.free_bytes("/usr")?, "statvfs /usr"),
         var_free: Fact::new(host.files.free_bytes("/var")?, "statvfs /var"),
+        instance_store: instance_store::gather(&host.files)?,
     })
 }

@@ -4,6 +4,7 @@
 pub mod disk;
 pub mod gpu;
 pub mod identity;
+pub mod instance_store;
 pub mod os;
 pub mod show;
 

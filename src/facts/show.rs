@@ -135,6 +135,14 @@ fn gpu(gpu: &GpuFacts, rows: &mut Vec<Row>) {
 fn disk(disk: &Disk, rows: &mut Vec<Row>) {
     rows.push(Row::new("free in /usr", gibibytes(disk.usr_free.value), &disk.usr_free.source));
     rows.push(Row::new("free in /var", gibibytes(disk.var_free.value), &disk.var_free.source));
+    let Fact { value: devices, source } = &disk.instance_store;
+    for device in devices {
+        rows.push(Row::new(
+            "instance store",
+            format!("{}, {}", device.name, gibibytes(device.bytes)),
+            source,
+        ));
+    }
 }
 
 fn kind(kind: AcceleratorKind) -> &'static str {
@@ -245,7 +253,11 @@ mod tests {
                 disagreements: vec!["one says this, two says that".into()],
                 ..GpuFacts::default()
             },
-            disk: Disk { usr_free: Fact::new(1_610_612_735, "statvfs"), var_free: Fact::new(0, "statvfs") },
+            disk: Disk {
+                usr_free: Fact::new(1_610_612_735, "statvfs"),
+                var_free: Fact::new(0, "statvfs"),
+                instance_store: Fact::new(Vec::new(), "sysfs"),
+            },
         }
     }
 

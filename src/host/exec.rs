@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
@@ -39,6 +40,15 @@ pub struct Call {
     env: Vec<(String, String)>,
     limit: Duration,
     status_descriptor: bool,
+}
+
+/// A program's standard streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Error,
 }
 
 /// What a program left behind.
@@ -133,6 +143,16 @@ impl Exec {
 
     /// Like [`Exec::output`]; `on_line` sees each whole line of standard output as it comes (progress).
     pub async fn stream(&self, call: &Call, mut on_line: impl FnMut(&str)) -> Result<Output> {
+        self.watch(call, |stream, line| {
+            if stream == Stream::Output {
+                on_line(line);
+            }
+        })
+        .await
+    }
+
+    /// Like [`Exec::stream`]; `on_line` sees the lines of both streams.
+    pub async fn watch(&self, call: &Call, on_line: impl FnMut(Stream, &str)) -> Result<Output> {
         let mut command = self.command(call);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
         command.process_group(0);
@@ -144,13 +164,14 @@ impl Exec {
         let mut group = Group(child);
         let mut out = group.0.stdout.take();
         let mut err = group.0.stderr.take();
-        let mut ignored = |_: &str| ();
+        let on_line = Mutex::new(on_line);
+        let see = |stream, line: &str| (on_line.lock().unwrap_or_else(PoisonError::into_inner))(stream, line);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let work = async {
             let drained = async {
                 tokio::join!(
-                    drain_lines(&mut out, &mut stdout, &mut on_line),
-                    drain_lines(&mut err, &mut stderr, &mut ignored)
+                    drain_lines(&mut out, &mut stdout, |line| see(Stream::Output, line)),
+                    drain_lines(&mut err, &mut stderr, |line| see(Stream::Error, line))
                 )
             };
             tokio::pin!(drained);
@@ -202,6 +223,8 @@ impl Exec {
             c
         };
         command.args(words);
+        // The same however the agent was started; chroot goes there by itself.
+        command.current_dir("/");
         // A fixed environment: LD_*, APT_CONFIG, DPKG_* and DEBCONF_* of the caller must not steer what root runs.
         command.env_clear();
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
@@ -215,7 +238,7 @@ impl Exec {
 async fn drain_lines(
     stream: &mut Option<impl tokio::io::AsyncRead + Unpin>,
     kept: &mut Vec<u8>,
-    on_line: &mut impl FnMut(&str),
+    mut on_line: impl FnMut(&str),
 ) {
     let Some(stream) = stream else { return };
     let mut line = Vec::new();

@@ -245,7 +245,15 @@ impl Files {
     /// the holder of the lock may do this: to anybody else they may be a write that is going on.
     pub fn sweep(&self, dir: &str) -> Result<()> {
         let ours = |name: &&String| name.strip_prefix(TEMPORARY).is_some_and(|rest| rest.len() == 6);
-        self.list(dir)?.iter().filter(ours).try_for_each(|name| self.remove(Path::new(dir).join(name)))
+        self.list(dir)?.iter().filter(ours).try_for_each(|name| {
+            let path = Path::new(dir).join(name);
+            // A directory is the room beside something that a program was making (see `beside`).
+            if self.lstat(&path)?.is_some_and(|m| m.is_dir()) {
+                self.remove_tree(path)
+            } else {
+                self.remove(path)
+            }
+        })
     }
 
     /// Removes a directory of our own with all that is in it; nothing happens if it is not there.
@@ -313,7 +321,7 @@ impl Files {
     }
 
     /// Resolves the parent directory inside the root, makes it if needed, and joins the last component.
-    fn prepare_parent(&self, path: &Path) -> Result<PathBuf> {
+    pub(super) fn prepare_parent(&self, path: &Path) -> Result<PathBuf> {
         let name = path
             .file_name()
             .ok_or_else(|| Error::new(Code::Io, format!("{} names no file", path.display())))?;

@@ -2,6 +2,7 @@
 //! clock through [`Host`], so that `--root DIR` and the documented environment names move all of it at once.
 
 pub mod apt;
+pub mod beside;
 pub mod clock;
 pub mod dpkg;
 pub mod exec;
@@ -13,6 +14,7 @@ mod look;
 pub mod notify;
 pub(crate) mod proxy;
 pub mod retry;
+mod trusted;
 
 use std::any::Any;
 use std::path::PathBuf;
@@ -40,6 +42,7 @@ pub struct Host {
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
     last_progress: Arc<Mutex<Option<Instant>>>,
     notices: Arc<dyn Fn(String) + Send + Sync>,
+    said: Arc<dyn Fn(String) + Send + Sync>,
     installations: Arc<dyn Fn(Installation) + Send + Sync>,
     verdicts: Arc<dyn Fn(Verdicts) + Send + Sync>,
 }
@@ -59,6 +62,7 @@ impl Host {
             progress: Arc::new(|_| {}),
             last_progress: Arc::default(),
             notices: Arc::new(|_| {}),
+            said: Arc::new(|_| {}),
             installations: Arc::new(|_| {}),
             verdicts: Arc::new(|_| {}),
         }
@@ -76,6 +80,18 @@ impl Host {
     pub fn with_notices(mut self, sink: impl Fn(String) + Send + Sync + 'static) -> Self {
         self.notices = Arc::new(sink);
         self
+    }
+
+    /// Sends what the administrator's commands print to `sink`.
+    #[must_use]
+    pub fn with_output(mut self, sink: impl Fn(String) + Send + Sync + 'static) -> Self {
+        self.said = Arc::new(sink);
+        self
+    }
+
+    /// Passes on a line that a command of the administrator's printed. Never blocks, never fails.
+    pub fn said(&self, line: String) {
+        (self.said)(line);
     }
 
     /// Sends what each installation took to `sink`.
@@ -222,4 +238,6 @@ pub mod paths {
     pub const CONFIG_VENDOR_DIR: &str = "/usr/lib/gpu-bootstrap";
     /// The administrator's configuration layer.
     pub const CONFIG_DIR: &str = "/etc/gpu-bootstrap";
+    /// The administrator's own steps.
+    pub const CUSTOM_STEPS_DIR: &str = "/etc/gpu-bootstrap/steps.d";
 }

@@ -1,6 +1,8 @@
 //! The plan: the steps chosen for these facts and this config, with values filled in, and its digest.
 
+pub mod custom;
 pub mod digest;
+mod mount_unit;
 pub mod select;
 pub mod show;
 pub mod step;
@@ -11,7 +13,7 @@ use serde::Serialize;
 use crate::action::Action;
 use crate::catalog::Stack;
 use crate::config::Config;
-use crate::embedded::inflate_text;
+use crate::embedded::{self, inflate_text};
 use crate::error::Result;
 use crate::facts::Facts;
 
@@ -33,23 +35,41 @@ pub struct Step {
     pub title: String,
     /// How often it belongs to run.
     pub scope: step::Scope,
+    /// The administrator's file that it stands in; `None` for a built-in step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// What it makes true.
     pub actions: Vec<Action>,
     /// SHA-256 of its canonical, filled-in form, hexadecimal.
     pub digest: String,
 }
 
-/// Chooses the steps that these facts, this config and this stack ask for, and fills in their values.
-pub fn build(facts: &Facts, config: &Config, stack: &Stack) -> Result<Plan> {
+/// Chooses the steps that these facts, this config and this stack ask for, and fills in their values. The
+/// administrator's steps come in the order of their files' names, after all that is built in but the last step, which is
+/// the proof.
+pub fn build(facts: &Facts, config: &Config, stack: &Stack, custom: &[custom::File]) -> Result<Plan> {
     let conditions = select::conditions(facts, config, stack);
-    let values = values::compute(facts, stack);
-    let mut steps = Vec::new();
-    for (file, compressed) in step::EMBEDDED {
-        let raw = step::parse(file, &inflate_text(compressed))?;
-        if select::holds(file, &raw.when, &conditions)? {
-            steps.push(step::fill(file, raw, &values)?);
-        }
+    let values = values::compute(facts, config, stack);
+    // While an image is baked, there is no instance yet whose steps these could be.
+    let belongs = |scope| scope == step::Scope::Image || !facts.gpu.gpus.is_empty();
+    let build = |file: &str, text: &str, id: &str, names: &[&str]| {
+        let raw = step::parse(file, text)?;
+        let chosen = select::holds(&raw, &conditions)? && belongs(raw.scope());
+        chosen.then(|| raw.fill(id, names, &values)).transpose()
+    };
+    let built_in = |files: &[embedded::File]| {
+        let steps = files.iter().map(|(file, compressed)| {
+            build(file, &inflate_text(compressed), step::id_of(file), values::VALUE_NAMES)
+        });
+        steps.filter_map(Result::transpose).collect::<Result<Vec<_>>>()
+    };
+    let (before, proof) = step::EMBEDDED.split_at(step::EMBEDDED.len() - 1);
+    let mut steps = built_in(before)?;
+    for file in custom {
+        let step = build(&file.path, &file.text, &file.id, values::CUSTOM_VALUE_NAMES)?;
+        steps.extend(step.map(|step| Step { origin: Some(file.path.clone()), ..step }));
     }
+    steps.extend(built_in(proof)?);
     let digest = digest::plan(&steps);
     Ok(Plan { steps, digest })
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::step::RawStep;
+use super::values;
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
 use crate::config::Config;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::facts::Facts;
 
 /// The value of every condition on this machine.
@@ -41,6 +43,12 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
                 (None, true) => "none",
             },
         ),
+        ("apt-mirror", either(values::apt_mirror(facts, config).is_some(), "region", "none")),
+        ("instance-store", either(values::store(facts, config).is_some(), "wanted", "none")),
+        (
+            "instance-store-tools",
+            either(values::store(facts, config).is_some_and(|s| !s.packages.is_empty()), "wanted", "none"),
+        ),
         ("profile", either(config.profile.path, "wanted", "none")),
         ("gpu", either(facts.gpu.gpus.is_empty(), "absent", "present")),
         ("gpu-proof", either(can_prove(facts, stack), "possible", "none")),
@@ -73,19 +81,60 @@ fn source(stack: &Stack) -> &'static str {
     }
 }
 
-/// Whether all of `when` holds. An unknown condition is an error, not a "no".
-pub fn holds(file: &str, when: &BTreeMap<String, String>, conditions: &Conditions) -> Result<bool> {
-    for (name, wanted) in when {
-        match conditions.get(name.as_str()) {
-            Some(actual) if actual == wanted => {}
-            Some(_) => return Ok(false),
-            None => {
-                return Err(Error::new(
-                    Code::StepInvalid,
-                    format!("{file}: when: no condition is called {name}"),
-                ));
-            }
+/// The values that each condition can have anywhere: one that is none of them would never hold, unnoticed.
+const POSSIBLE: &[(&str, &[&str])] = &[
+    ("source", &["nvidia", "distro", "none"]),
+    ("components", &["wanted", "none"]),
+    ("kernel-packages", &["wanted", "none"]),
+    ("driver", &["wanted", "none"]),
+    ("fabric-manager", &["needed", "none"]),
+    ("cuda", &["wanted", "none"]),
+    ("cuda-home", &["own", "system", "none"]),
+    ("cudnn", &["apt", "deb", "none"]),
+    ("apt-mirror", &["region", "none"]),
+    ("instance-store", &["wanted", "none"]),
+    ("instance-store-tools", &["wanted", "none"]),
+    ("profile", &["wanted", "none"]),
+    ("gpu", &["present", "absent"]),
+];
+
+/// Whether all of the step's `when` holds. An unknown condition or value is an error, not a "no".
+pub fn holds(step: &RawStep<'_>, conditions: &Conditions) -> Result<bool> {
+    let mut all = true;
+    for (name, wanted) in step.when() {
+        let known = POSSIBLE.iter().find(|(known, _)| known == name.get_ref());
+        let Some((_, possible)) = known else {
+            let names: Vec<_> = POSSIBLE.iter().map(|(name, _)| *name).collect();
+            let what = format!("no condition is called {}; there are: {}", name.get_ref(), names.join(", "));
+            return Err(step.invalid(name.span(), &what));
+        };
+        if !possible.contains(&wanted.get_ref().as_str()) {
+            let what =
+                format!("{} is never {:?}, only {}", name.get_ref(), wanted.get_ref(), possible.join(", "));
+            return Err(step.invalid(wanted.span(), &what));
         }
+        all &= conditions.get(name.get_ref().as_str()).is_some_and(|actual| actual == wanted.get_ref());
     }
-    Ok(true)
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::step;
+
+    #[test]
+    fn a_condition_that_can_never_hold_is_an_error_with_its_place() {
+        let conditions = Conditions::from([("driver", "wanted"), ("gpu", "absent")]);
+        let holds = |when: &str| {
+            let text = format!("title = \"x\"\nscope = \"image\"\nwhen = {{ {when} }}\n[[action]]\nx = 1\n");
+            step::parse("40-x.toml", &text).and_then(|raw| holds(&raw, &conditions))
+        };
+        assert!(holds("driver = \"wanted\"").unwrap());
+        assert!(!holds("driver = \"wanted\", gpu = \"present\"").unwrap());
+        let error = holds("drivr = \"wanted\"").unwrap_err();
+        assert!(error.message().starts_with("40-x.toml:3:10: no condition is called drivr"), "{error}");
+        let error = holds("gpu = \"absent\", driver = \"want\"").unwrap_err();
+        assert!(error.message().starts_with("40-x.toml:3:35: driver is never \"want\""), "{error}");
+    }
 }

@@ -28,6 +28,9 @@ pub struct ShownStep {
     pub id: String,
     /// For people.
     pub title: String,
+    /// The administrator's file that it stands in; absent for a built-in step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// SHA-256 of its filled-in form.
     pub digest: String,
     /// The actions.
@@ -62,6 +65,7 @@ pub async fn look(plan: &Plan, choices: &[String], config: &[String], host: &Hos
         steps.push(ShownStep {
             id: step.id.clone(),
             title: step.title.clone(),
+            origin: step.origin.clone(),
             digest: step.digest.clone(),
             actions,
         });
@@ -80,7 +84,8 @@ impl Shown {
             let _ = writeln!(out, "chosen     {choice}");
         }
         for step in &self.steps {
-            let _ = writeln!(out, "{} ({})", step.title, step.id);
+            let origin = step.origin.as_ref().map(|path| format!(", {path}")).unwrap_or_default();
+            let _ = writeln!(out, "{} ({}{origin})", step.title, step.id);
             for action in &step.actions {
                 let _ = writeln!(out, "  {:<9}  {}: {}", action.state, action.action, action.why);
             }

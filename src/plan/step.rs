@@ -1,9 +1,12 @@
-//! Step files: typed TOML, embedded at build time. `${name}` stands for a value of [`super::values`]; nothing
-//! else is ever interpreted.
+//! Step files: typed TOML. Those of `steps/` are embedded at build time, the administrator's are read by
+//! [`super::custom`]. `${name}` stands for a value of [`super::values`]; nothing else is ever interpreted.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
 
 use super::{Step, digest, values::Values};
 use crate::action::Action;
@@ -24,68 +27,164 @@ pub enum Scope {
     Boot,
 }
 
-/// A step file as written.
+/// The field whose words may hold `${output}`.
+const COMMAND: &str = "command";
+
+/// A step file as written, with the place of everything that may turn out to be wrong.
+#[derive(Debug)]
+pub struct RawStep<'t> {
+    file: &'t str,
+    text: &'t str,
+    head: Head,
+    actions: Vec<Spanned<DeValue<'t>>>,
+}
+
+/// What a step file says besides its actions.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct RawStep {
+struct Head {
     /// For people; may hold `${…}`.
-    pub title: String,
+    title: Spanned<String>,
     /// How often.
-    pub scope: Scope,
+    scope: Scope,
     /// Conditions, all of which must hold; see [`super::select`].
     #[serde(default)]
-    pub when: BTreeMap<String, String>,
-    /// The actions, in order.
-    pub action: Vec<toml::Table>,
+    when: BTreeMap<Spanned<String>, Spanned<String>>,
 }
 
 /// Parses a step file. Errors carry file, line and column.
-pub fn parse(file: &str, text: &str) -> Result<RawStep> {
-    toml::from_str(text).map_err(|e| {
-        let (line, column) = e.span().map_or((1, 1), |s| position(text, s.start));
-        Error::new(Code::StepInvalid, format!("{file}:{line}:{column}: {}", e.message()))
-    })
+pub fn parse<'t>(file: &'t str, text: &'t str) -> Result<RawStep<'t>> {
+    let fail = |e: &toml::de::Error| invalid(file, text, e.span().unwrap_or_default(), e.message());
+    let mut table = DeTable::parse(text).map_err(|e| fail(&e))?;
+    let written = table.get_mut().remove("action").map(|value| (value.span(), value.into_inner()));
+    let head = Head::deserialize(Deserializer::from(table)).map_err(|e| fail(&e))?;
+    let actions: Vec<_> = match written {
+        Some((_, DeValue::Array(items))) if !items.is_empty() => items.into_iter().collect(),
+        Some((span, _)) => return Err(invalid(file, text, span, "an action is a table: write [[action]]")),
+        None => return Err(invalid(file, text, 0..0, "the step has no [[action]], so it would do nothing")),
+    };
+    Ok(RawStep { file, text, head, actions })
 }
 
-/// Fills in the values and turns the actions into their types.
-pub fn fill(file: &str, raw: RawStep, values: &Values) -> Result<Step> {
-    let id = id_of(file).to_owned();
-    let title = match values.fill(&toml::Value::String(raw.title)) {
-        Ok(toml::Value::String(title)) => title,
-        Ok(_) => return Err(invalid(file, "title: a list cannot stand in a title")),
-        Err(name) => return Err(invalid(file, &format!("title: no value is called {name}"))),
-    };
-    let mut actions = Vec::new();
-    for (index, table) in raw.action.into_iter().enumerate() {
-        let at = format!("action {}", index + 1);
-        let filled = values
-            .fill(&toml::Value::Table(table))
-            .map_err(|name| invalid(file, &format!("{at}: no value is called {name}")))?;
-        actions
-            .push(filled.try_into::<Action>().map_err(|e| invalid(file, &format!("{at}: {}", e.message())))?);
+impl RawStep<'_> {
+    /// How often it belongs to run.
+    pub fn scope(&self) -> Scope {
+        self.head.scope
     }
-    let digest = digest::step(&id, &actions);
-    Ok(Step { id, title, scope: raw.scope, actions, digest })
+
+    /// Its conditions, each a name and a value.
+    pub fn when(&self) -> impl Iterator<Item = (&Spanned<String>, &Spanned<String>)> {
+        self.head.when.iter()
+    }
+
+    /// An error about what stands at `span`.
+    pub fn invalid(&self, span: Range<usize>, what: &str) -> Error {
+        invalid(self.file, self.text, span, what)
+    }
+
+    /// Fills in the values, of which `names` may be used, and turns the actions into their types.
+    pub fn fill(self, id: &str, names: &[&str], values: &Values) -> Result<Step> {
+        let Self { file, text, head, actions: written } = self;
+        let everywhere: Vec<_> = names.iter().copied().filter(|name| *name != "output").collect();
+        let fill = |value, names: &[&str]| {
+            values.fill(value, names).map_err(|e| {
+                let within =
+                    text.get(e.span.clone()).and_then(|s| s.find(&e.placeholder)).unwrap_or_default();
+                invalid(file, text, e.span.start + within..e.span.end, &e.why)
+            })
+        };
+        let at = head.title.span();
+        let title = DeValue::String(head.title.into_inner().into());
+        let title = fill(Spanned::new(at.clone(), title), &everywhere)?.into_inner();
+        let title =
+            title.as_str().ok_or_else(|| invalid(file, text, at, "a list cannot stand in a title"))?;
+        let mut actions = Vec::new();
+        for value in written {
+            let whole = value.span();
+            let only = value.get_ref().as_table().and_then(|table| table.iter().next());
+            let is_command = only.is_some_and(|(kind, _)| kind.get_ref() == COMMAND);
+            let inside = only.map_or(whole.clone(), |(_, fields)| fields.span());
+            let filled = fill(value, if is_command { names } else { &everywhere })?;
+            let action = Action::deserialize(ValueDeserializer::from(filled)).map_err(|e| {
+                let place = e.span().filter(|span| *span != whole).unwrap_or(inside);
+                invalid(file, text, place, e.message())
+            })?;
+            actions.push(action);
+        }
+        let digest = digest::step(id, &actions);
+        let (id, title) = (id.to_owned(), title.to_owned());
+        Ok(Step { id, title, scope: head.scope, origin: None, actions, digest })
+    }
 }
 
 /// `40-cuda-toolkit.toml` → `cuda-toolkit`
-fn id_of(file: &str) -> &str {
+pub(super) fn id_of(file: &str) -> &str {
     let name = file.strip_suffix(".toml").unwrap_or(file);
     name.split_once('-').map_or(name, |(_, id)| id)
 }
 
-fn invalid(file: &str, what: &str) -> Error {
-    Error::new(Code::StepInvalid, format!("{file}: {what}"))
+fn invalid(file: &str, text: &str, span: Range<usize>, what: &str) -> Error {
+    let (line, column) = position(text, span.start);
+    let what = what.lines().collect::<Vec<_>>().join(", ");
+    Error::new(Code::StepInvalid, format!("{file}:{line}:{column}: {what}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The error of a step file with this text.
+    fn error(text: &str) -> String {
+        let parsed = parse("40-x.toml", text);
+        let filled = parsed.and_then(|raw| raw.fill("x", &["cuda.home", "output"], &Values::default()));
+        filled.unwrap_err().message().to_owned()
+    }
+
     #[test]
-    fn an_error_names_file_line_and_column() {
-        let error = parse("40-x.toml", "title = \"x\"\nscope = \"imagine\"\n").unwrap_err();
-        assert!(error.message().starts_with("40-x.toml:2:9: "), "{}", error.message());
+    fn every_error_names_file_line_and_column() {
+        let head = "title = \"x\"\nscope = \"image\"\n";
+        for (text, place, what) in [
+            ("title = \"x\"\nscope = \"imagine\"\n".to_owned(), "2:9", "imagine"),
+            ("title = \"x\"\nscop = \"image\"\n".to_owned(), "2:1", "unknown field `scop`"),
+            ("title = x\n".to_owned(), "1:9", ""),
+            (head.to_owned(), "1:1", "no [[action]]"),
+            (format!("{head}action = 3\n"), "3:10", "write [[action]]"),
+            (format!("{head}[[action]]\nfiel = {{ path = \"/a\" }}\n"), "4:1", "unknown variant `fiel`"),
+            (
+                format!("{head}[[action]]\nfile = {{ path = \"/a\", mod = 1 }}\n"),
+                "4:23",
+                "unknown field `mod`",
+            ),
+            (format!("{head}[[action]]\nfile = {{ path = 7, content = \"\" }}\n"), "4:17", "integer"),
+            (
+                format!("{head}[[action]]\nlink = {{ path = \"/a\", target = \"/b/${{cuda.hom}}\" }}\n"),
+                "4:36",
+                "cuda.hom;",
+            ),
+            (
+                format!("{head}[[action]]\nlink = {{ path = \"/a\", target = \"${{output}}\" }}\n"),
+                "4:33",
+                "output",
+            ),
+            (
+                format!("{head}[[action]]\nlink = {{ path = \"/a\", target = \"${{cuda.home}}\" }}\n"),
+                "4:33",
+                "no value on",
+            ),
+        ] {
+            let error = error(&text);
+            assert!(
+                error.starts_with(&format!("40-x.toml:{place}: ")) && error.contains(what),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_embedded_step_parses() {
+        for (file, compressed) in EMBEDDED {
+            parse(file, &crate::embedded::inflate_text(compressed)).unwrap();
+        }
     }
 
     #[test]

@@ -31,9 +31,36 @@ pub const VALUE_NAMES: &[&str] = &[
     "cuda.profile",              // text: the script for /etc/profile.d
     "cudnn.packages",            // list
     "cudnn.debs",                // list of { url, sha256 }
+    // The machine
+    "instance.id",               // text: the EC2 instance id, "local" elsewhere
+    "instance.type",             // text, on EC2 only
+    "instance.region",           // text, on EC2 only
+    "apt-mirror.url",            // text: Ubuntu's archive in the instance's region
+    "apt-mirror.replaces",       // list: the addresses it takes the place of
+    "instance-store.path",       // text: where it is mounted
+    "instance-store.file-system", // text: what is made on blank devices
+    "instance-store.packages",   // list: what the programs for it are in
+    "instance-store.unit",       // text: name of the unit that mounts it
+    "instance-store.unit-file",  // text: the unit
+    // A command's own
+    "output",                    // text: where the command makes what it `creates`; filled in when it runs
     // The check at the end
     "expect.gpus",               // number: 0 when unknown
     "expect.libraries",          // list: sonames that ldconfig must list
     "expect.toolkits",           // list: versions of the toolkits, the default one first
     "expect.cudnn",              // text: cuDNN's version, "auto" where the repository chooses, "none"
+];
+
+/// Those that the administrator's own steps may use: what stays as it is. `docs/custom-steps.md` lists them (a test looks).
+#[allow(dead_code, reason = "build.rs, which includes this file, does not use it")]
+pub const CUSTOM_VALUE_NAMES: &[&str] = &[
+    "cuda.home",
+    "cuda.library-dirs",
+    "cuda.version",
+    "driver.branch",
+    "expect.gpus",
+    "instance.id",
+    "instance.region",
+    "instance.type",
+    "output",
 ];

@@ -1,77 +1,160 @@
 //! The values that step files may use: a closed, typed list, computed from facts, config and stack.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use toml::Value;
+use toml::de::DeValue;
+use toml::{Spanned, Value};
 
+use super::mount_unit;
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
+use crate::config::Config;
+use crate::config::schema::{AptMirror, FileSystem};
 use crate::facts::Facts;
+use crate::facts::os::Arch;
 
 include!("value_names.rs");
 
-/// Values by name.
+/// Values by name, each as TOML text.
 #[derive(Clone, Debug, Default)]
-pub struct Values(BTreeMap<&'static str, Value>);
+pub struct Values(BTreeMap<&'static str, String>);
+
+/// Why a `${…}` cannot be filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfilled {
+    /// The bytes of the text that hold the string it stands in.
+    pub span: Range<usize>,
+    /// The placeholder as far as it was read (`${cuda.home`).
+    pub placeholder: String,
+    /// One sentence.
+    pub why: String,
+}
 
 impl Values {
     fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         debug_assert!(VALUE_NAMES.contains(&name), "{name} is not in VALUE_NAMES");
-        self.0.insert(name, value.into());
+        self.0.insert(name, value.into().to_string());
     }
 
     /// Replaces every `${name}` in `value`. A string that is one placeholder and nothing else becomes the
-    /// value itself (a list stays a list); inside a longer string only text can stand. The error is the
-    /// unknown (or misplaced) name.
-    pub fn fill(&self, value: &Value) -> Result<Value, String> {
-        Ok(match value {
-            Value::String(text) => self.fill_text(text)?,
-            Value::Array(items) => {
+    /// value itself (a list stays a list); inside a longer string only text can stand. `names` are those that may be
+    /// used here. What was filled in stands where the placeholder stood, so that later errors have a place.
+    pub fn fill<'v>(
+        &'v self,
+        value: Spanned<DeValue<'v>>,
+        names: &[&str],
+    ) -> Result<Spanned<DeValue<'v>>, Unfilled> {
+        let span = value.span();
+        let filled = match value.into_inner() {
+            DeValue::String(text) => self.fill_text(text.as_ref(), &span, names)?,
+            DeValue::Array(items) => {
                 let mut filled = Vec::new();
                 for item in items {
-                    match (item, self.fill(item)?) {
+                    let is_text = item.get_ref().is_str();
+                    let item = self.fill(item, names)?;
+                    let span = item.span();
+                    match item.into_inner() {
                         // A list that stands alone as an element is spliced in.
-                        (Value::String(_), Value::Array(inner)) => filled.extend(inner),
-                        (_, other) => filled.push(other),
+                        DeValue::Array(inner) if is_text => filled.extend(inner),
+                        other => filled.push(Spanned::new(span, other)),
                     }
                 }
-                Value::Array(filled)
+                DeValue::Array(filled.into_iter().collect())
             }
-            Value::Table(table) => {
-                let mut filled = toml::Table::new();
-                for (key, item) in table {
-                    filled.insert(key.clone(), self.fill(item)?);
-                }
-                Value::Table(filled)
+            DeValue::Table(table) => {
+                let entries = table.into_iter().map(|(key, item)| Ok((key, self.fill(item, names)?)));
+                DeValue::Table(entries.collect::<Result<_, Unfilled>>()?)
             }
-            other => other.clone(),
-        })
+            other => other,
+        };
+        Ok(Spanned::new(span, filled))
     }
 
-    fn fill_text(&self, text: &str) -> Result<Value, String> {
+    fn fill_text<'v>(
+        &'v self,
+        text: &str,
+        span: &Range<usize>,
+        names: &[&str],
+    ) -> Result<DeValue<'v>, Unfilled> {
         if let Some(name) = text.strip_prefix("${").and_then(|t| t.strip_suffix('}'))
             && !name.contains("${")
         {
-            return self.0.get(name).cloned().ok_or_else(|| name.to_owned());
+            return self.value(name, span, names);
         }
         let mut out = String::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("${") {
-            let (name, tail) = after.split_once('}').ok_or_else(|| after.to_owned())?;
-            let Some(Value::String(value)) = self.0.get(name) else { return Err(name.to_owned()) };
+            let (name, tail) = after
+                .split_once('}')
+                .ok_or_else(|| unfilled(span, after, "${ begins a value's name, and no } ends it".into()))?;
+            let value = self.value(name, span, names)?;
+            let inside = value.as_str().ok_or_else(|| {
+                unfilled(span, name, format!("${{{name}}} is no text, so it cannot stand inside one"))
+            })?;
             out.push_str(before);
-            out.push_str(value);
+            out.push_str(inside);
             rest = tail;
         }
         out.push_str(rest);
-        Ok(Value::String(out))
+        Ok(DeValue::String(out.into()))
+    }
+
+    fn value<'v>(&'v self, name: &str, span: &Range<usize>, names: &[&str]) -> Result<DeValue<'v>, Unfilled> {
+        if !names.contains(&name) {
+            let there = names.join(", ");
+            return Err(unfilled(span, name, format!("no value is called {name}; there are: {there}")));
+        }
+        let text = self.0.get(name).ok_or_else(|| {
+            let why = format!("{name} has no value on this machine; a `when` can keep the step away");
+            unfilled(span, name, why)
+        })?;
+        // It was TOML when it was set.
+        let value = DeValue::parse(text).map_err(|e| unfilled(span, name, e.message().to_owned()))?;
+        Ok(placed(value.into_inner(), span))
+    }
+}
+
+fn unfilled(span: &Range<usize>, name: &str, why: String) -> Unfilled {
+    Unfilled { span: span.clone(), placeholder: format!("${{{name}"), why }
+}
+
+/// The value with everything inside it standing at `span`.
+fn placed<'v>(value: DeValue<'v>, span: &Range<usize>) -> DeValue<'v> {
+    let inner = |item: Spanned<DeValue<'v>>| Spanned::new(span.clone(), placed(item.into_inner(), span));
+    match value {
+        DeValue::Array(items) => DeValue::Array(items.into_iter().map(inner).collect()),
+        DeValue::Table(table) => DeValue::Table(
+            table
+                .into_iter()
+                .map(|(key, item)| (Spanned::new(span.clone(), key.into_inner()), inner(item)))
+                .collect(),
+        ),
+        other => other,
     }
 }
 
 /// Computes every value. Names that do not apply (no driver, no repository) are left out: a step that uses
 /// them must have a `when` that keeps it away.
-pub fn compute(facts: &Facts, stack: &Stack) -> Values {
+pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
     let mut v = Values::default();
+    v.set("output", "${output}"); // the command itself knows where
+    v.set("instance.id", facts.identity.instance_id());
+    if let Some(instance) = &facts.identity.instance {
+        v.set("instance.type", instance.value.instance_type.clone());
+        v.set("instance.region", instance.value.region.clone());
+    }
+    if let Some((url, replaces)) = apt_mirror(facts, config) {
+        v.set("apt-mirror.url", url);
+        v.set("apt-mirror.replaces", replaces);
+    }
+    if let Some(store) = store(facts, config) {
+        v.set("instance-store.path", store.path);
+        v.set("instance-store.file-system", store.file_system);
+        v.set("instance-store.packages", store.packages);
+        v.set("instance-store.unit", mount_unit::name(store.path));
+        v.set("instance-store.unit-file", mount_unit::text(store.path));
+    }
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
     let driver = stack.driver.as_ref().map(|d| d.packages.clone()).unwrap_or_default();
@@ -127,6 +210,51 @@ pub fn compute(facts: &Facts, stack: &Stack) -> Values {
     v
 }
 
+/// Ubuntu's archive in the instance's region, and the addresses that it takes the place of. `None` where it is not asked
+/// for, on another distribution, or where nobody knows the region.
+pub(super) fn apt_mirror(facts: &Facts, config: &Config) -> Option<(String, Vec<String>)> {
+    let region = &facts.identity.instance.as_ref()?.value.region;
+    let is_name = !region.is_empty() && region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if config.source.apt_mirror != AptMirror::Region || facts.os.id.value != "ubuntu" || !is_name {
+        return None;
+    }
+    // Other architectures than amd64 have an archive of their own.
+    let (host, path) = match facts.os.arch.value {
+        Arch::Amd64 => ("archive.ubuntu.com", "ubuntu"),
+        Arch::Arm64 => ("ports.ubuntu.com", "ubuntu-ports"),
+    };
+    let of_region = |region: &str| format!("{region}.ec2.{host}/{path}/");
+    Some((format!("http://{}", of_region(region)), vec![format!("{host}/{path}/"), of_region("*")]))
+}
+
+/// What is wanted of an instance store that is there.
+pub(super) struct Store<'a> {
+    path: &'a str,
+    file_system: &'static str,
+    /// Packages that the programs for it are in.
+    pub(super) packages: Vec<&'static str>,
+}
+
+/// `None` where the configuration wants none, or this machine has none.
+pub(super) fn store<'a>(facts: &Facts, config: &'a Config) -> Option<Store<'a>> {
+    let (path, devices) = (config.instance.store.as_str(), &facts.disk.instance_store.value);
+    if path.is_empty() || devices.is_empty() {
+        return None;
+    }
+    let mut packages = Vec::new();
+    let file_system = match config.instance.store_file_system {
+        FileSystem::Ext4 => "ext4",
+        FileSystem::Xfs => "xfs",
+    };
+    if config.instance.store_file_system == FileSystem::Xfs {
+        packages.push("xfsprogs");
+    }
+    if devices.len() > 1 {
+        packages.push("mdadm");
+    }
+    Some(Store { path, file_system, packages })
+}
+
 /// Sonames that the dynamic linker must know after the run.
 fn expected_libraries(stack: &Stack) -> Vec<String> {
     let mut all = Vec::new();
@@ -144,6 +272,8 @@ fn profile_script() -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize as _;
+
     use super::*;
 
     fn values() -> Values {
@@ -153,21 +283,39 @@ mod tests {
         v
     }
 
-    #[test]
-    fn text_stands_inside_text_and_lists_stand_alone() {
-        let v = values();
-        assert_eq!(v.fill(&"${cuda.home}/bin".into()).unwrap(), "/usr/local/cuda-12.8/bin".into());
-        assert_eq!(
-            v.fill(&"${cuda.packages}".into()).unwrap(),
-            Value::Array(vec!["cuda-toolkit-12-8".into()])
-        );
-        let spliced = v.fill(&Value::Array(vec!["dkms".into(), "${cuda.packages}".into()])).unwrap();
-        assert_eq!(spliced, Value::Array(vec!["dkms".into(), "cuda-toolkit-12-8".into()]));
+    /// The value that `text`, a TOML value, becomes.
+    fn filled(text: &str) -> Result<String, String> {
+        let values = values();
+        let filled = values.fill(DeValue::parse(text).unwrap(), VALUE_NAMES).map_err(|e| e.why)?;
+        Ok(Value::deserialize(toml::de::ValueDeserializer::from(filled)).unwrap().to_string())
     }
 
     #[test]
-    fn an_unknown_name_and_a_list_inside_text_are_errors() {
-        assert_eq!(values().fill(&"${nope}".into()).unwrap_err(), "nope");
-        assert_eq!(values().fill(&"x ${cuda.packages}".into()).unwrap_err(), "cuda.packages");
+    fn text_stands_inside_text_and_lists_stand_alone() {
+        assert_eq!(filled("'${cuda.home}/bin'").unwrap(), r#""/usr/local/cuda-12.8/bin""#);
+        assert_eq!(filled("'${cuda.packages}'").unwrap(), r#"["cuda-toolkit-12-8"]"#);
+        assert_eq!(filled("['dkms', '${cuda.packages}']").unwrap(), r#"["dkms", "cuda-toolkit-12-8"]"#);
+        assert_eq!(
+            filled("{ a = '${cuda.home}', b = 2 }").unwrap(),
+            r#"{ a = "/usr/local/cuda-12.8", b = 2 }"#
+        );
+    }
+
+    #[test]
+    fn what_cannot_stand_there_is_an_error() {
+        for (text, why) in [
+            ("'${nope}'", "no value is called nope"),
+            ("'x ${cuda.packages}'", "${cuda.packages} is no text"),
+            ("'${cudnn.packages}'", "cudnn.packages has no value on this machine"),
+            ("'x ${cuda.home'", "no } ends it"),
+        ] {
+            let error = filled(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_custom_value_is_a_value() {
+        assert!(CUSTOM_VALUE_NAMES.iter().all(|name| VALUE_NAMES.contains(name)));
     }
 }

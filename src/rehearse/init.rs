@@ -22,8 +22,9 @@ pub(super) const BUS_DIR: &str = "machine";
 pub(super) const DMI_DIR: &str = "machine/dmi-id";
 
 /// Directories of `/sys` that get entries of their own: rebuilt as directories in memory over the real entries,
-/// because nothing can be created inside sysfs. The second half names entries that are left out.
-const REBUILT: &[(&str, &[&str])] = &[("class", &["dmi"]), ("bus", &["pci"]), ("module", HIDDEN_MODULES)];
+/// because nothing can be created inside sysfs. The second half names entries that are left out: a rehearsal has no disks.
+const REBUILT: &[(&str, &[&str])] =
+    &[("class", &["dmi", "block"]), ("bus", &["pci"]), ("module", HIDDEN_MODULES)];
 /// A real NVIDIA driver of the host must not be taken for the simulated one.
 const HIDDEN_MODULES: &[&str] =
     &["nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm", "nvidia_fs", "nvidia_peermem", "nouveau"];

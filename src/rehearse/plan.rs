@@ -58,7 +58,8 @@ async fn wanted() -> Result<Wanted> {
         Err(e) => return Err(e),
     };
     let Choice::Install(stack) = &prepared.choice else { return Ok(Wanted::default()) };
-    let plan = plan::build(&prepared.facts, &prepared.config, stack)?;
+    let custom = plan::custom::read(&host.files)?;
+    let plan = plan::build(&prepared.facts, &prepared.config, stack, &custom)?;
     let wanted = of(plan.steps.iter().flat_map(|s| &s.actions))?;
     let toolkit = stack.toolkits.first().map(|t| t.version.clone());
     Ok(Wanted { driver_branch: stack.driver.as_ref().map(|d| d.branch.clone()), toolkit, ..wanted })

@@ -42,14 +42,14 @@ impl Console {
         Self { output, ..self }
     }
 
-    fn line(&mut self, text: &str) {
+    fn line(&mut self, text: &str, everywhere: bool) {
         match &self.bars {
             _ if !self.output => {}
             Some(bars) => bars.print(text),
             // A closed standard output is the caller's choice, not a failure of the run.
             None => drop(writeln!(std::io::stdout(), "{text}")),
         }
-        if let Some(device) = &mut self.device {
+        if let (Some(device), true) = (&mut self.device, everywhere) {
             let _ = writeln!(device, "gpu-bootstrap: {text}");
         }
     }
@@ -69,8 +69,10 @@ impl Listener for Console {
         if let EventKind::Reported { text } = &event.kind {
             tracing::info!("{text}");
         }
+        // EC2's console output is for many eyes; what commands print is not.
+        let everywhere = !matches!(event.kind, EventKind::Output { .. });
         for line in self.lines.of(&event.kind) {
-            self.line(&line);
+            self.line(&line, everywhere);
         }
     }
 }

@@ -58,6 +58,11 @@ pub enum EventKind {
         /// The sentence.
         text: String,
     },
+    /// A line that a command of the administrator's printed. It stays on the machine: nobody knows what it says.
+    Output {
+        /// The line, with URLs as they may be shown.
+        line: String,
+    },
     /// Packages were installed.
     Installed {
         /// For people.

@@ -34,6 +34,7 @@ impl Lines {
             EventKind::GpusChecked(verdicts) if verdicts.result != Verdict::Pass => {
                 vec![format!("GPUs     {}", verdicts.sentence())]
             }
+            EventKind::Output { line } => vec![format!("output   {line}")],
             EventKind::Notice { text } => vec![format!("notice   {text}")],
             EventKind::Failed { step, code, message, causes, hint } => {
                 let place = step.as_deref().map(|s| format!("{}: ", self.title(s))).unwrap_or_default();

@@ -166,7 +166,7 @@ impl StatusFile {
                     s.started = Some(at);
                 }
             }
-            EventKind::ActionChecked { .. } | EventKind::Unknown => {}
+            EventKind::ActionChecked { .. } | EventKind::Output { .. } | EventKind::Unknown => {}
             EventKind::Progress(progress) => self.status.progress = Some(progress.clone()),
             EventKind::Notice { text } => self.status.notices.push(text.clone()),
             EventKind::Installed { report, .. } => {

@@ -38,7 +38,7 @@ pub(crate) fn machine(distro: &str) -> Facts {
             container: None,
         },
         gpu: GpuFacts::default(),
-        disk: Disk { usr_free: fact(100 << 30), var_free: fact(100 << 30) },
+        disk: Disk { usr_free: fact(100 << 30), var_free: fact(100 << 30), instance_store: fact(Vec::new()) },
     }
 }
 

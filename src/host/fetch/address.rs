@@ -43,6 +43,24 @@ pub fn redact_url(url: &str) -> String {
     }
 }
 
+/// A text with every URL in it as it may be shown.
+pub(crate) fn redact_text(text: &str) -> String {
+    let word = |word: &str| {
+        // `--from=https://…`, `"https://…",`
+        let begin = word.find("://").map(|at| {
+            let before = word[..at].rfind(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c));
+            before.map_or(0, |at| at + word[at..].chars().next().map_or(0, char::len_utf8))
+        });
+        begin.map_or_else(|| word.to_owned(), |at| format!("{}{}", &word[..at], redact_url(&word[at..])))
+    };
+    text.split_inclusive(char::is_whitespace)
+        .flat_map(|part| {
+            let bare = part.trim_end_matches(char::is_whitespace);
+            [word(bare), part[bare.len()..].to_owned()]
+        })
+        .collect()
+}
+
 /// What a download is called while it goes on: by the file's name, or else the host's.
 pub(crate) fn downloading(url: &Url) -> String {
     let name = url.path_segments().and_then(|mut s| s.next_back()).filter(|n| !n.is_empty());
@@ -65,6 +83,12 @@ mod tests {
         ] {
             assert_eq!(redact_url(url), expected);
         }
+    }
+
+    #[test]
+    fn urls_in_a_text_hold_no_secret() {
+        let text = "fetch  --from=https://user:geheim@host/a?geheim\n(http://host/b) done: 3://";
+        assert_eq!(redact_text(text), "fetch  --from=https://host/a\n(http://host/b) done: 3://");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use reqwest::{Response, StatusCode, Url};
 use sha2::{Digest, Sha256};
 
 pub use self::address::redact_url;
-pub(crate) use self::address::{downloading, parse, shown};
+pub(crate) use self::address::{downloading, parse, redact_text, shown};
 use self::answer::accept;
 pub(crate) use self::answer::{Failed, broken, content_range, redirect_target, refused, unsent};
 use self::client::warn_of_search_domains;

@@ -174,10 +174,13 @@ impl Remote {
 
 impl Listener for Remote {
     fn hear(&mut self, event: &Event) {
-        // The end is told by `finish`, progress to nobody.
+        // The end is told by `finish`, progress and what commands print to nobody.
         if matches!(
             event.kind,
-            EventKind::Progress(_) | EventKind::RunFinished { .. } | EventKind::Reported { .. }
+            EventKind::Progress(_)
+                | EventKind::Output { .. }
+                | EventKind::RunFinished { .. }
+                | EventKind::Reported { .. }
         ) {
             return;
         }

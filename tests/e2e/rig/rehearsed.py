@@ -23,6 +23,7 @@ HANDED_OVER = "/tmp/project"  # where this file lies inside
 MODULES_NEEDED = ("cargo", "host", "kills", "rehearsed", "tree")
 AGENT = "/usr/local/bin/gpu-bootstrap"
 CATALOG = "/run/gpu-bootstrap-rehearsal/catalog"
+FILES = {}  # what lies on every machine from the beginning: {path: text}
 PLACE = "/tmp/machines"  # a file system in memory: dpkg's many fsyncs cost nothing there
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8",
                "NO_COLOR": "1"}
@@ -101,6 +102,10 @@ class Machine:
         for part, mode in (("run", "0755"), ("tmp", "1777"), ("var/tmp", "1777")):
             mount("-t", "tmpfs", "-o", f"mode={mode}", "tmpfs", f"{self.root}/{part}")
         subprocess.run(["cp", "--archive", "/run/.", f"{self.root}/run/"], check=True)
+        for path, text in FILES.items():
+            os.makedirs(os.path.dirname(self.path(path)), exist_ok=True)
+            with open(self.path(path), "w", encoding="utf-8") as target:
+                target.write(text)
         self.unload()
 
     def close(self):
