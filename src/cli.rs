@@ -452,7 +452,8 @@ fn show_plan(args: &InputArgs, json: bool) -> Result<u8> {
             }
         };
         let plan = plan::build(&prepared.facts, &prepared.config, stack)?;
-        let shown = plan::show::look(&plan, &stack.reasons, &prepared.layers, &host).await;
+        let choices = boot::choices(&host.files, stack, prepared.facts.identity.instance_id())?;
+        let shown = plan::show::look(&plan, &choices, &prepared.layers, &host).await;
         streams::out(&if json { to_json(&shown)? } else { shown.text() })?;
         Ok(exit::CONVERGED)
     })

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::Plan;
-use crate::action::Check;
+use super::step::Scope;
 use crate::host::Host;
 
 /// A plan and what the machine says to it.
@@ -28,6 +28,8 @@ pub struct ShownStep {
     pub id: String,
     /// For people.
     pub title: String,
+    /// How often it belongs to run.
+    pub scope: Scope,
     /// SHA-256 of its filled-in form.
     pub digest: String,
     /// The actions.
@@ -51,10 +53,8 @@ pub async fn look(plan: &Plan, choices: &[String], config: &[String], host: &Hos
     for step in &plan.steps {
         let mut actions = Vec::new();
         for action in &step.actions {
-            let (state, why) = match action.check(host).await {
-                Ok(check @ (Check::Satisfied { .. } | Check::Needed { .. } | Check::Unknown { .. })) => {
-                    (check.state(), check.why().to_owned())
-                }
+            let (state, why) = match plan.check(action, host).await {
+                Ok(check) => (check.state(), check.why().to_owned()),
                 Err(e) => ("error", format!("{} [{}]", e.message(), e.code())),
             };
             actions.push(ShownAction { action: action.describe(), state: state.into(), why });
@@ -62,6 +62,7 @@ pub async fn look(plan: &Plan, choices: &[String], config: &[String], host: &Hos
         steps.push(ShownStep {
             id: step.id.clone(),
             title: step.title.clone(),
+            scope: step.scope,
             digest: step.digest.clone(),
             actions,
         });
@@ -80,7 +81,7 @@ impl Shown {
             let _ = writeln!(out, "chosen     {choice}");
         }
         for step in &self.steps {
-            let _ = writeln!(out, "{} ({})", step.title, step.id);
+            let _ = writeln!(out, "{} ({}, {})", step.title, step.id, step.scope.name());
             for action in &step.actions {
                 let _ = writeln!(out, "  {:<9}  {}: {}", action.state, action.action, action.why);
             }

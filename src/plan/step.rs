@@ -24,6 +24,17 @@ pub enum Scope {
     Boot,
 }
 
+impl Scope {
+    /// As in step files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Instance => "instance",
+            Self::Boot => "boot",
+        }
+    }
+}
+
 /// A step file as written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
