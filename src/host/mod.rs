@@ -3,6 +3,7 @@
 
 pub mod apt;
 pub mod clock;
+pub(crate) mod directory;
 pub mod dpkg;
 pub mod exec;
 pub(crate) mod fault;
@@ -12,6 +13,7 @@ pub mod ld_cache;
 mod look;
 pub(crate) mod proxy;
 pub mod retry;
+mod sync;
 
 use std::any::Any;
 use std::path::PathBuf;
