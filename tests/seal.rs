@@ -289,6 +289,36 @@ fn what_is_mounted_is_not_entered() {
     }
 }
 
+/// Programs below this root may be scripts.
+fn shell(machine: &Machine) {
+    machine.bring("dash");
+    symlink("dash", machine.outside("/usr/bin/sh")).unwrap();
+    symlink("usr/bin", machine.outside("/bin")).unwrap();
+}
+
+/// A program that notes what it was asked, and then does `rest`.
+fn tool(machine: &Machine, name: &str, rest: &str) {
+    let path = machine.outside(&format!("/usr/bin/{name}"));
+    fs::write(&path, format!("#!/bin/sh\necho \"{name} $*\" >>/asked\n{rest}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Something lets a key in again while the machine is being sealed.
+#[test]
+fn what_comes_again_is_an_error_and_nothing_looks_sealed() {
+    let machine = used().dir("/run/systemd/system").file("/dev/null", "");
+    shell(&machine);
+    tool(&machine, "systemctl", "echo 'ssh-rsa AAAA again' >/root/.ssh/authorized_keys");
+    tool(&machine, "journalctl", "");
+    let ran = seal(&machine, &[]);
+    assert!(ran.code == 1 && ran.stderr.contains("[verify-failed]"), "{ran:#?}");
+    assert!(
+        ran.stderr.contains("keys that log in came again: /root/.ssh/authorized_keys (keys: 1)"),
+        "{ran:#?}"
+    );
+    assert_eq!(machine.read("/etc/machine-id").trim(), used::ID);
+}
+
 #[test]
 fn the_next_instance_gets_keys_and_a_name_of_its_own() {
     let machine = used()
@@ -297,19 +327,11 @@ fn the_next_instance_gets_keys_and_a_name_of_its_own() {
         .file("/dev/null", "")
         .dir("/run/systemd/system")
         .dir("/usr/bin");
-    for program in ["ssh-keygen", "dash"] {
-        machine.bring(program);
-    }
-    symlink("dash", machine.outside("/usr/bin/sh")).unwrap();
-    symlink("usr/bin", machine.outside("/bin")).unwrap();
+    machine.bring("ssh-keygen");
+    shell(&machine);
     // systemd's part: told once, before what it would write is taken away.
-    for (name, rest) in
-        [("systemctl", "test -s /var/lib/systemd/random-seed"), ("journalctl", "test -d /var/log/journal")]
-    {
-        let path = machine.outside(&format!("/usr/bin/{name}"));
-        fs::write(&path, format!("#!/bin/sh\necho \"{name} $*\" >>/asked\n{rest}\n")).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    tool(&machine, "systemctl", "test -s /var/lib/systemd/random-seed");
+    tool(&machine, "journalctl", "test -d /var/log/journal");
     for _ in 0..2 {
         let ran = sealed(&machine, &["--shell-history"]);
         assert!(

@@ -316,8 +316,10 @@ mod tests {
         let (dir, directory) = scratch();
         let files = Files::new(dir.path().into());
         symlink("d", dir.path().join("to-d")).unwrap();
+        symlink("sub", dir.path().join("d/to-sub")).unwrap();
         for refused in [
             directory.enter("link".as_ref()).map(drop),
+            directory.enter("to-sub".as_ref()).map(drop),
             directory.empty("link".as_ref()),
             Directory::open(&files, "/to-d", &Rc::default()).map(drop),
         ] {
