@@ -414,6 +414,52 @@ mod kills {
     use super::used::used_in;
     use super::*;
 
+    /// Every effect that sealing this machine has, with ROOT for its root.
+    fn points(machine: &Machine) -> Vec<String> {
+        let list = tempfile::NamedTempFile::new().unwrap();
+        let mut command = binary();
+        command.args(["seal", "--shell-history", "--root"]).arg(machine.root());
+        command.env("GPU_BOOTSTRAP_FAULT_LIST", list.path());
+        assert_eq!(ran(&mut command).code, 0);
+        let listed = fs::read_to_string(list.path()).unwrap();
+        listed.replace(&machine.root().display().to_string(), "ROOT").lines().map(str::to_owned).collect()
+    }
+
+    /// Sealing, with a fault at one of them.
+    fn with(machine: &Machine, fault: &str, point: &str) -> Command {
+        let point = point.replace("ROOT", &machine.root().display().to_string());
+        let mut command = binary();
+        command.args(["seal", "--shell-history", "--root"]).arg(machine.root());
+        command.env("GPU_BOOTSTRAP_FAULT", format!("{fault}\t{point}"));
+        command
+    }
+
+    /// A disk that fails: what lets somebody in is an error, what does not is said, and stops nothing else.
+    #[test]
+    fn what_cannot_be_removed_is_an_error_or_is_said() {
+        let points = points(&used());
+        let removal = |path: &str| {
+            let found =
+                points.iter().find(|p| p.starts_with("Remove\t") && p.ends_with(&format!("\t{path}")));
+            found.unwrap_or_else(|| panic!("{path}: {points:#?}"))
+        };
+        for path in ["/root/.ssh/authorized_keys", "/etc/ssh/ssh_host_rsa_key", "/etc/apt/auth.conf"] {
+            let machine = used();
+            let ran = ran(&mut with(&machine, "EIO", removal(path)));
+            assert!(
+                ran.code == 1 && ran.stderr.contains(&format!("cannot remove {path} [io]")),
+                "{path}: {ran:#?}"
+            );
+            assert_eq!(machine.read("/etc/machine-id").trim(), used::ID, "{path}");
+            sealed(&machine, &["--shell-history"]);
+        }
+        let machine = used();
+        let ran = ran(&mut with(&machine, "EIO", removal("/tmp/dir/sub/file")));
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        let said = ran.stdout.lines().any(|l| l.starts_with("left     cannot remove /tmp/dir/sub/file: "));
+        assert!(said && !machine.outside("/tmp/file").exists(), "{ran:#?}");
+    }
+
     /// Killed at every effect on the machine: it looks sealed only when it is, its next boot would let its key pair in
     /// whenever a key is gone, and a second call ends where an undisturbed one does.
     #[test]
@@ -424,24 +470,12 @@ mod kills {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("tmpfs"), memory.path(), Some("tmpfs"), MsFlags::empty(), none).unwrap();
         let wanted = used_in(memory.path());
-        let list = tempfile::NamedTempFile::new().unwrap();
-        let mut command = binary();
-        command.args(["seal", "--shell-history", "--root"]).arg(wanted.root());
-        command.env("GPU_BOOTSTRAP_FAULT_LIST", list.path());
-        assert_eq!(ran(&mut command).code, 0);
-        let inside =
-            |text: &str, machine: &Machine| text.replace("ROOT", &machine.root().display().to_string());
-        let points =
-            fs::read_to_string(list.path()).unwrap().replace(&wanted.root().display().to_string(), "ROOT");
-        let points: Vec<_> = points.lines().collect();
+        let points = points(&wanted);
         assert!(points.len() > 80, "{points:#?}");
         let mut early_enough = 0;
-        for point in points {
+        for point in &points {
             let machine = used_in(memory.path());
-            let mut command = binary();
-            command.args(["seal", "--shell-history", "--root"]).arg(machine.root());
-            command.env("GPU_BOOTSTRAP_FAULT", format!("kill\t{}", inside(point, &machine)));
-            let status = command.output().unwrap().status;
+            let status = with(&machine, "kill", point).output().unwrap().status;
             assert_eq!(status.signal(), Some(9), "{point}");
             let looks_sealed = machine.read("/etc/machine-id").is_empty();
             let left = traces(&machine);
