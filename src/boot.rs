@@ -314,7 +314,7 @@ fn begin(
         instance_id: identity.instance_id().into(),
         instance_type: identity.instance_type().map(Into::into),
         boot_id: identity.boot_id.value.clone(),
-        choices: stack.reasons.clone(),
+        choices: choices(&host.files, stack, identity.instance_id())?,
     });
     if let Some(why @ (NotOurs::NearlyOurs | NotOurs::BadGzip)) = &prepared.user_data {
         reports.emit(EventKind::Notice { text: format!("configuration in user-data was not used: {why}") });
@@ -351,6 +351,18 @@ fn begin(
         reports.emit(EventKind::Notice { text: difference(&receipt, plan) });
     }
     Ok(receipt)
+}
+
+/// Why the plan is as it is; on an image's new instance, also how what was installed before is known.
+pub fn choices(files: &Files, stack: &Stack, instance_id: &str) -> Result<Vec<String>> {
+    let mut choices = stack.reasons.clone();
+    if receipt::is_of_an_image(files, instance_id)? {
+        choices.push(format!(
+            "{instance_id} is new on this image: what an earlier run installed is proved by dpkg's database and the files' \
+             sizes, and only what is missing is done."
+        ));
+    }
+    Ok(choices)
 }
 
 /// Which steps are not the ones of the last run.

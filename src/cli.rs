@@ -67,6 +67,8 @@ enum Command {
     /// Work with EC2 user-data.
     #[command(subcommand)]
     UserData(UserDataCommand),
+    /// Take away what is this instance's, before an image is captured of the machine.
+    Seal(SealArgs),
     /// Run on a throw-away copy of this machine, with a simulated GPU, metadata service and repository.
     Rehearse(rehearse::Options),
     #[command(hide = true)]
@@ -162,6 +164,25 @@ struct PlanArgs {
     inputs: InputArgs,
 
     /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct SealArgs {
+    /// The machine's root, or a directory treated as if chrooted into it.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    /// Say what would go, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Remove the history of users' shells, too.
+    #[arg(long)]
+    shell_history: bool,
+
+    /// Print a JSON document.
     #[arg(long)]
     json: bool,
 }
@@ -369,6 +390,16 @@ fn dispatch(cli: Cli) -> Result<u8> {
             let options = instance::Options { inputs, rsa: args.rsa };
             runtime()?.block_on(instance::early(&options))
         }
+        Command::Seal(args) => {
+            log::start(0);
+            let options = instance::seal::Options {
+                root: args.root,
+                dry_run: args.dry_run,
+                json: args.json,
+                shell_history: args.shell_history,
+            };
+            runtime()?.block_on(instance::seal::seal(&options))
+        }
         Command::Deliver => runtime()?.block_on(deliver::main()).map(|()| exit::CONVERGED),
     }
 }
@@ -383,6 +414,7 @@ impl Command {
             Self::Detect(args) => Some(&args.inputs.root),
             Self::Early(args) => Some(&args.inputs.root),
             Self::Status(args) => Some(&args.root),
+            Self::Seal(args) => Some(&args.root),
             _ => None,
         }
     }
@@ -453,7 +485,8 @@ fn show_plan(args: &InputArgs, json: bool) -> Result<u8> {
         };
         let custom = plan::custom::read(&host.files)?;
         let plan = plan::build(&prepared.facts, &prepared.config, stack, &custom)?;
-        let shown = plan::show::look(&plan, &stack.reasons, &prepared.layers, &host).await;
+        let choices = boot::choices(&host.files, stack, prepared.facts.identity.instance_id())?;
+        let shown = plan::show::look(&plan, &choices, &prepared.layers, &host).await;
         streams::out(&if json { to_json(&shown)? } else { shown.text() })?;
         Ok(exit::CONVERGED)
     })

@@ -152,6 +152,9 @@ codes! {
     GpuUnhealthy "gpu-unhealthy" UNHEALTHY "A GPU reports a fault.";
     LibraryBroken "library-broken" UNHEALTHY "A CUDA library does not load, or is another version than its package or the plan.";
     ProbeNotStarted "probe-not-started" UNHEALTHY "The GPU probe, a program of ours, cannot be executed on this machine.";
+    // seal
+    NetworkNamesMac "network-names-mac" FAILED "A network file names a MAC address, so that an instance of the image would have no network.";
+    PackagesInFlight "packages-in-flight" FAILED "Packages are half installed, and would be so in an image.";
     // rehearsal
     RehearsalUnavailable "rehearsal-unavailable" UNSUPPORTED "This machine lacks something that the rehearsal needs.";
     RehearsalFailed "rehearsal-failed" FAILED "The rehearsal itself (not the run inside it) failed.";
@@ -254,6 +257,10 @@ impl Code {
             Self::ProbeNotStarted => {
                 "allow programs of ours to be executed (noexec, SELinux, fapolicyd), then run again"
             }
+            Self::NetworkNamesMac => {
+                "match the driver instead (netplan: match: {driver: ena}; networkd: Driver=ena), or remove the file, then seal"
+            }
+            Self::PackagesInFlight => "`gpu-bootstrap run` repairs them; then seal",
             Self::RehearsalUnavailable | Self::RehearsalFailed => {
                 "run it as root on a machine with user namespaces and apt; -v shows more"
             }

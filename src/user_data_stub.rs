@@ -24,7 +24,7 @@ const PACKAGED_AGENT: &str = "/usr/bin/gpu-bootstrap";
 const AGENT: &str = "/usr/local/bin/gpu-bootstrap";
 const UNIT_FILE: &str = "/etc/systemd/system/gpu-bootstrap.service";
 /// Late in the order of names, so that it wins over files that an image brings.
-const CONFIG_FILE: &str = "/etc/gpu-bootstrap/90-user-data.toml";
+pub(crate) const CONFIG_FILE: &str = "/etc/gpu-bootstrap/90-user-data.toml";
 
 /// `user-data render`: where the agent is, for one architecture or two, and what configuration it gets.
 #[derive(Clone, Debug, Default, clap::Args)]

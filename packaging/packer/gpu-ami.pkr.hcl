@@ -106,17 +106,13 @@ build {
     inline       = ["sudo gpu-bootstrap run --no-reboot"]
   }
 
-  # What belongs to this instance and not to the image. `gpu-bootstrap seal` will do this and more; it is not there yet.
-  # cloud-init makes new host keys and a new machine-id on the next instance. choice.json stays: it is the image's.
+  # The last thing of all: nobody can log in any more. It refuses an image whose instances would have no network, and says what
+  # it leaves. cloud-init makes host keys and lets the key pair in on the next instance; without cloud-init,
+  # gpu-bootstrap-early.service does.
   provisioner "shell" {
     inline = [
-      "cd /var/lib/gpu-bootstrap && sudo rm -rf receipt.json result.json last-installation.json cache spool",
-      "sudo rm -f /etc/gpu-bootstrap/50-baking.toml /etc/gpu-bootstrap/disabled /tmp/gpu-bootstrap.deb /tmp/image.toml",
-      "sudo apt-get clean",
-      "sudo cloud-init clean --logs",
-      "sudo truncate -s 0 /etc/machine-id",
-      "sudo rm -f /etc/ssh/ssh_host_* /root/.ssh/authorized_keys ~/.ssh/authorized_keys ~/.bash_history",
-      "sudo sync",
+      "sudo rm -f /etc/gpu-bootstrap/50-baking.toml /etc/gpu-bootstrap/disabled",
+      "sudo gpu-bootstrap seal --shell-history",
     ]
   }
 }

@@ -65,9 +65,13 @@ impl Converge for AptComponents {
         let archives = archives(host, &entries, &codename, None)?;
         let Some(main) = archives.iter().filter(|a| a.suite == codename).find(|a| a.is_distributions_own())
         else {
-            return Ok(Check::needed(format!(
-                "apt has no index of the distribution's archive for {codename}"
-            )));
+            let why = format!("apt has no index of the distribution's archive for {codename}");
+            let is_enabled = |component: &String| {
+                let may_be_its = archives.iter().filter(|a| a.suite == codename && a.release.is_none());
+                may_be_its.clone().any(|a| a.enabled.contains(component.as_str()))
+            };
+            let all = self.components.iter().all(is_enabled);
+            return Ok(if all { Check::deferred(why) } else { Check::needed(why) });
         };
         for component in &self.components {
             let enabled = archives
@@ -78,7 +82,7 @@ impl Converge for AptComponents {
                 return Ok(Check::needed(format!("{component} of {} {codename} is not enabled", main.uri)));
             };
             if !has_index(host, archive, component)? {
-                return Ok(Check::needed(format!(
+                return Ok(Check::deferred(format!(
                     "apt has no index of {component} of {} {codename}",
                     archive.uri
                 )));
@@ -309,7 +313,7 @@ mod tests {
         let (_dir, host, action) =
             scratch("deb http://deb.example.org/debian bookworm main contrib non-free\n");
         let lists = "/var/lib/apt/lists/deb.example.org_debian_dists_bookworm";
-        for (component, state) in [("contrib", "needed"), ("non-free", "satisfied")] {
+        for (component, state) in [("contrib", "deferred"), ("non-free", "satisfied")] {
             let path = format!("{lists}_{component}_binary-amd64_Packages.lz4");
             host.files.write(path, b"x", 0o644).unwrap();
             let check = action.check(&host).await.unwrap();

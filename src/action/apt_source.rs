@@ -44,10 +44,13 @@ impl Converge for AptSource {
             Some(_) => {}
         }
         if !has_packages(host, &list_name(&self.url_with_slash()))? {
-            return Ok(Check::needed(format!("apt has no index of {}", self.url)));
+            return Ok(Check::deferred(format!(
+                "{} is right, and apt has no index of {}",
+                self.path, self.url
+            )));
         }
         let Some(release) = self.apts_release(host)? else {
-            return Ok(Check::needed(format!("apt has no Release file of {}", self.url)));
+            return Ok(Check::deferred(format!("apt has no Release file of {}", self.url)));
         };
         match self.judge(host, &release) {
             Ok(()) => {
@@ -247,7 +250,7 @@ mod tests {
         put(crate::host::paths::LISTS_UNSYNCED, b"one");
         assert!(source.check(&host).await.is_err());
         put("/proc/sys/kernel/random/boot_id", b"two\n");
-        assert_eq!(source.check(&host).await.unwrap().state(), "needed");
+        assert_eq!(source.check(&host).await.unwrap().state(), "deferred");
     }
 
     #[test]

@@ -42,6 +42,12 @@ pub enum Check {
         /// What differs.
         why: String,
     },
+    /// All is as wanted but for what the next installation of packages would take. Where none is to come, nothing is to
+    /// be done: [`crate::plan::Plan::check`] tells, and passes on one of the others.
+    Deferred {
+        /// What is missing.
+        why: String,
+    },
     /// It could not be told.
     Unknown {
         /// What stood in the way.
@@ -77,11 +83,17 @@ impl Check {
         Self::Unknown { why: why.into() }
     }
 
-    /// `satisfied`, `needed` or `unknown`.
+    /// Missing for installations only, with what.
+    pub fn deferred(why: impl Into<String>) -> Self {
+        Self::Deferred { why: why.into() }
+    }
+
+    /// `satisfied`, `needed`, `deferred` or `unknown`.
     pub fn state(&self) -> &'static str {
         match self {
             Self::Satisfied { .. } => "satisfied",
             Self::Needed { .. } => "needed",
+            Self::Deferred { .. } => "deferred",
             Self::Unknown { .. } => "unknown",
         }
     }
@@ -89,9 +101,10 @@ impl Check {
     /// Evidence or reason.
     pub fn why(&self) -> &str {
         match self {
-            Self::Satisfied { evidence: text } | Self::Needed { why: text } | Self::Unknown { why: text } => {
-                text
-            }
+            Self::Satisfied { evidence: text }
+            | Self::Needed { why: text }
+            | Self::Deferred { why: text }
+            | Self::Unknown { why: text } => text,
         }
     }
 }
@@ -187,4 +200,11 @@ actions! {
     Service(service::Service),
     /// A GPU that works.
     DeviceQuery(device_query::DeviceQuery),
+}
+
+impl Action {
+    /// Whether applying it installs packages, for which apt's own indexes must be there.
+    pub fn installs(&self) -> bool {
+        matches!(self, Self::AptPackage(_) | Self::Deb(_) | Self::KernelPackages(_))
+    }
 }

@@ -35,7 +35,7 @@ pub async fn converge(plan: &Plan, host: &Host, receipt: &mut Receipt, reports: 
         let later = plan.steps.get(number + 1..).unwrap_or_default();
         reports.emit(EventKind::StepStarted { step: step.id.clone() });
         let began = Instant::now();
-        let ended = match run_step(step, later, host, receipt, reports).await {
+        let ended = match run_step(plan, step, later, host, receipt, reports).await {
             Ok(StepOutcome::Done { changed, evidence }) => note_done(step, changed, &evidence, host, receipt)
                 .map(|()| StepOutcome::Done { changed, evidence }),
             other => other,
@@ -116,6 +116,7 @@ enum StepOutcome {
 }
 
 async fn run_step(
+    plan: &Plan,
     step: &Step,
     later: &[Step],
     host: &Host,
@@ -125,7 +126,7 @@ async fn run_step(
     let mut changed = false;
     let mut evidence = Vec::new();
     for (number, action) in step.actions.iter().enumerate() {
-        let before = look(step, action, host, reports).await?;
+        let before = look(plan, step, action, host, reports).await?;
         if let Check::Satisfied { evidence: seen } = before {
             evidence.push(seen);
             continue;
@@ -141,9 +142,9 @@ async fn run_step(
         if let Applied::RebootNeeded { why } = action.apply(host).await? {
             return Ok(StepOutcome::RebootNeeded { why });
         }
-        match look(step, action, host, reports).await? {
+        match look(plan, step, action, host, reports).await? {
             Check::Satisfied { evidence: seen } => evidence.push(seen),
-            Check::Needed { why } | Check::Unknown { why } => {
+            Check::Needed { why } | Check::Deferred { why } | Check::Unknown { why } => {
                 return Err(Error::new(
                     Code::VerifyFailed,
                     format!("{} was applied, but it is still not as wanted: {why}", action.describe()),
@@ -158,8 +159,8 @@ async fn run_step(
 }
 
 /// Checks an action, says what was found, and turns "could not tell" into the step's failure.
-async fn look(step: &Step, action: &Action, host: &Host, reports: &Reports) -> Result<Check> {
-    let check = action.check(host).await?;
+async fn look(plan: &Plan, step: &Step, action: &Action, host: &Host, reports: &Reports) -> Result<Check> {
+    let check = plan.check(action, host).await?;
     reports.emit(EventKind::ActionChecked {
         step: step.id.clone(),
         action: action.describe(),

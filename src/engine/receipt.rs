@@ -75,6 +75,13 @@ pub fn load(files: &Files, instance_id: &str) -> Result<Found> {
     Ok(Found::SetAside(format!("{} {why}; it is kept as {}", paths::RECEIPT, kept.display())))
 }
 
+/// Whether this instance has no receipt here, while what an image keeps says that an earlier run was on this disk: then
+/// the machine was started from an image. Moves nothing.
+pub fn is_of_an_image(files: &Files, instance_id: &str) -> Result<bool> {
+    let own = files.read(paths::RECEIPT)?.and_then(|bytes| serde_json::from_slice::<Receipt>(&bytes).ok());
+    Ok(own.is_none_or(|receipt| receipt.instance_id != instance_id) && files.exists(paths::CHOICE)?)
+}
+
 impl Receipt {
     /// An empty receipt for this instance.
     pub fn new(instance_id: &str) -> Self {

@@ -219,6 +219,19 @@ impl Files {
             .map_err(|e| Error::io("open the directory", path, e))
     }
 
+    /// The same, or `None` where there is no directory.
+    pub(crate) fn find_dir(&self, path: impl AsRef<Path>) -> Result<Option<File>> {
+        let path = path.as_ref();
+        let mut options = File::options();
+        let opened =
+            options.read(true).custom_flags(nix::libc::O_DIRECTORY).open(self.outside_followed(path)?);
+        match opened {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if is_missing(&e) => Ok(None),
+            Err(e) => Err(Error::io("open the directory", path, e)),
+        }
+    }
+
     /// Makes a directory and its parents; an existing one keeps its mode.
     pub fn make_dir(&self, path: impl AsRef<Path>, mode: u32) -> Result<()> {
         let path = path.as_ref();

@@ -4,6 +4,7 @@
 pub mod apt;
 pub mod beside;
 pub mod clock;
+pub(crate) mod directory;
 pub mod dpkg;
 pub mod exec;
 pub(crate) mod fault;
@@ -14,6 +15,7 @@ mod look;
 pub mod notify;
 pub(crate) mod proxy;
 pub mod retry;
+mod sync;
 mod trusted;
 
 use std::any::Any;

@@ -3,9 +3,6 @@
 //! the receipt or the instance id says; an image can be captured in the middle of an installation.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +10,6 @@ use crate::error::{Code, Error, Result};
 use crate::host::apt::lists;
 use crate::host::apt::simulate::{Install, Plan};
 use crate::host::dpkg::Control;
-use crate::host::fault::{self, Kind};
 use crate::host::{Host, paths};
 
 const VERSION: u32 = 1;
@@ -79,36 +75,14 @@ impl InFlight {
 
     /// Takes the list away once everything that the packages wrote is on disk.
     pub(super) async fn clear(host: &Host) -> Result<()> {
-        let directories = WRITTEN.iter().map(|d| host.files.outside(d)).collect::<Result<Vec<_>>>()?;
-        tokio::task::spawn_blocking(move || sync_file_systems(&directories))
-            .await
-            .map_err(|e| Error::new(Code::Io, "cannot sync the file systems").because(e))??;
+        host.sync(&WRITTEN).await?;
         lists::synced(host)?;
         host.files.remove(paths::IN_FLIGHT)
     }
 }
 
-/// Where packages write: each of these may be a file system of its own. A global sync would wait for others'
-/// network file systems, too.
+/// Where packages write: each of these may be a file system of its own.
 const WRITTEN: [&str; 8] = ["/", "/boot", "/etc", "/opt", "/usr", "/usr/local", "/var", "/var/lib"];
-
-/// syncfs, once per file system. It can take a while on slow disks.
-fn sync_file_systems(directories: &[PathBuf]) -> Result<()> {
-    let mut synced = HashSet::new();
-    for dir in directories {
-        let file = match File::open(dir) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(Error::io("open", dir, e)),
-        };
-        if synced.insert(file.metadata().map_err(|e| Error::io("stat", dir, e))?.dev()) {
-            fault::point(Kind::Sync, dir)
-                .and_then(|()| Ok(nix::unistd::syncfs(&file)?))
-                .map_err(|e| Error::io("sync the file system of", dir, e))?;
-        }
-    }
-    Ok(())
-}
 
 impl Host {
     /// Packages (`name:arch`) that a killed run was about to bring to this machine: whatever dpkg says of them

@@ -49,6 +49,24 @@ pub(super) fn superuser(files: &Files) -> Result<Option<Account>> {
     Ok(text.lines().filter_map(parse).find(|a| a.uid == 0 && a.name == "root"))
 }
 
+/// Every directory that may be somebody's home: of whoever is in the file, whatever the name, and what lies where homes
+/// usually lie.
+pub(super) fn homes(files: &Files) -> Result<Vec<String>> {
+    const USUAL_PLACE: &str = "/home";
+    let text = files.read_text(PASSWD)?.unwrap_or_default();
+    let mut homes: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.split(':').nth(5))
+        .map(|home| if home == "/" { home } else { home.trim_end_matches('/') })
+        .filter(|home| home.starts_with('/'))
+        .map(str::to_owned)
+        .chain(files.list(USUAL_PLACE)?.iter().map(|name| format!("{USUAL_PLACE}/{name}")))
+        .collect();
+    homes.sort();
+    homes.dedup();
+    Ok(homes)
+}
+
 /// A line of the file; `None` for what is no user whom keys can be given.
 fn parse(line: &str) -> Option<Account> {
     let fields: Vec<_> = line.split(':').collect();
@@ -86,6 +104,16 @@ mod tests {
         assert_eq!(superuser(&files).unwrap().unwrap().home, "/root");
         let error = login(&files, "nobody-here").unwrap_err();
         assert!(error.message().contains("no user nobody-here"), "{error}");
+    }
+
+    #[test]
+    fn every_home_is_known_once() {
+        let (_dir, files) = files(
+            "root:x:0:0::/root:/bin/sh\nJohn.Doe:x:1001:1::/home/john/:/bin/sh\ndaemon:x:1:1::/:/\nx:x:1:1::home:/\n\n",
+        );
+        files.make_dir("/home/john", 0o755).unwrap();
+        files.make_dir("/home/gone", 0o755).unwrap();
+        assert_eq!(homes(&files).unwrap(), ["/", "/home/gone", "/home/john", "/root"]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::host::files::Files;
 const DIRECTORY: &str = ".ssh";
 const KEYS: &str = "authorized_keys";
 /// What is written before it gets its name. There is one writer, so that one name does.
-const TEMPORARY: &str = ".gpu-bootstrap-keys";
+pub(super) const TEMPORARY: &str = ".gpu-bootstrap-keys";
 /// Longest file that is read: some ten thousand keys.
 const MAX_BYTES: u64 = 4 << 20;
 

@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::host::exec::Call;
 use crate::host::files::Files;
 
-const DIRECTORY: &str = "/etc/ssh";
+pub(super) const DIRECTORY: &str = "/etc/ssh";
 /// Where keys are made: in memory, so that an unfinished private key is never on a disk.
 const WORKSHOP: &str = "/run/gpu-bootstrap/host-keys";
 /// Kinds that sshd starts with.
@@ -117,7 +117,7 @@ fn public(kind: &str) -> String {
 }
 
 /// Private keys, public keys and certificates for them.
-fn is_host_key(name: &str) -> bool {
+pub(super) fn is_host_key(name: &str) -> bool {
     name.strip_prefix("ssh_host_").is_some_and(|rest| {
         rest.ends_with("_key") || rest.ends_with("_key.pub") || rest.ends_with("_key-cert.pub")
     })

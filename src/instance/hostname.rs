@@ -7,8 +7,10 @@ use crate::host::files::Files;
 use crate::imds;
 
 const ITEM: &str = "meta-data/local-hostname";
-const HOSTNAME: &str = "/etc/hostname";
-const HOSTS: &str = "/etc/hosts";
+pub(super) const HOSTNAME: &str = "/etc/hostname";
+pub(super) const HOSTS: &str = "/etc/hosts";
+/// The name of a machine that has none, to systemd and to DHCP clients.
+pub(super) const NEUTRAL: &str = "localhost";
 /// The end of a line of ours in `/etc/hosts`.
 const MARK: &str = "# gpu-bootstrap";
 
@@ -71,18 +73,34 @@ pub(super) fn apply(files: &Files, name: &Name) -> Result<Told> {
     Ok(Told { changed, text: format!("this machine is called {short}") })
 }
 
+/// What of both files names an instance, as it is in an image.
+pub(super) fn of_an_image(files: &Files) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let neutral = Name { short: NEUTRAL.into(), full: NEUTRAL.into() };
+    let mut wanted = Vec::new();
+    if files.read_text(HOSTNAME)?.is_some_and(|text| text.trim() != NEUTRAL) {
+        wanted.push((HOSTNAME, format!("{NEUTRAL}\n").into_bytes()));
+    }
+    if let Some(before) = files.read(HOSTS)? {
+        let hosts = hosts(&before, &neutral);
+        if hosts != before {
+            wanted.push((HOSTS, hosts));
+        }
+    }
+    Ok(wanted)
+}
+
+/// Whether a line of `/etc/hosts` is ours.
+pub(super) fn is_ours(line: &[u8]) -> bool {
+    line.trim_ascii_end().ends_with(MARK.as_bytes())
+}
+
 /// `/etc/hosts` with the name in lines of ours; everything else as it is.
 fn hosts(before: &[u8], name: &Name) -> Vec<u8> {
     let names =
         if name.full == name.short { name.short.clone() } else { format!("{} {}", name.full, name.short) };
     let ours = format!("127.0.1.1 {names} {MARK}\n");
     let lines = before.split_inclusive(|b| *b == b'\n');
-    lines
-        .flat_map(
-            |line| if line.trim_ascii_end().ends_with(MARK.as_bytes()) { ours.as_bytes() } else { line },
-        )
-        .copied()
-        .collect()
+    lines.flat_map(|line| if is_ours(line) { ours.as_bytes() } else { line }).copied().collect()
 }
 
 #[cfg(any(test, fuzzing))]

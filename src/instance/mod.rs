@@ -13,6 +13,7 @@ mod host_keys;
 mod hostname;
 pub mod public_key;
 mod report;
+pub mod seal;
 mod state;
 
 use std::fs::File;

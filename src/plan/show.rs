@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::Plan;
-use crate::action::Check;
+use super::step::Scope;
 use crate::host::Host;
 
 /// A plan and what the machine says to it.
@@ -28,6 +28,8 @@ pub struct ShownStep {
     pub id: String,
     /// For people.
     pub title: String,
+    /// How often it belongs to run.
+    pub scope: Scope,
     /// The administrator's file that it stands in; absent for a built-in step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
@@ -54,10 +56,8 @@ pub async fn look(plan: &Plan, choices: &[String], config: &[String], host: &Hos
     for step in &plan.steps {
         let mut actions = Vec::new();
         for action in &step.actions {
-            let (state, why) = match action.check(host).await {
-                Ok(check @ (Check::Satisfied { .. } | Check::Needed { .. } | Check::Unknown { .. })) => {
-                    (check.state(), check.why().to_owned())
-                }
+            let (state, why) = match plan.check(action, host).await {
+                Ok(check) => (check.state(), check.why().to_owned()),
                 Err(e) => ("error", format!("{} [{}]", e.message(), e.code())),
             };
             actions.push(ShownAction { action: action.describe(), state: state.into(), why });
@@ -65,6 +65,7 @@ pub async fn look(plan: &Plan, choices: &[String], config: &[String], host: &Hos
         steps.push(ShownStep {
             id: step.id.clone(),
             title: step.title.clone(),
+            scope: step.scope,
             origin: step.origin.clone(),
             digest: step.digest.clone(),
             actions,
@@ -85,7 +86,7 @@ impl Shown {
         }
         for step in &self.steps {
             let origin = step.origin.as_ref().map(|path| format!(", {path}")).unwrap_or_default();
-            let _ = writeln!(out, "{} ({}{origin})", step.title, step.id);
+            let _ = writeln!(out, "{} ({}, {}{origin})", step.title, step.id, step.scope.name());
             for action in &step.actions {
                 let _ = writeln!(out, "  {:<9}  {}: {}", action.state, action.action, action.why);
             }

@@ -27,6 +27,17 @@ pub enum Scope {
     Boot,
 }
 
+impl Scope {
+    /// As in step files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Instance => "instance",
+            Self::Boot => "boot",
+        }
+    }
+}
+
 /// The field whose words may hold `${output}`.
 const COMMAND: &str = "command";
 

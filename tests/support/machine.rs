@@ -25,7 +25,12 @@ pub(crate) struct Ran {
 impl Machine {
     /// Debian 12 on amd64, without any GPU.
     pub(crate) fn debian12() -> Self {
-        let machine = Self { root: tempfile::tempdir().unwrap() };
+        Self::debian12_in(&std::env::temp_dir())
+    }
+
+    /// The same, below this directory.
+    pub(crate) fn debian12_in(dir: &Path) -> Self {
+        let machine = Self { root: tempfile::tempdir_in(dir).unwrap() };
         machine
             .file("/etc/os-release", "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n")
             .file("/var/lib/dpkg/arch", "amd64\n")
@@ -61,6 +66,26 @@ impl Machine {
     pub(crate) fn dir(self, path: &str) -> Self {
         fs::create_dir_all(self.outside(path)).unwrap();
         self
+    }
+
+    /// Copies a program of this machine, with the libraries that it names.
+    pub(crate) fn bring(&self, program: &str) {
+        let path = ["/usr/bin", "/bin"].map(|dir| format!("{dir}/{program}"));
+        let path = path
+            .iter()
+            .find(|path| Path::new(path).exists())
+            .unwrap_or_else(|| panic!("{program} is needed"));
+        let libraries = Command::new("ldd").arg(path).output().unwrap();
+        let libraries = String::from_utf8(libraries.stdout).unwrap();
+        let to = |path: &str| {
+            let to = self.outside(path);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            to
+        };
+        fs::copy(path, to(&format!("/usr/bin/{program}"))).unwrap();
+        for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+            fs::copy(library, to(library)).unwrap();
+        }
     }
 
     /// Where a path of the machine lies on the host.

@@ -48,7 +48,7 @@ impl fmt::Display for Held {
 }
 
 /// Waits until no lock is held, until `deadline`. Shows the holder while it waits.
-pub(super) async fn wait(host: &Host, deadline: Instant) -> Result<()> {
+pub(crate) async fn wait(host: &Host, deadline: Instant) -> Result<()> {
     let started = Instant::now();
     let mut shown = None;
     while let Some(held) = first_held(host)? {

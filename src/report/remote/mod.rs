@@ -27,11 +27,31 @@ use super::Listener;
 use super::event::{Event, EventKind};
 use crate::aws::Environment;
 use crate::config::schema::{Enabled, ReportConfig};
+use crate::error::{Code, Error, Result};
 use crate::facts::identity::Identity;
-use crate::host::fault;
+use crate::host::files::Files;
+use crate::host::{fault, paths};
 
 /// What a run's end waits for reports that are on their way.
 const WAIT: Duration = Duration::from_secs(1);
+
+/// What runs left undelivered, while nobody delivers it.
+pub(crate) struct Undelivered {
+    /// How many files.
+    pub(crate) count: usize,
+    _spool: spool::Spool,
+}
+
+/// Lets whoever is delivering come to an end. What is left then is nobody's, until this is dropped.
+pub(crate) async fn undelivered(files: &Files) -> Result<Undelivered> {
+    let spool = spool::Spool::new(files.clone(), Timestamp::now());
+    if spool.count() > 0 && !spool.claim().await {
+        let message = format!("reports of an earlier run are being delivered: {} is held", paths::SPOOL_LOCK);
+        return Err(Error::new(Code::Locked, message)
+            .with_hint("`gpu-bootstrap status` says how that stands; it ends within an hour"));
+    }
+    Ok(Undelivered { count: spool.count(), _spool: spool })
+}
 
 /// What the deliverer has to know of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -81,6 +81,11 @@ impl Spool {
         all
     }
 
+    /// How many files of earlier runs there are.
+    pub(super) fn count(&self) -> usize {
+        self.files_of_others().len()
+    }
+
     /// Removes what nobody would take any more, of channels that are no longer configured, too.
     pub(super) fn sweep(&self) {
         let oldest = i128::from(Timestamp::now().as_microsecond()) - KEPT.as_micros();

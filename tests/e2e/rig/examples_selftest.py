@@ -126,6 +126,7 @@ def packer(files, program):
     made = re.findall(r"(/etc/gpu-bootstrap/\S+)", text[:text.index("gpu-bootstrap run")])
     gone = [line for line in lines if line.startswith("sudo rm -f /etc")]
     wrong += [f"{PACKER}: {path} stays in the image" for path in set(made) if not any(path in line for line in gone)]
+    wrong += [] if lines[-1].startswith("sudo gpu-bootstrap seal") else [f"{PACKER}: something comes after seal"]
     codes = [about["valid_exit_codes"] for _, about in labels(build["provisioner"]) if "valid_exit_codes" in about]
     wrong += [] if codes == [[0, 10]] else [f"{PACKER}: exit codes {codes}"]
     found, said = asked(program, "config", "check", text=files[IMAGE])
@@ -207,6 +208,7 @@ PLANTED = [
     ("a source", PACKER, '["source.amazon-ebs.gpu"]', '["source.amazon-ebs.image"]', packer),
     ("a run that reboots", PACKER, "sudo gpu-bootstrap run --no-reboot || ", "sudo gpu-bootstrap run || ", packer),
     ("what stays in the image", PACKER, "50-baking.toml /etc/gpu-bootstrap/disabled", "50-baking.toml", packer),
+    ("a command after seal", PACKER, '--shell-history",', '--shell-history", "sudo ssh-keygen -A",', packer),
     ("exit code 10", PACKER, "[0, 10]", "[0]", packer),
     ("a shell's mistake", PACKER, "if [ $status = 10 ]; then", "if [ $status = 10]; then", packer),
     ("a policy", IMAGE, '"install"', '"instal"', packer),
