@@ -96,6 +96,9 @@ codes! {
     ConfigUnknownKey "config-unknown-key" USAGE "A configuration file has a key that does not exist.";
     ConfigType "config-type" USAGE "A configuration value has the wrong type or an impossible value.";
     StepInvalid "step-invalid" USAGE "A step file is not valid.";
+    // user-data
+    UserDataInvalid "user-data-invalid" USAGE "The user-data has something that cannot be acted on; nothing of it was done.";
+    UserDataFailed "user-data-failed" FAILED "Something that the user-data asks for failed.";
     // facts
     MetadataDisabled "metadata-disabled" FAILED "The instance metadata service is switched off for this instance.";
     MetadataUnreachable "metadata-unreachable" FAILED "The instance metadata service did not answer in time.";
@@ -190,6 +193,10 @@ impl Code {
             Self::StepInvalid | Self::CatalogInvalid => {
                 "correct the file that the message names, or leave the override away; the built-in files are tested"
             }
+            Self::UserDataInvalid => {
+                "correct the user-data where the message says; `gpu-bootstrap user-data check` tells before a launch"
+            }
+            Self::UserDataFailed => "see /var/log/gpu-bootstrap/user-data.log",
             Self::MetadataDisabled
             | Self::MetadataUnreachable
             | Self::MetadataInvalid

@@ -28,4 +28,5 @@ pub mod report;
 pub mod status;
 pub mod text;
 pub mod user_data;
+pub mod user_data_run;
 pub mod user_data_stub;

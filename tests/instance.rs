@@ -71,7 +71,7 @@ fn image() -> Machine {
         .dir("/home/admin");
     disk(&machine, 62_914_560);
     for program in ["ssh-keygen", "dash"] {
-        bring(&machine, program);
+        machine.bring(program);
     }
     symlink("dash", machine.outside("/usr/bin/sh")).unwrap();
     symlink("usr/bin", machine.outside("/bin")).unwrap();
@@ -107,24 +107,6 @@ fn disk(machine: &Machine, sectors: u64) {
         if !link.is_symlink() {
             symlink(target, link).unwrap();
         }
-    }
-}
-
-/// Copies a program of this machine, with the libraries that it names.
-fn bring(machine: &Machine, program: &str) {
-    let path = ["/usr/bin", "/bin"].map(|dir| format!("{dir}/{program}"));
-    let path =
-        path.iter().find(|path| Path::new(path).exists()).unwrap_or_else(|| panic!("{program} is needed"));
-    let libraries = Command::new("ldd").arg(path).output().unwrap();
-    let libraries = String::from_utf8(libraries.stdout).unwrap();
-    let to = |path: &str| {
-        let to = machine.outside(path);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        to
-    };
-    fs::copy(path, to(&format!("/usr/bin/{program}"))).unwrap();
-    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-        fs::copy(library, to(library)).unwrap();
     }
 }
 

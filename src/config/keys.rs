@@ -112,6 +112,8 @@ const FLAVOURS: &[&str] = &["auto", "open", "proprietary"];
 const MODULES: &[&str] = &["auto", "prebuilt", "dkms"];
 /// Values of `install.method`.
 const METHODS: &[&str] = &["auto", "originals", "apt"];
+/// Values of `instance.user-data`.
+const USER_DATA: &[&str] = &["run", "ignore"];
 /// Values of `policy.on-no-gpu`.
 const ON_NO_GPU: &[&str] = &["fail", "skip", "install"];
 /// Values of `policy.reboot`.
@@ -250,6 +252,13 @@ pub const KEYS: &[Key] = &[
         example: "\"ubuntu\"",
         meaning: "Who logs in with the key pair. `auto` is `ubuntu`, `admin` or `debian`, whichever the image has, or else \
                   the user with the number 1000. The image must have the user.",
+    },
+    Key {
+        path: "instance.user-data",
+        kind: Kind::Choice(USER_DATA),
+        example: "\"ignore\"",
+        meaning: "What becomes of scripts and `#cloud-config` in user-data, on an image without cloud-init. See \
+                  [user-data](user-data.md).",
     },
     Key {
         path: "policy.on-no-gpu",

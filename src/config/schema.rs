@@ -163,6 +163,19 @@ pub struct InstanceConfig {
     pub grow_root: bool,
     /// `auto`, or the user that logs in.
     pub user: String,
+    /// Whether user-data is acted on where cloud-init does not.
+    pub user_data: UserDataPolicy,
+}
+
+/// What becomes of scripts and `#cloud-config` in user-data where cloud-init does not act on them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UserDataPolicy {
+    /// They are acted on.
+    #[default]
+    Run,
+    /// Nothing.
+    Ignore,
 }
 
 /// `[policy]`
@@ -365,7 +378,13 @@ impl InstallConfig {
 
 impl Default for InstanceConfig {
     fn default() -> Self {
-        Self { ssh_keys: true, hostname: true, grow_root: true, user: "auto".into() }
+        Self {
+            ssh_keys: true,
+            hostname: true,
+            grow_root: true,
+            user: "auto".into(),
+            user_data: UserDataPolicy::Run,
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 mod account;
 mod authorized_keys;
-mod cloud_init;
+pub(crate) mod cloud_init;
 mod grow;
 mod home;
 mod host_keys;
