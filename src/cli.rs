@@ -309,9 +309,28 @@ struct UserDataRunArgs {
     #[arg(long)]
     again: bool,
 
-    /// Started by the unit: wait longer for the metadata service.
+    /// Started by a unit: wait longer for the metadata service.
     #[arg(long)]
     boot: bool,
+
+    /// Only what comes before the GPUs are set up (`config`) or after it (`final`) [default: both].
+    #[arg(long, value_name = "STAGE", value_enum)]
+    stage: Option<StageName>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum StageName {
+    Config,
+    Final,
+}
+
+impl From<StageName> for user_data_run::Stage {
+    fn from(name: StageName) -> Self {
+        match name {
+            StageName::Config => Self::Config,
+            StageName::Final => Self::Final,
+        }
+    }
 }
 
 /// Every command and flag, for what is made of them: manual page and completions (`packaging/manual.rs`).
@@ -376,6 +395,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
                 file: args.file,
                 changed: args.changed,
                 again: args.again,
+                stage: args.stage.map(Into::into),
             };
             runtime()?.block_on(user_data_run::run(&options))
         }
@@ -384,7 +404,12 @@ fn dispatch(cli: Cli) -> Result<u8> {
             Ok(exit::CONVERGED)
         }
         Command::UserData(UserDataCommand::Check { file, json: false }) => {
-            streams::out(&config::user_data::check(&file)?)?;
+            let told = config::user_data::check(&file)?;
+            let lines = user_data_run::preview(&config::user_data::load(&file)?);
+            let lines = lines.iter().flat_map(|line| ["  ", line.as_str(), "\n"]).collect::<String>();
+            let title =
+                if lines.is_empty() { "" } else { "\nOn an image without cloud-init, in this order:\n" };
+            streams::out(&streams::printable(&format!("{told}{title}{lines}")))?;
             Ok(exit::CONVERGED)
         }
         Command::UserData(UserDataCommand::Check { file, json: true }) => {
@@ -580,6 +605,7 @@ mod tests {
             include_str!("../packaging/gpu-bootstrap.service"),
             include_str!("../packaging/gpu-bootstrap-early.service"),
             include_str!("../packaging/gpu-bootstrap-rsa.service"),
+            include_str!("../packaging/gpu-bootstrap-cloud-config.service"),
             include_str!("../packaging/gpu-bootstrap-user-data.service"),
         ] {
             let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();

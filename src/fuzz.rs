@@ -22,7 +22,8 @@ use crate::{aws, device_query, install, instance};
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name that `fuzz/run` takes.
-pub const TARGETS: [(&str, Target); 20] = [
+pub const TARGETS: [(&str, Target); 21] = [
+    ("cloud-config", crate::cloud_config::fuzz),
     ("user-data", user_data),
     ("config", config),
     ("identity-document", identity_document),

@@ -9,6 +9,7 @@ pub mod aws;
 pub mod boot;
 pub mod catalog;
 pub mod cli;
+mod cloud_config;
 pub mod config;
 pub mod device_query;
 mod embedded;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use super::fault;
@@ -45,6 +45,7 @@ pub struct Call {
     env: Vec<(String, String)>,
     limit: Duration,
     status_descriptor: bool,
+    input: Option<String>,
 }
 
 /// What a program left behind.
@@ -67,6 +68,7 @@ impl Call {
             env: Vec::new(),
             limit: Duration::from_secs(60),
             status_descriptor: false,
+            input: None,
         }
     }
 
@@ -88,6 +90,14 @@ impl Call {
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// Gives the program a short text (less than a pipe holds, 64 KB) as its standard input, which arguments are not for:
+    /// everybody can read those.
+    #[must_use]
+    pub fn input(mut self, text: String) -> Self {
+        self.input = Some(text);
         self
     }
 
@@ -140,7 +150,8 @@ impl Exec {
     /// Like [`Exec::output`]; `on_line` sees each whole line of standard output as it comes (progress).
     pub async fn stream(&self, call: &Call, mut on_line: impl FnMut(&str)) -> Result<Output> {
         let mut command = self.command(call);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+        let stdin = if call.input.is_some() { Stdio::piped() } else { Stdio::null() };
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(stdin);
         command.process_group(0);
         let child = fault::exec(call)
             .and_then(|()| command.spawn())
@@ -148,6 +159,10 @@ impl Exec {
         fault::child(child.id());
         // Dropped on a time-out, and when the run is interrupted: no grandchild is left to work unseen.
         let mut group = Group { child, grace: Duration::ZERO };
+        if let (Some(text), Some(mut stdin)) = (&call.input, group.child.stdin.take()) {
+            // A program that does not read it says so by its status.
+            let _ = stdin.write_all(text.as_bytes()).await;
+        }
         let mut out = group.child.stdout.take();
         let mut err = group.child.stderr.take();
         let mut ignored = |_: &str| ();
@@ -380,6 +395,13 @@ mod tests {
         let out = exec().run(&call).await.unwrap().text();
         assert!(out.contains("LANG=C\n") && out.contains("HOME=/root\n"), "{out}");
         assert!(!out.contains("CARGO"), "{out}");
+    }
+
+    #[tokio::test]
+    async fn input_comes_by_a_pipe_that_ends() {
+        let call = Call::new("sh").args(["-c", "cat; echo \"$# $0\""]).input("secret\n".into());
+        assert_eq!(exec().run(&call).await.unwrap().text(), "secret\n0 sh\n");
+        assert!(!call.line().contains("secret"));
     }
 
     #[tokio::test]

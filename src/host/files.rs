@@ -24,7 +24,7 @@ pub struct Files {
 pub(crate) const TEMPORARY: &str = ".gpu-bootstrap-";
 
 /// Symbolic links followed while resolving one path; the kernel's own limit.
-const MAX_LINKS: usize = 40;
+pub(super) const MAX_LINKS: usize = 40;
 
 /// How often a directory is removed into which somebody puts files meanwhile, and how long is waited between.
 const REMOVALS: u32 = 20;
@@ -352,7 +352,7 @@ impl Files {
 }
 
 /// The components of a path, last first (a stack for [`Files::resolve`]); `.` and the root are dropped.
-fn components(path: &Path) -> Vec<std::ffi::OsString> {
+pub(super) fn components(path: &Path) -> Vec<std::ffi::OsString> {
     let mut all: Vec<_> = path
         .components()
         .filter_map(|c| match c {

@@ -8,6 +8,7 @@ pub mod exec;
 pub(crate) mod fault;
 pub mod fetch;
 pub mod files;
+pub(crate) mod guarded;
 pub mod ld_cache;
 mod look;
 pub(crate) mod proxy;

@@ -45,7 +45,12 @@ const KNOWN: [(&str, &str, &str, &str); 12] = [
         "cloud-init runs it at the end of one boot, and not again on copies of the disk",
         "gpu-bootstrap runs it to its end once, and not again on copies of the disk",
     ),
-    ("text/cloud-config", "#cloud-config", "cloud-init applies it", REFUSED),
+    (
+        "text/cloud-config",
+        "#cloud-config",
+        "cloud-init applies it",
+        "gpu-bootstrap applies it, or refuses all of it",
+    ),
     (
         "text/cloud-config-jsonp",
         "a patch of #cloud-config",

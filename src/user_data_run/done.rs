@@ -178,11 +178,17 @@ impl Done {
 
 #[cfg(test)]
 mod tests {
-    use super::super::item::Work;
+    use super::super::item::{Stage, Work};
     use super::*;
 
     fn item(name: &str, frequency: Frequency) -> Item {
-        Item { name: name.into(), sha256: name.repeat(2), frequency, work: Work::Script(Vec::new()) }
+        Item {
+            name: name.into(),
+            sha256: name.repeat(2),
+            frequency,
+            stage: Stage::Final,
+            work: Work::Script(Vec::new()),
+        }
     }
 
     fn is_due(done: &Done, item: &Item) -> bool {

@@ -33,6 +33,7 @@ use crate::host::paths;
 use crate::instance::cloud_init;
 use crate::user_data;
 use done::{Done, Due};
+pub use item::Stage;
 use item::{Item, Work};
 use report::Report;
 pub use report::summary;
@@ -52,6 +53,8 @@ pub struct Options {
     pub changed: bool,
     /// Do once more what is done.
     pub again: bool,
+    /// Only what belongs to this stage; everything without.
+    pub stage: Option<Stage>,
 }
 
 /// Does what the user-data asks for and is not done yet. Returns the process's exit code: 0, or 1 where something failed.
@@ -68,8 +71,16 @@ pub async fn run(options: &Options) -> Result<u8> {
     }
     let metadata = boot::metadata_client(&options.inputs)?;
     let identity = tokio::select! {
-        identity = identity::gather(&host, metadata.as_ref()) => identity?,
+        identity = identity::gather(&host, metadata.as_ref()) => identity,
         stopped = signals.next() => return Err(stopped),
+    };
+    let identity = match identity {
+        Ok(identity) => identity,
+        Err(error) => {
+            report.refused(&error);
+            report.finish(&host.files)?;
+            return Err(error);
+        }
     };
     report.boot_id.clone_from(&identity.boot_id.value);
     identity.instance_id().clone_into(&mut report.instance_id);
@@ -80,7 +91,12 @@ pub async fn run(options: &Options) -> Result<u8> {
         return report.finish(&host.files);
     }
     let items = match user_data::parts(&bytes).map_err(refused).and_then(|parts| item::items(&parts)) {
-        Ok(items) => items,
+        Ok((items, notes)) => {
+            for note in &notes {
+                report::say(note);
+            }
+            items
+        }
         Err(error) => {
             report.refused(&error);
             report.finish(&host.files)?;
@@ -89,7 +105,7 @@ pub async fn run(options: &Options) -> Result<u8> {
     };
     let stopping = Cell::new(false);
     {
-        let work = act(&host, options, &items, &mut report, &stopping);
+        let work = act(&host, options, &config.user, &items, &mut report, &stopping);
         tokio::pin!(work);
         tokio::select! {
             result = &mut work => result?,
@@ -118,11 +134,8 @@ fn user_data(options: &Options, identity: &Identity, report: &mut Report) -> Res
         report.is("not-ours", format!("{why}, so that nothing is done; --file names user-data by hand"));
         return Ok(None);
     }
-    let found = identity.user_data.as_ref().map(|fact| fact.value.clone());
-    if found.is_none() {
-        report.is("none", "this instance has no user-data");
-    }
-    Ok(found)
+    // None is user-data as well: what is given to this instance later has come later.
+    Ok(Some(identity.user_data.as_ref().map(|fact| fact.value.clone()).unwrap_or_default()))
 }
 
 /// `[instance]`. What has a mistake is left out, as by the early part: scripts may be what mends it.
@@ -144,6 +157,7 @@ fn refused(why: user_data::Refusal) -> Error {
 async fn act(
     host: &Host,
     options: &Options,
+    login_user: &str,
     items: &[Item],
     report: &mut Report,
     stopping: &Cell<bool>,
@@ -163,6 +177,9 @@ async fn act(
         if stopping.get() {
             return Ok(());
         }
+        if options.stage.is_some_and(|stage| stage != item.stage) {
+            continue;
+        }
         match done.due(item, options.again) {
             Due::Now => {}
             Due::Not(outcome, why) => {
@@ -180,7 +197,7 @@ async fn act(
         report.running(index);
         report.write(&host.files)?;
         let began = Instant::now();
-        let result = perform(host, item, &report.instance_id).await;
+        let result = perform(host, item, &report.instance_id, login_user).await;
         done.end(item, result.is_ok());
         let saved = done.save(&host.files);
         report.ended(index, result, began.elapsed());
@@ -191,9 +208,28 @@ async fn act(
 }
 
 /// Does one item. Returns a sentence.
-async fn perform(host: &Host, item: &Item, instance_id: &str) -> Result<String> {
+async fn perform(host: &Host, item: &Item, instance_id: &str, login_user: &str) -> Result<String> {
     match &item.work {
         Work::Script(bytes) => script::run(host, &item.name, bytes, instance_id).await,
+        Work::Task(task) => task.apply(host, login_user).await,
+    }
+}
+
+/// What an image without cloud-init would do with it, in order: a line for each item, or why nothing would be done.
+pub fn preview(bytes: &[u8]) -> Vec<String> {
+    let items = user_data::parts(bytes).map_err(refused).and_then(|parts| item::items(&parts));
+    match items {
+        Ok((items, notes)) => {
+            let line = |item: &Item| {
+                let what = match &item.work {
+                    Work::Script(script) => format!("runs a script of {} bytes", script.len()),
+                    Work::Task(task) => task.sentence(),
+                };
+                format!("{} ({}): {what}", item.name, item.frequency.name())
+            };
+            notes.into_iter().chain(items.iter().map(line)).collect()
+        }
+        Err(error) => error.message().lines().map(str::to_owned).collect(),
     }
 }
 

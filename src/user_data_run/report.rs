@@ -52,7 +52,8 @@ struct Entry {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Report {
     agent_version: String,
-    /// `running`, `done`, `failed`; `refused` (a mistake: nothing was done), `not-ours`, `none` or `ignored`.
+    /// `running`, `done`, `failed`; `refused` (a mistake: nothing was done), `not-ours` or
+    /// `ignored`.
     state: String,
     /// Why, where nothing was done.
     reason: String,
@@ -183,6 +184,10 @@ pub fn summary(files: &Files) -> Result<Option<String>> {
         }
         _ => return Ok(None),
     };
+    let waiting = report.items.iter().filter(|entry| entry.outcome == Outcome::Waiting).count();
+    if report.state != "running" && waiting > 0 {
+        text = format!("{text}, and {waiting} more when the GPUs are set up");
+    }
     for entry in &report.items {
         if matches!(
             entry.outcome,
@@ -202,7 +207,7 @@ fn sentence(error: &Error) -> String {
 }
 
 /// A line on standard output. One that nobody takes ends no work.
-fn say(line: &str) {
+pub(super) fn say(line: &str) {
     if let Err(error) = streams::out(&format!("{}\n", streams::printable(line))) {
         tracing::warn!("{error}");
     }
