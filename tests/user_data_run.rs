@@ -417,3 +417,38 @@ fn a_log_that_somebody_put_a_link_for_is_not_written_to() {
     let ran = act(&machine, &service, &[]);
     assert_eq!((ran.code, machine.read("/etc/passwd").as_str()), (1, "mine"), "{ran:#?}");
 }
+
+/// `systemd-analyze verify` of a boot with all of our units and somebody's, which a script starts and waits for.
+fn verify(change: impl Fn(String) -> String) -> Ran {
+    let dir = tempfile::tempdir().unwrap();
+    let wants = dir.path().join("multi-user.target.wants");
+    fs::create_dir(&wants).unwrap();
+    let mut units = vec![("theirs.service".to_owned(), "[Service]\nExecStart=/bin/true\n".to_owned())];
+    for part in ["", "-early", "-rsa", "-cloud-config", "-user-data"] {
+        let name = format!("gpu-bootstrap{part}.service");
+        let packaged = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(&name);
+        let unit = fs::read_to_string(packaged).unwrap().replace("/usr/bin/gpu-bootstrap", "/bin/true");
+        units.push((name, change(unit)));
+    }
+    for (name, unit) in units {
+        fs::write(dir.path().join(&name), unit).unwrap();
+        symlink(dir.path().join(&name), wants.join(&name)).unwrap();
+    }
+    let mut command = Command::new("systemd-analyze");
+    command.args(["verify", "--man=no", "multi-user.target"]);
+    command.arg(dir.path().join("gpu-bootstrap-user-data.service"));
+    ran(command.env("SYSTEMD_UNIT_PATH", format!("{}:", dir.path().display())))
+}
+
+#[test]
+fn systemd_takes_the_units_without_a_ring() {
+    let good = verify(|unit| unit);
+    assert!(good.code == 0 && !good.stderr.contains("gpu-bootstrap"), "{good:#?}");
+    let ring = verify(|unit| {
+        unit.replace(
+            "Before=gpu-bootstrap.service\nDefault",
+            "After=gpu-bootstrap-user-data.service\nDefault",
+        )
+    });
+    assert!(ring.stderr.contains("cycle"), "it would be seen: {ring:#?}");
+}

@@ -21,12 +21,12 @@ impl Accounts {
 
     /// The number of a user that is named, or given as a number.
     pub fn uid(&self, user: &str) -> Option<u32> {
-        self.users.get(user).copied().or_else(|| user.parse().ok())
+        by_name(&self.users, user)
     }
 
     /// The number of a group that is named, or given as a number.
     pub fn gid(&self, group: &str) -> Option<u32> {
-        self.groups.get(group).copied().or_else(|| group.parse().ok())
+        by_name(&self.groups, group)
     }
 
     /// Whether there is a user of this name.
@@ -38,6 +38,11 @@ impl Accounts {
     pub fn has_group(&self, name: &str) -> bool {
         self.groups.contains_key(name)
     }
+}
+
+/// Root is there even where nobody has written it down.
+fn by_name(numbers: &HashMap<String, u32>, name: &str) -> Option<u32> {
+    numbers.get(name).copied().or_else(|| if name == "root" { Some(0) } else { name.parse().ok() })
 }
 
 /// The third field by the first; the first line of a name counts.
