@@ -27,7 +27,7 @@ use crate::rehearse;
 use crate::report::remote::deliver;
 use crate::report::{log, streams};
 use crate::status;
-use crate::user_data_stub;
+use crate::{user_data_run, user_data_stub};
 
 /// Turns a bare Ubuntu or Debian instance into one where CUDA provably works.
 #[derive(Debug, Parser)]
@@ -299,6 +299,8 @@ enum ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 enum UserDataCommand {
+    /// Act on user-data where cloud-init does not: run scripts, apply #cloud-config. Started by its unit at every boot.
+    Run(UserDataRunArgs),
     /// Print the shell stub that a launch template carries.
     Render(user_data_stub::RenderArgs),
     /// Say what the agent makes of a user-data file, and what becomes of each part with cloud-init and without.
@@ -309,6 +311,47 @@ enum UserDataCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Args, Debug)]
+struct UserDataRunArgs {
+    #[command(flatten)]
+    inputs: InputArgs,
+
+    /// Act on this file in place of the instance's user-data (off EC2, the only way).
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Act on parts that came after this instance was set up, too.
+    #[arg(long)]
+    changed: bool,
+
+    /// Do once more what was done or failed before.
+    #[arg(long)]
+    again: bool,
+
+    /// Started by a unit: wait longer for the metadata service.
+    #[arg(long)]
+    boot: bool,
+
+    /// Only what comes before the GPUs are set up (`config`) or after it (`final`) [default: both].
+    #[arg(long, value_name = "STAGE", value_enum)]
+    stage: Option<StageName>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum StageName {
+    Config,
+    Final,
+}
+
+impl From<StageName> for user_data_run::Stage {
+    fn from(name: StageName) -> Self {
+        match name {
+            StageName::Config => Self::Config,
+            StageName::Final => Self::Final,
+        }
+    }
 }
 
 /// Every command and flag, for what is made of them: manual page and completions (`packaging/manual.rs`).
@@ -366,12 +409,28 @@ fn dispatch(cli: Cli) -> Result<u8> {
             streams::out(&config::check(&file)?)?;
             Ok(exit::CONVERGED)
         }
+        Command::UserData(UserDataCommand::Run(args)) => {
+            log::start(args.inputs.verbose);
+            let options = user_data_run::Options {
+                inputs: args.inputs.inputs(args.boot),
+                file: args.file,
+                changed: args.changed,
+                again: args.again,
+                stage: args.stage.map(Into::into),
+            };
+            runtime()?.block_on(user_data_run::run(&options))
+        }
         Command::UserData(UserDataCommand::Render(args)) => {
             streams::out(&user_data_stub::render(&args)?)?;
             Ok(exit::CONVERGED)
         }
         Command::UserData(UserDataCommand::Check { file, json: false }) => {
-            streams::out(&config::user_data::check(&file)?)?;
+            let told = config::user_data::check(&file)?;
+            let lines = user_data_run::preview(&config::user_data::load(&file)?);
+            let lines = lines.iter().flat_map(|line| ["  ", line.as_str(), "\n"]).collect::<String>();
+            let title =
+                if lines.is_empty() { "" } else { "\nOn an image without cloud-init, in this order:\n" };
+            streams::out(&streams::printable(&format!("{told}{title}{lines}")))?;
             Ok(exit::CONVERGED)
         }
         Command::UserData(UserDataCommand::Check { file, json: true }) => {
@@ -413,6 +472,7 @@ impl Command {
             Self::Report(args) => Some(&args.inputs.root),
             Self::Detect(args) => Some(&args.inputs.root),
             Self::Early(args) => Some(&args.inputs.root),
+            Self::UserData(UserDataCommand::Run(args)) => Some(&args.inputs.root),
             Self::Status(args) => Some(&args.root),
             Self::Seal(args) => Some(&args.root),
             _ => None,
@@ -579,6 +639,8 @@ mod tests {
             include_str!("../packaging/gpu-bootstrap.service"),
             include_str!("../packaging/gpu-bootstrap-early.service"),
             include_str!("../packaging/gpu-bootstrap-rsa.service"),
+            include_str!("../packaging/gpu-bootstrap-cloud-config.service"),
+            include_str!("../packaging/gpu-bootstrap-user-data.service"),
         ] {
             let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));

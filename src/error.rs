@@ -99,6 +99,9 @@ codes! {
     StepUntrusted "step-untrusted" USAGE "Somebody other than root could have written a step file.";
     // instance store
     StoreInUse "store-in-use" FAILED "The instance store, or the directory for it, is not free; it was left as it is.";
+    // user-data
+    UserDataInvalid "user-data-invalid" USAGE "The user-data has something that cannot be acted on; nothing of it was done.";
+    UserDataFailed "user-data-failed" FAILED "Something that the user-data asks for failed.";
     // facts
     MetadataDisabled "metadata-disabled" FAILED "The instance metadata service is switched off for this instance.";
     MetadataUnreachable "metadata-unreachable" FAILED "The instance metadata service did not answer in time.";
@@ -198,6 +201,10 @@ impl Code {
             }
             Self::StoreInUse => "free what the message names, or leave [instance] store away",
             Self::StepUntrusted => "let root own it and every directory above it, writable by nobody else",
+            Self::UserDataInvalid => {
+                "correct the user-data where the message says; `gpu-bootstrap user-data check` tells before a launch"
+            }
+            Self::UserDataFailed => "see /var/log/gpu-bootstrap/user-data.log",
             Self::MetadataDisabled
             | Self::MetadataUnreachable
             | Self::MetadataInvalid

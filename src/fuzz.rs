@@ -24,6 +24,7 @@ pub type Target = fn(&[u8]);
 
 /// Every target, by the name that `fuzz/run` takes.
 pub const TARGETS: [(&str, Target); 21] = [
+    ("cloud-config", crate::cloud_config::fuzz),
     ("user-data", user_data),
     ("config", config),
     ("identity-document", identity_document),

@@ -14,6 +14,7 @@ use crate::report::event::{Progress, Unit};
 use crate::report::remote::DeliveryFile;
 use crate::report::status_file::{Status, StepStatus};
 use crate::report::streams;
+use crate::user_data_run;
 
 /// How often a waiting `status` looks.
 const POLL: Duration = Duration::from_millis(50);
@@ -46,7 +47,7 @@ pub fn show(options: &Options) -> Result<u8> {
             if let Some(screen) = &mut screen {
                 screen.clear()?;
             }
-            return print(status, options);
+            return print(&files, status, options);
         }
         if let (Some(screen), Some(status)) = (&mut screen, &status) {
             screen.show(status)?;
@@ -105,8 +106,14 @@ fn reported_since(files: &Files, status: &mut Status) {
     }
 }
 
-fn print(status: Option<Status>, options: &Options) -> Result<u8> {
+fn print(files: &Files, status: Option<Status>, options: &Options) -> Result<u8> {
+    let user_data =
+        user_data_run::summary(files)?.map(|text| streams::printable(&format!("user-data: {text}\n")));
     let Some(status) = status else {
+        if let Some(user_data) = user_data.filter(|_| !options.json) {
+            streams::out(&user_data)?;
+            return Ok(exit::CONVERGED);
+        }
         return Err(Error::new(Code::NothingToResume, "there was no run on this machine yet")
             .with_hint("`gpu-bootstrap plan` shows what a run would do"));
     };
@@ -116,6 +123,7 @@ fn print(status: Option<Status>, options: &Options) -> Result<u8> {
         streams::out(&(text + "\n"))?;
     } else {
         streams::out(&streams::printable(&text(&status)))?;
+        streams::out(&user_data.unwrap_or_default())?;
     }
     Ok(if options.wait || options.watch { status.exit_code.unwrap_or(exit::FAILED) } else { exit::CONVERGED })
 }

@@ -177,6 +177,15 @@ fn here_document(out: &mut String, file: &str, text: &str) {
     let _ = write!(out, "write {file} <<'{delimiter}'\n{text}{end}{delimiter}\n");
 }
 
+/// The configuration in a rendered stub, where it has one.
+pub fn config(stub: &str) -> Option<String> {
+    let mut lines = stub.split_inclusive('\n').skip_while(|line| !line.starts_with(MARK));
+    let begin = format!("write {CONFIG_FILE} <<'");
+    let delimiter =
+        lines.by_ref().find_map(|line| line.strip_prefix(begin.as_str()))?.trim_end().strip_suffix('\'')?;
+    Some(lines.take_while(|line| line.trim_end() != delimiter).collect())
+}
+
 /// `text` as one shell word. What comes here has no quote in it ([`url::check`]); this holds for any text.
 fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
@@ -200,6 +209,15 @@ mod tests {
         let mut out = String::new();
         here_document(&mut out, "/f", "END_OF_FILE\nEND_OF_FILE_\r\n$(x)");
         assert_eq!(out, "write /f <<'END_OF_FILE__'\nEND_OF_FILE\nEND_OF_FILE_\n$(x)\nEND_OF_FILE__\n");
+    }
+
+    #[test]
+    fn what_a_stub_carries_is_found_again() {
+        let agents = [Agent { machines: "x", url: "u".into(), shown: "u".into(), sha256: "0".into() }];
+        let text = "#gpu-bootstrap\nx = \"END_OF_FILE\"\nEND_OF_FILE\n";
+        assert_eq!(config(&assemble(&agents, Some(text))).as_deref(), Some(text));
+        assert_eq!(config(&assemble(&agents, None)), None);
+        assert_eq!(config(&format!("write {CONFIG_FILE} <<'E'\nx\nE\n")), None, "no stub");
     }
 
     #[test]

@@ -515,7 +515,7 @@ fn user_data_check_says_what_becomes_of_each_part() {
          cloud-init warns that it does not know it, and `cloud-init status` says degraded\n  \
          without cloud-init: gpu-bootstrap reads it\n",
         "\na.sh: text/x-shellscript, 9 bytes: a script\n  with cloud-init: cloud-init runs it at the end of the instance's first \
-         boot\n  without cloud-init: nothing happens: gpu-bootstrap does not support it yet\n",
+         boot\n  without cloud-init: gpu-bootstrap runs it to its end once for each instance\n",
     ] {
         assert!(shown.contains(sentence), "{shown}");
     }

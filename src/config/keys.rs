@@ -121,6 +121,8 @@ const APT_MIRRORS: &[&str] = &["keep", "region"];
 const FILE_SYSTEMS: &[&str] = &["ext4", "xfs"];
 /// Values of `install.method`.
 const METHODS: &[&str] = &["auto", "originals", "apt"];
+/// Values of `instance.user-data`.
+const USER_DATA: &[&str] = &["run", "ignore"];
 /// Values of `policy.on-no-gpu`.
 const ON_NO_GPU: &[&str] = &["fail", "skip", "install"];
 /// Values of `policy.reboot`.
@@ -281,6 +283,13 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Choice(FILE_SYSTEMS),
         example: "\"xfs\"",
         meaning: "What is made on a blank instance store.",
+    },
+    Key {
+        path: "instance.user-data",
+        kind: Kind::Choice(USER_DATA),
+        example: "\"ignore\"",
+        meaning: "What becomes of scripts and `#cloud-config` in user-data, on an image without cloud-init. See \
+                  [user-data](user-data.md).",
     },
     Key {
         path: "policy.on-no-gpu",

@@ -16,6 +16,7 @@ use super::user_data::{self, NotOurs, UserData};
 use super::validate::{self, Parsed, Problem};
 use crate::error::{Code, Error, Result};
 use crate::host::{Host, paths};
+use crate::user_data_stub;
 
 /// Longest configuration file that is read. A configuration has some hundred bytes; this keeps `/dev/zero` out.
 const MAX_BYTES: u64 = 1 << 20;
@@ -124,13 +125,27 @@ pub fn load(host: &Host, user_data: Option<&[u8]>, extra: &[Layer]) -> Result<Lo
     let mut not_ours = None;
     match user_data.map(user_data::read).transpose()? {
         Some(UserData::Config { layers: found, .. }) => layers.extend(found),
-        Some(UserData::NotOurs(why)) => not_ours = Some(why),
+        Some(UserData::NotOurs(why)) => {
+            not_ours = Some(why);
+            // Where nobody runs the stub, nobody has written its file.
+            if why == NotOurs::Stub && !host.files.exists(user_data_stub::CONFIG_FILE)? {
+                layers.extend(user_data.map(stub_layer).transpose()?.flatten());
+            }
+        }
         None => {}
     }
     layers.extend_from_slice(extra);
     let mut loaded = merge(&layers)?;
     loaded.user_data = not_ours;
     Ok(loaded)
+}
+
+/// The configuration that the stub carries.
+fn stub_layer(user_data: &[u8]) -> Result<Option<Layer>> {
+    let parts = crate::user_data::parts(user_data).unwrap_or_default();
+    let config = parts.iter().find_map(|part| user_data_stub::config(&String::from_utf8_lossy(&part.bytes)));
+    let origin = Origin::UserData(Some("configuration of the stub".into()));
+    config.map(|text| Layer::from_bytes(origin, text.as_bytes())).transpose()
 }
 
 /// Checks one file over the defaults. Returns what `config check` prints: the file's name, `ok`, and the effective

@@ -180,6 +180,8 @@ pub struct InstanceConfig {
     pub store: String,
     /// What is made on a blank instance store.
     pub store_file_system: FileSystem,
+    /// Whether user-data is acted on where cloud-init does not.
+    pub user_data: UserDataPolicy,
 }
 
 /// Kinds of file systems.
@@ -191,6 +193,17 @@ pub enum FileSystem {
     Ext4,
     /// XFS.
     Xfs,
+}
+
+/// What becomes of scripts and `#cloud-config` in user-data where cloud-init does not act on them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UserDataPolicy {
+    /// They are acted on.
+    #[default]
+    Run,
+    /// Nothing.
+    Ignore,
 }
 
 /// `[policy]`
@@ -400,6 +413,7 @@ impl Default for InstanceConfig {
             user: "auto".into(),
             store: String::new(),
             store_file_system: FileSystem::Ext4,
+            user_data: UserDataPolicy::Run,
         }
     }
 }

@@ -118,7 +118,8 @@ pub fn check_json(path: &Path) -> Result<(String, Option<Error>)> {
     Ok((parts::document(&path.display().to_string(), &bytes, problem.as_ref()), problem))
 }
 
-fn load(path: &Path) -> Result<Vec<u8>> {
+/// The user-data in a file. What EC2 would not take is an error.
+pub(crate) fn load(path: &Path) -> Result<Vec<u8>> {
     let unreadable = |e| Error::new(Code::ConfigRead, format!("cannot read {}", path.display())).because(e);
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(unreadable)?;

@@ -1,6 +1,7 @@
 //! What is true of this machine. Every fact keeps its source. Parsers are pure; [`gather`] is the one place
 //! that reads the machine.
 
+pub mod accounts;
 pub mod disk;
 pub mod gpu;
 pub mod identity;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use super::fault;
@@ -22,6 +22,12 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How long a killed program is waited for. One that waits for a disk (or a driver) may take longer to go.
 const GONE: Duration = Duration::from_secs(2);
+
+/// How often [`Exec::logged`]'s listener is called.
+const FOLLOW: Duration = Duration::from_millis(100);
+
+/// How long a user's script may take to end when it is told to.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Bytes of one line that are handed to [`Exec::stream`]'s listener; a longer line is cut.
 const KEEP_LINE: usize = 4096;
@@ -40,6 +46,7 @@ pub struct Call {
     env: Vec<(String, String)>,
     limit: Duration,
     status_descriptor: bool,
+    input: Option<String>,
 }
 
 /// A program's standard streams.
@@ -71,6 +78,7 @@ impl Call {
             env: Vec::new(),
             limit: Duration::from_secs(60),
             status_descriptor: false,
+            input: None,
         }
     }
 
@@ -92,6 +100,14 @@ impl Call {
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// Gives the program a short text (less than a pipe holds, 64 KB) as its standard input, which arguments are not for:
+    /// everybody can read those.
+    #[must_use]
+    pub fn input(mut self, text: String) -> Self {
+        self.input = Some(text);
         self
     }
 
@@ -154,16 +170,21 @@ impl Exec {
     /// Like [`Exec::stream`]; `on_line` sees the lines of both streams.
     pub async fn watch(&self, call: &Call, on_line: impl FnMut(Stream, &str)) -> Result<Output> {
         let mut command = self.command(call);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+        let stdin = if call.input.is_some() { Stdio::piped() } else { Stdio::null() };
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(stdin);
         command.process_group(0);
         let child = fault::exec(call)
             .and_then(|()| command.spawn())
             .map_err(|e| Error::new(Code::Exec, format!("cannot run {}", call.line())).because(e))?;
         fault::child(child.id());
         // Dropped on a time-out, and when the run is interrupted: no grandchild is left to work unseen.
-        let mut group = Group(child);
-        let mut out = group.0.stdout.take();
-        let mut err = group.0.stderr.take();
+        let mut group = Group { child, grace: Duration::ZERO };
+        if let (Some(text), Some(mut stdin)) = (&call.input, group.child.stdin.take()) {
+            // A program that does not read it says so by its status.
+            let _ = stdin.write_all(text.as_bytes()).await;
+        }
+        let mut out = group.child.stdout.take();
+        let mut err = group.child.stderr.take();
         let on_line = Mutex::new(on_line);
         let see = |stream, line: &str| (on_line.lock().unwrap_or_else(PoisonError::into_inner))(stream, line);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -177,8 +198,8 @@ impl Exec {
             tokio::pin!(drained);
             // A daemon that a maintainer script leaves behind may hold the pipes for as long as it lives.
             tokio::select! {
-                _ = &mut drained => group.0.wait().await,
-                status = group.0.wait() => {
+                _ = &mut drained => group.child.wait().await,
+                status = group.child.wait() => {
                     let _ = tokio::time::timeout(LINGER, &mut drained).await;
                     status
                 }
@@ -192,10 +213,34 @@ impl Exec {
         };
         let status = status
             .map_err(|e| Error::new(Code::Exec, format!("cannot wait for {}", call.line())).because(e))?;
-        let status = status.code().unwrap_or_else(|| {
-            128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or_default()
-        });
-        Ok(Output { status, stdout, stderr })
+        Ok(Output { status: code(status), stdout, stderr })
+    }
+
+    /// Runs a user's own program to its end, however long that takes, and returns its exit status. Standard output and
+    /// standard error are files, which what it leaves running may go on writing to; `meanwhile` is called again and again,
+    /// so that somebody reads them. Fails when the program cannot be started (`exec`).
+    pub async fn logged(
+        &self,
+        call: &Call,
+        [out, err]: [std::fs::File; 2],
+        mut meanwhile: impl FnMut(),
+    ) -> Result<i32> {
+        let mut command = self.command(call);
+        command.stdout(out).stderr(err).stdin(Stdio::null()).current_dir("/").process_group(0);
+        let child = fault::exec(call)
+            .and_then(|()| command.spawn())
+            .map_err(|e| Error::new(Code::Exec, format!("cannot run {}", call.line())).because(e))?;
+        fault::child(child.id());
+        let mut group = Group { child, grace: LAST_WORDS };
+        let status = loop {
+            tokio::select! {
+                status = group.child.wait() => break status,
+                () = tokio::time::sleep(FOLLOW) => meanwhile(),
+            }
+        };
+        status
+            .map(code)
+            .map_err(|e| Error::new(Code::Exec, format!("cannot wait for {}", call.line())).because(e))
     }
 
     /// Like [`Exec::output`], and a non-zero exit status is an error (`exec`) that carries the last lines printed.
@@ -260,21 +305,39 @@ async fn drain_lines(
     }
 }
 
+/// 128 + signal when killed.
+fn code(status: std::process::ExitStatus) -> i32 {
+    status
+        .code()
+        .unwrap_or_else(|| 128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or_default())
+}
+
 /// A running program that leads its process group; dropped before its end, it takes the whole group with it. A program
 /// that ended by itself leaves behind what it left running on purpose (a daemon).
-struct Group(Child);
+struct Group {
+    child: Child,
+    /// How long it may take to end by itself when it is told to; nothing where it is killed at once.
+    grace: Duration,
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let Some(pid) = self.0.id().and_then(|p| i32::try_from(p).ok()) else { return };
+        let Some(pid) = self.child.id().and_then(|p| i32::try_from(p).ok()) else { return };
         let group = Pid::from_raw(pid);
+        if !self.grace.is_zero() {
+            let _ = killpg(group, Signal::SIGTERM);
+            let deadline = Instant::now() + self.grace;
+            while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
         // The group may be gone already: nothing to do then.
         let _ = killpg(group, Signal::SIGKILL);
         // A killed program keeps its locks until it is gone: whoever hears of its end may take them at once.
         let deadline = Instant::now() + GONE;
         while Instant::now() < deadline {
             // It stays in its group until it is waited for; what it had started is waited for by process 1, in its time.
-            let _ = self.0.try_wait();
+            let _ = self.child.try_wait();
             if killpg(group, None).is_err() || !works(group) {
                 break;
             }
@@ -355,6 +418,13 @@ mod tests {
         let out = exec().run(&call).await.unwrap().text();
         assert!(out.contains("LANG=C\n") && out.contains("HOME=/root\n"), "{out}");
         assert!(!out.contains("CARGO"), "{out}");
+    }
+
+    #[tokio::test]
+    async fn input_comes_by_a_pipe_that_ends() {
+        let call = Call::new("sh").args(["-c", "cat; echo \"$# $0\""]).input("secret\n".into());
+        assert_eq!(exec().run(&call).await.unwrap().text(), "secret\n0 sh\n");
+        assert!(!call.line().contains("secret"));
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ pub struct Files {
 pub(crate) const TEMPORARY: &str = ".gpu-bootstrap-";
 
 /// Symbolic links followed while resolving one path; the kernel's own limit.
-const MAX_LINKS: usize = 40;
+pub(super) const MAX_LINKS: usize = 40;
 
 /// How often a directory is removed into which somebody puts files meanwhile, and how long is waited between.
 const REMOVALS: u32 = 20;
@@ -324,6 +324,31 @@ impl Files {
             .map_err(|e| Error::io("open", path, e))
     }
 
+    /// Opens (or makes) a file to be written to at its end; refuses one that is a link.
+    pub fn open_append(&self, path: impl AsRef<Path>, mode: u32) -> Result<File> {
+        let path = path.as_ref();
+        let target = self.prepare_parent(path)?;
+        fault::point(Kind::Create, path)
+            .and_then(|()| {
+                File::options()
+                    .append(true)
+                    .create(true)
+                    .mode(mode)
+                    .custom_flags(nix::libc::O_NOFOLLOW)
+                    .open(target)
+            })
+            .map_err(|e| Error::io("open", path, e))
+    }
+
+    /// Gives a file another name in its directory.
+    pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+        let (from, to) = (from.as_ref(), to.as_ref());
+        let (source, target) = (self.outside(from)?, self.outside(to)?);
+        fault::point(Kind::Rename, to)
+            .and_then(|()| fs::rename(source, target))
+            .map_err(|e| Error::io("rename to", to, e))
+    }
+
     /// Free bytes that root may use on the file system that holds `path` (or its nearest existing parent).
     pub fn free_bytes(&self, path: impl AsRef<Path>) -> Result<u64> {
         let path = path.as_ref();
@@ -348,7 +373,7 @@ impl Files {
 }
 
 /// The components of a path, last first (a stack for [`Files::resolve`]); `.` and the root are dropped.
-fn components(path: &Path) -> Vec<std::ffi::OsString> {
+pub(super) fn components(path: &Path) -> Vec<std::ffi::OsString> {
     let mut all: Vec<_> = path
         .components()
         .filter_map(|c| match c {

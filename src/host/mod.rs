@@ -10,6 +10,7 @@ pub mod exec;
 pub(crate) mod fault;
 pub mod fetch;
 pub mod files;
+pub(crate) mod guarded;
 pub mod ld_cache;
 mod look;
 pub mod notify;
@@ -215,6 +216,12 @@ pub mod paths {
     pub const EARLY: &str = "/run/gpu-bootstrap/early.json";
     /// Held by flock while the early part is at work.
     pub const EARLY_LOCK: &str = "/run/gpu-bootstrap/early.lock";
+    /// What of the user-data is done, and for which instance.
+    pub const USER_DATA: &str = "/var/lib/gpu-bootstrap/user-data.json";
+    /// What became of the user-data in this boot.
+    pub const USER_DATA_REPORT: &str = "/run/gpu-bootstrap/user-data.json";
+    /// Held by flock while the user-data is acted on.
+    pub const USER_DATA_LOCK: &str = "/run/gpu-bootstrap/user-data.lock";
     /// Files of others that stood in the way, kept.
     pub const SET_ASIDE_DIR: &str = "/var/lib/gpu-bootstrap/set-aside";
     /// Live status, rewritten at each event.

@@ -12,19 +12,19 @@ const FIRST: u32 = 1000;
 
 /// A user.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Account {
+pub(crate) struct Account {
     /// The name, which means nothing to a shell.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// The user's number.
-    pub(super) uid: u32,
+    pub(crate) uid: u32,
     /// The number of the user's group.
-    pub(super) gid: u32,
+    pub(crate) gid: u32,
     /// Where the user's files are, an absolute path.
-    pub(super) home: String,
+    pub(crate) home: String,
 }
 
 /// The user that `wanted` names; `auto` is the one whom the image was made for.
-pub(super) fn login(files: &Files, wanted: &str) -> Result<Account> {
+pub(crate) fn login(files: &Files, wanted: &str) -> Result<Account> {
     let text = files.read_text(PASSWD)?.unwrap_or_default();
     let accounts: Vec<Account> = text.lines().filter_map(parse).collect();
     let named = |name: &str| accounts.iter().find(|a| a.name == name);
@@ -44,7 +44,7 @@ pub(super) fn login(files: &Files, wanted: &str) -> Result<Account> {
 }
 
 /// The superuser, where the image has one with a home directory.
-pub(super) fn superuser(files: &Files) -> Result<Option<Account>> {
+pub(crate) fn superuser(files: &Files) -> Result<Option<Account>> {
     let text = files.read_text(PASSWD)?.unwrap_or_default();
     Ok(text.lines().filter_map(parse).find(|a| a.uid == 0 && a.name == "root"))
 }

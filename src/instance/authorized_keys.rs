@@ -103,7 +103,7 @@ fn write(files: &Files, account: &Account, keys: &[(&PublicKey, String)]) -> Res
 }
 
 /// cloud-init's own words, which scripts know: a login as root says whom to log in as, and ends.
-fn refusal(user: &str) -> String {
+pub(crate) fn refusal(user: &str) -> String {
     format!(
         "no-port-forwarding,no-agent-forwarding,no-X11-forwarding,command=\"echo 'Please login as the user \\\"{user}\\\" \
          rather than the user \\\"root\\\".';echo;sleep 10;exit 142\""
@@ -134,7 +134,7 @@ fn merge(content: &[u8], keys: &[(&PublicKey, String)]) -> Vec<u8> {
 }
 
 /// Whether a line, with options before it or without, is for this key: words in quotes are options.
-fn has(line: &str, bare: &str) -> bool {
+pub(crate) fn has(line: &str, bare: &str) -> bool {
     line.match_indices(bare).any(|(at, _)| {
         let (before, after) = (&line[..at], &line[at + bare.len()..]);
         let is_word = |c: Option<char>| c.is_none_or(char::is_whitespace);

@@ -12,7 +12,7 @@ const SWITCH: &str = "/etc/cloud/cloud-init.disabled";
 
 /// By what it is seen that cloud-init is at work here; `None` where it is not. Where its generator has not said, it counts
 /// as enabled if it is there: two that write the same files are worse than one.
-pub(super) fn enabled_by(files: &Files) -> Result<Option<&'static str>> {
+pub(crate) fn enabled_by(files: &Files) -> Result<Option<&'static str>> {
     for (path, is_enabled) in DECIDED {
         if files.exists(path)? {
             return Ok(is_enabled.then_some(path));

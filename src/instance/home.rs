@@ -26,7 +26,7 @@ pub(super) const TEMPORARY: &str = ".gpu-bootstrap-keys";
 const MAX_BYTES: u64 = 4 << 20;
 
 /// A user's `authorized_keys`.
-pub(super) struct AuthorizedKeys {
+pub(crate) struct AuthorizedKeys {
     account: Account,
     home: File,
     /// `None` where there is no `.ssh` yet.
@@ -39,7 +39,7 @@ pub(super) struct AuthorizedKeys {
 
 impl AuthorizedKeys {
     /// Opens and reads the file; refuses one that is a link, or anything else than a file with one name.
-    pub(super) fn open(files: &Files, account: &Account) -> Result<Self> {
+    pub(crate) fn open(files: &Files, account: &Account) -> Result<Self> {
         let mut keys = Self {
             account: account.clone(),
             home: files.open_dir(&account.home)?,
@@ -72,12 +72,12 @@ impl AuthorizedKeys {
     }
 
     /// What it holds; empty where there is none.
-    pub(super) fn content(&self) -> &[u8] {
+    pub(crate) fn content(&self) -> &[u8] {
         self.content.as_deref().unwrap_or_default()
     }
 
     /// Makes it hold `content`, the user's own, for nobody else to read. Returns whether anything was changed.
-    pub(super) fn write(&mut self, content: &[u8]) -> Result<bool> {
+    pub(crate) fn write(&mut self, content: &[u8]) -> Result<bool> {
         let is_same = self.content() == content;
         if is_same && (self.is_tidy || self.content.is_none()) {
             return Ok(false); // none is as good as an empty one

@@ -16,10 +16,11 @@ const MARK: &str = "# gpu-bootstrap";
 
 /// A name, and the same with its domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Name {
+pub(crate) struct Name {
     /// Up to the first dot, as cloud-init sets it.
-    pub(super) short: String,
-    full: String,
+    pub(crate) short: String,
+    /// With its domain, where it has one.
+    pub(crate) full: String,
 }
 
 /// The name that EC2 gives, if it gives one.
@@ -37,18 +38,23 @@ pub(super) async fn given(client: &imds::Client) -> Result<Given> {
 /// The first of several names, as a DHCP option set may bring them.
 fn parse(text: &str) -> Option<Name> {
     let full = text.split_ascii_whitespace().next()?.trim_end_matches('.').to_ascii_lowercase();
+    let short = full.split('.').next()?.to_owned();
+    is_name(&full).then_some(Name { short, full })
+}
+
+/// Whether it is a host name, with a domain or without.
+pub(crate) fn is_name(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    let short = full.split('.').next()?.to_owned();
-    (full.len() <= 253 && full.split('.').all(is_label)).then_some(Name { short, full })
+    text.len() <= 253 && text.split('.').all(is_label)
 }
 
 /// Gives the machine the name.
-pub(super) fn apply(files: &Files, name: &Name) -> Result<Told> {
+pub(crate) fn apply(files: &Files, name: &Name) -> Result<Told> {
     let short = &name.short;
     let mut changed = false;
     if files.read_text(HOSTNAME)?.as_deref().map(str::trim) != Some(short.as_str()) {

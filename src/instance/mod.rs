@@ -4,13 +4,13 @@
 //! What lets people in comes first, and sshd waits for no more than that. One duty's failure is a sentence and stops no other. Nothing is done that the
 //! metadata service did not ask for: where it fails, the machine stays as it was.
 
-mod account;
-mod authorized_keys;
-mod cloud_init;
+pub(crate) mod account;
+pub(crate) mod authorized_keys;
+pub(crate) mod cloud_init;
 mod grow;
-mod home;
+pub(crate) mod home;
 mod host_keys;
-mod hostname;
+pub(crate) mod hostname;
 pub mod public_key;
 mod report;
 pub mod seal;

@@ -11,11 +11,11 @@ use crate::report::streams;
 
 /// What a duty came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(crate) struct Told {
     /// Something on the machine is other than before.
-    pub(super) changed: bool,
+    pub(crate) changed: bool,
     /// One sentence.
-    pub(super) text: String,
+    pub(crate) text: String,
 }
 
 /// How a duty ended.

@@ -13,6 +13,7 @@ use std::fmt;
 
 use codecs::{Unpacking, gunzip, strict_base64};
 use message::{Id, Tree};
+pub(crate) use verdict::unsupported;
 pub use verdict::{Verdict, describe, document, verdicts};
 
 /// What all gzipped parts of one user-data may unpack to.

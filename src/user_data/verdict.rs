@@ -21,32 +21,81 @@ pub struct Verdict {
 }
 
 const NOTHING: &str = "nothing happens";
-const NOT_YET: &str = "nothing happens: gpu-bootstrap does not support it yet";
+const REFUSED: &str = "gpu-bootstrap does not support it, and does nothing of this user-data";
 /// What cloud-init says of a type that it does not know makes its boot a degraded one, from 23.4 on.
 const WARNS: &str = "cloud-init warns that it does not know it, and `cloud-init status` says degraded";
-/// Type, what that is, and what cloud-init does with it.
-const KNOWN: [(&str, &str, &str); 12] = [
-    (SCRIPT, "a script", "cloud-init runs it at the end of the instance's first boot"),
-    ("text/x-shellscript-per-boot", "a script", "cloud-init runs it at the end of every boot"),
+/// Type, what that is, what cloud-init does with it, and what we do.
+const KNOWN: [(&str, &str, &str, &str); 12] = [
+    (SCRIPT, "a script", "cloud-init runs it at the end of the instance's first boot", RUN_FOR_INSTANCE),
+    (
+        "text/x-shellscript-per-boot",
+        "a script",
+        "cloud-init runs it at the end of every boot",
+        "gpu-bootstrap runs it at every boot",
+    ),
     (
         "text/x-shellscript-per-instance",
         "a script",
         "cloud-init runs it at the end of the instance's first boot",
+        RUN_FOR_INSTANCE,
     ),
     (
         "text/x-shellscript-per-once",
         "a script",
         "cloud-init runs it at the end of one boot, and not again on copies of the disk",
+        "gpu-bootstrap runs it to its end once, and not again on copies of the disk",
     ),
-    ("text/cloud-config", "#cloud-config", "cloud-init applies it"),
-    ("text/cloud-config-jsonp", "a patch of #cloud-config", "cloud-init applies it to what came before"),
-    ("text/cloud-config-archive", "an archive of parts", "cloud-init opens it, and each entry is a part"),
-    ("text/cloud-boothook", "a boot hook", "cloud-init runs it early in every boot"),
-    ("text/part-handler", "a part handler", "cloud-init loads it as Python code and hands other parts to it"),
-    ("text/jinja2", "a template", "cloud-init fills it in; what follows its first line says what it is then"),
-    ("text/x-include-url", "a list of URLs", "cloud-init downloads them at every boot, as further user-data"),
-    ("text/x-include-once-url", "a list of URLs", "cloud-init downloads them once, as further user-data"),
+    (
+        "text/cloud-config",
+        "#cloud-config",
+        "cloud-init applies it",
+        "gpu-bootstrap applies it, or refuses all of it",
+    ),
+    (
+        "text/cloud-config-jsonp",
+        "a patch of #cloud-config",
+        "cloud-init applies it to what came before",
+        REFUSED,
+    ),
+    (
+        "text/cloud-config-archive",
+        "an archive of parts",
+        "cloud-init opens it, and each entry is a part",
+        REFUSED,
+    ),
+    (
+        "text/cloud-boothook",
+        "a boot hook",
+        "cloud-init runs it early in every boot",
+        "gpu-bootstrap runs it at every boot, before all scripts",
+    ),
+    (
+        "text/part-handler",
+        "a part handler",
+        "cloud-init loads it as Python code and hands other parts to it",
+        REFUSED,
+    ),
+    (
+        "text/jinja2",
+        "a template",
+        "cloud-init fills it in; what follows its first line says what it is then",
+        REFUSED,
+    ),
+    (
+        "text/x-include-url",
+        "a list of URLs",
+        "cloud-init downloads them at every boot, as further user-data",
+        REFUSED,
+    ),
+    (
+        "text/x-include-once-url",
+        "a list of URLs",
+        "cloud-init downloads them once, as further user-data",
+        REFUSED,
+    ),
 ];
+const RUN_FOR_INSTANCE: &str = "gpu-bootstrap runs it to its end once for each instance";
+const IS_STUB: &str = "gpu-bootstrap reads its configuration, and does not run it";
 
 /// What becomes of each of the parts of one user-data.
 pub fn verdicts(parts: &[Part]) -> Vec<Verdict> {
@@ -68,10 +117,15 @@ fn verdict(part: &Part, ours: &Result<UserData>) -> Verdict {
     if part.bytes.trim_ascii().is_empty() {
         return Verdict { what: "empty", with_cloud_init: NOTHING, without_cloud_init: NOTHING };
     }
-    if let Some((_, what, with_cloud_init)) = KNOWN.iter().find(|(known, ..)| *known == content_type) {
+    if let Some((_, what, with_cloud_init, without_cloud_init)) =
+        KNOWN.iter().find(|(known, ..)| *known == content_type)
+    {
         let is_stub = matches!(ours, Ok(UserData::NotOurs(NotOurs::Stub)));
-        let what = if is_stub { "the stub of `gpu-bootstrap user-data render`" } else { what };
-        return Verdict { what, with_cloud_init, without_cloud_init: NOT_YET };
+        if is_stub {
+            let what = "the stub of `gpu-bootstrap user-data render`";
+            return Verdict { what, with_cloud_init, without_cloud_init: IS_STUB };
+        }
+        return Verdict { what, with_cloud_init, without_cloud_init };
     }
     let what = if [PLAIN, NOT_MULTIPART].contains(&content_type) {
         "in no known format"
@@ -79,6 +133,15 @@ fn verdict(part: &Part, ours: &Result<UserData>) -> Verdict {
         "of no known type"
     };
     Verdict { what, with_cloud_init: WARNS, without_cloud_init: NOTHING }
+}
+
+/// What a part is, where we do not act on it and cloud-init would.
+pub(crate) fn unsupported(part: &Part) -> Option<&'static str> {
+    if part.bytes.trim_ascii().is_empty() || !matches!(read(&part.bytes), Ok(UserData::NotOurs(_))) {
+        return None;
+    }
+    let (_, what, _, without) = KNOWN.iter().find(|(known, ..)| *known == part.content_type)?;
+    (*without == REFUSED).then_some(*what)
 }
 
 /// Every part of user-data and what becomes of it, for people.
@@ -171,8 +234,8 @@ mod tests {
         for (text, what, without) in [
             ("#gpu-bootstrap\n", "configuration of gpu-bootstrap", "gpu-bootstrap reads it"),
             ("I2dwdS1ib290c3RyYXAK\n", "configuration of gpu-bootstrap", "gpu-bootstrap reads it"),
-            ("#!/bin/sh\n", "a script", NOT_YET),
-            ("#cloud-config\n", "#cloud-config", NOT_YET),
+            ("#!/bin/sh\n", "a script", RUN_FOR_INSTANCE),
+            ("#include\n", "a list of URLs", REFUSED),
             ("", "empty", NOTHING),
             ("hello", "in no known format", NOTHING),
             ("MIME-Version: 1.0\nContent-Type: a/b\n\nx", "of no known type", NOTHING),
@@ -186,11 +249,8 @@ mod tests {
     fn every_type_that_a_beginning_gives_is_known() {
         for (beginning, content_type) in super::super::BEGINNINGS {
             assert!(KNOWN.iter().any(|(known, ..)| *known == content_type), "{content_type}");
-            assert_eq!(
-                of(&format!(" {}\n", beginning.to_uppercase())).without_cloud_init,
-                NOT_YET,
-                "{beginning}"
-            );
+            let verdict = of(&format!(" {}\n", beginning.to_uppercase()));
+            assert!(verdict.without_cloud_init.starts_with("gpu-bootstrap "), "{beginning}");
         }
     }
 }

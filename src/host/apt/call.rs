@@ -48,6 +48,12 @@ pub(super) fn apt_get(limit: Duration) -> Call {
     quiet(Call::new("apt-get")).status_descriptor().args(["-q", "-y"]).args(options).limit(limit)
 }
 
+/// A call of `apt-get` for what a user asks for: it waits for dpkg's lock, and takes nothing away.
+pub(super) fn for_users(lock_timeout: Duration) -> Call {
+    let lock = format!("DPkg::Lock::Timeout={}", lock_timeout.as_secs());
+    apt_get(INSTALL_LIMIT).args(["-o", &lock, "--no-remove"])
+}
+
 /// A call of another program of the family (`dpkg`, `apt-mark`), with the same silent environment.
 pub(super) fn program(name: &str, limit: Duration) -> Call {
     quiet(Call::new(name)).limit(limit)

@@ -103,6 +103,21 @@ impl Apt<'_> {
     }
 
     /// apt itself gives up a silent server (after 30 s, and four attempts at each file), but not one that trickles.
+    /// What a user asks for by name, by plain apt: no pipeline, no record of ours.
+    pub(crate) async fn for_users(&self, command: &[&str], packages: &[String]) -> Result<()> {
+        locks::wait(self.host, Instant::now() + self.lock_timeout).await?;
+        let words = command.iter().map(|word| (*word).to_owned()).chain(packages.iter().cloned());
+        let call = call::for_users(self.lock_timeout).args(words);
+        let output = self.host.exec.output(&call).await?;
+        if output.ok() {
+            return Ok(());
+        }
+        let what =
+            command.iter().copied().chain(packages.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
+        Err(Error::new(Code::AptFailed, format!("apt-get {what} failed with status {}", output.status))
+            .because(output.tail()))
+    }
+
     fn update_limit(&self) -> Duration {
         call::UPDATE_LIMIT.min(self.host.fetch.patience().total)
     }

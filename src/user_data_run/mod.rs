@@ -1,0 +1,258 @@
+//! Acting on user-data where cloud-init does not: `gpu-bootstrap user-data run`, started by its own unit at every boot.
+//! [`run`] is all of it as one readable function; `docs/user-data.md` is the same for people.
+//!
+//! Everything is read and judged before anything is done. An item counts as done only after it ended, so that one that was
+//! killed is begun again at the next boot: at least once, where cloud-init has at most once.
+
+mod done;
+mod item;
+mod log;
+mod report;
+mod script;
+
+use std::cell::Cell;
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{Mode, umask};
+
+use crate::boot::{self, Inputs};
+use crate::config::layers::{self, Layer};
+use crate::config::schema::{InstanceConfig, UserDataPolicy};
+use crate::config::user_data as limits;
+use crate::engine::signals::Signals;
+use crate::error::{Code, Error, Result, exit};
+use crate::facts::identity::{self, Identity};
+use crate::host::Host;
+use crate::host::fault::{self, Kind};
+use crate::host::files::Files;
+use crate::host::paths;
+use crate::instance::cloud_init;
+use crate::user_data;
+use done::{Done, Due};
+pub use item::Stage;
+use item::{Item, Work};
+use report::Report;
+pub use report::summary;
+
+/// How long what is at work may take to end by itself when the machine goes down: a script whose last words are `reboot`
+/// is to be recorded as done.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How acting on user-data behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to look.
+    pub inputs: Inputs,
+    /// This file in place of the instance's user-data.
+    pub file: Option<PathBuf>,
+    /// Act on parts that came after this instance was set up.
+    pub changed: bool,
+    /// Do once more what is done.
+    pub again: bool,
+    /// Only what belongs to this stage; everything without.
+    pub stage: Option<Stage>,
+}
+
+/// Does what the user-data asks for and is not done yet. Returns the process's exit code: 0, or 1 where something failed.
+pub async fn run(options: &Options) -> Result<u8> {
+    umask(Mode::from_bits_truncate(0o022));
+    boot::require_root()?;
+    let host = Host::new(options.inputs.root.clone());
+    let mut signals = Signals::take()?;
+    let _turn = turn(&host.files)?;
+    let mut report = Report::default();
+    if let Some(path) = cloud_init::enabled_by(&host.files)? {
+        report.is("not-ours", format!("cloud-init is at work here ({path}), so that nothing is done"));
+        return report.finish(&host.files);
+    }
+    let metadata = boot::metadata_client(&options.inputs)?;
+    let identity = tokio::select! {
+        identity = identity::gather(&host, metadata.as_ref()) => identity,
+        stopped = signals.next() => return Err(stopped),
+    };
+    let identity = match identity {
+        Ok(identity) => identity,
+        Err(error) => {
+            report.refused(&error);
+            report.finish(&host.files)?;
+            return Err(error);
+        }
+    };
+    report.boot_id.clone_from(&identity.boot_id.value);
+    identity.instance_id().clone_into(&mut report.instance_id);
+    let Some(bytes) = user_data(options, &identity, &mut report)? else { return report.finish(&host.files) };
+    let config = config(&host, &options.inputs, &bytes, &mut report);
+    if config.user_data == UserDataPolicy::Ignore {
+        report.is("ignored", "[instance] user-data = \"ignore\": nothing is done");
+        return report.finish(&host.files);
+    }
+    let items = match user_data::parts(&bytes).map_err(refused).and_then(|parts| item::items(&parts)) {
+        Ok((items, notes)) => {
+            for note in &notes {
+                report::say(note);
+            }
+            items
+        }
+        Err(error) => {
+            report.refused(&error);
+            report.finish(&host.files)?;
+            return Err(error);
+        }
+    };
+    let stopping = Cell::new(false);
+    {
+        let work = act(&host, options, &config.user, &items, &mut report, &stopping);
+        tokio::pin!(work);
+        tokio::select! {
+            result = &mut work => result?,
+            stopped = signals.next() => {
+                stopping.set(true);
+                let _ = tokio::time::timeout(LAST_WORDS, &mut work).await; // what did not end is begun again
+                return Err(Error::new(stopped.code(), stopped.message().to_owned())
+                    .with_hint("what did not come to its end is begun again at the next boot"));
+            }
+        }
+    }
+    report.finish(&host.files)
+}
+
+/// The bytes to act on; `None` where there is nothing, which is said.
+fn user_data(options: &Options, identity: &Identity, report: &mut Report) -> Result<Option<Vec<u8>>> {
+    if let Some(path) = &options.file {
+        return limits::load(path).map(Some);
+    }
+    if !identity.on_ec2.value || identity.instance.is_none() {
+        let why = if identity.on_ec2.value {
+            "the metadata service is not to be asked".into()
+        } else {
+            format!("this is no EC2 instance ({})", identity.on_ec2.source)
+        };
+        report.is("not-ours", format!("{why}, so that nothing is done; --file names user-data by hand"));
+        return Ok(None);
+    }
+    // None is user-data as well: what is given to this instance later has come later.
+    Ok(Some(identity.user_data.as_ref().map(|fact| fact.value.clone()).unwrap_or_default()))
+}
+
+/// `[instance]`. What has a mistake is left out, as by the early part: scripts may be what mends it.
+fn config(host: &Host, inputs: &Inputs, user_data: &[u8], report: &mut Report) -> InstanceConfig {
+    let extra = inputs.config.as_deref().map(Layer::from_file).transpose();
+    let error = match extra.and_then(|extra| layers::load(host, Some(user_data), extra.as_slice())) {
+        Ok(loaded) => return loaded.config.instance,
+        Err(error) => error,
+    };
+    report.problem(&error);
+    layers::load(host, None, &[]).map(|loaded| loaded.config.instance).unwrap_or_default()
+}
+
+fn refused(why: user_data::Refusal) -> Error {
+    Error::new(Code::UserDataInvalid, format!("user-data: {why}"))
+}
+
+/// Every item in its order: due or not, then done, then recorded.
+async fn act(
+    host: &Host,
+    options: &Options,
+    login_user: &str,
+    items: &[Item],
+    report: &mut Report,
+    stopping: &Cell<bool>,
+) -> Result<()> {
+    let kept = Done::load(&host.files);
+    let mut done = kept.clone().of(&report.instance_id, &report.boot_id);
+    if done.is_new() || options.changed || options.file.is_some() {
+        done.accept(items);
+    }
+    if done != kept {
+        done.save(&host.files)?;
+    }
+    script::sweep(&host.files)?;
+    report.begin(items);
+    report.write(&host.files)?;
+    for (index, item) in items.iter().enumerate() {
+        if stopping.get() {
+            return Ok(());
+        }
+        if options.stage.is_some_and(|stage| stage != item.stage) {
+            continue;
+        }
+        match done.due(item, options.again) {
+            Due::Now => {}
+            Due::Not(outcome, why) => {
+                report.not_now(index, outcome, why);
+                continue;
+            }
+            Due::Never(error) => {
+                report.ended(index, Err(error), Duration::ZERO);
+                continue;
+            }
+        }
+        // Before: an item that takes the machine down again and again is not begun for ever.
+        done.begin(item);
+        done.save(&host.files)?;
+        report.running(index);
+        report.write(&host.files)?;
+        let began = Instant::now();
+        let result = perform(host, item, &report.instance_id, login_user).await;
+        done.end(item, result.is_ok());
+        let saved = done.save(&host.files);
+        report.ended(index, result, began.elapsed());
+        saved?;
+        report.write(&host.files)?;
+    }
+    Ok(())
+}
+
+/// Does one item. Returns a sentence.
+async fn perform(host: &Host, item: &Item, instance_id: &str, login_user: &str) -> Result<String> {
+    match &item.work {
+        Work::Script(bytes) => script::run(host, &item.name, bytes, instance_id).await,
+        Work::Task(task) => task.apply(host, login_user).await,
+    }
+}
+
+/// What an image without cloud-init would do with it, in order: a line for each item, or why nothing would be done.
+pub fn preview(bytes: &[u8]) -> Vec<String> {
+    let items = user_data::parts(bytes).map_err(refused).and_then(|parts| item::items(&parts));
+    match items {
+        Ok((items, notes)) => {
+            let line = |item: &Item| {
+                let what = match &item.work {
+                    Work::Script(script) => format!("runs a script of {} bytes", script.len()),
+                    Work::Task(task) => task.sentence(),
+                };
+                format!("{} ({}): {what}", item.name, item.frequency.name())
+            };
+            notes.into_iter().chain(items.iter().map(line)).collect()
+        }
+        Err(error) => error.message().lines().map(str::to_owned).collect(),
+    }
+}
+
+/// One call at a time. The second one is refused: it may be a script of the first, which would wait for itself.
+fn turn(files: &Files) -> Result<Flock<File>> {
+    let file = files.open_rw(paths::USER_DATA_LOCK)?;
+    fault::point(Kind::Lock, paths::USER_DATA_LOCK)
+        .map_err(|e| Error::io("lock", paths::USER_DATA_LOCK, e))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => Error::new(Code::Locked, "another `user-data run` is at work")
+            .with_hint("`journalctl -u gpu-bootstrap-user-data` shows what it does"),
+        errno => Error::io("lock", paths::USER_DATA_LOCK, errno.into()),
+    })
+}
+
+/// Whether somebody acts on the user-data now.
+pub(crate) fn is_at_work(files: &Files) -> Result<bool> {
+    if !files.exists(paths::USER_DATA_LOCK)? {
+        return Ok(false);
+    }
+    let file = files.open_rw(paths::USER_DATA_LOCK)?;
+    Ok(Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
+}
+
+/// The exit code of a report in which something failed.
+const FAILED: u8 = exit::FAILED;
