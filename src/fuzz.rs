@@ -23,7 +23,7 @@ use crate::{aws, device_query, install, instance};
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name that `fuzz/run` takes.
-pub const TARGETS: [(&str, Target); 21] = [
+pub const TARGETS: [(&str, Target); 22] = [
     ("cloud-config", crate::cloud_config::fuzz),
     ("user-data", user_data),
     ("config", config),

@@ -39,7 +39,7 @@ fn plan(machine: &Machine) -> Plan {
     let step = |id: &str, action: Action| {
         let actions = vec![action];
         let digest = digest::step(id, &actions);
-        Step { id: id.into(), title: id.into(), scope: Scope::Image, actions, digest }
+        Step { id: id.into(), title: id.into(), scope: Scope::Image, origin: None, actions, digest }
     };
     let source = AptSource {
         path: "/etc/apt/sources.list.d/ours.sources".into(),

@@ -93,26 +93,6 @@ impl Machine {
         self.root.path().join(path.trim_start_matches('/'))
     }
 
-    /// Copies a program of this machine, with the libraries that it names.
-    pub(crate) fn bring(&self, program: &str) {
-        let path = ["/usr/bin", "/bin"].map(|dir| format!("{dir}/{program}"));
-        let path = path
-            .iter()
-            .find(|path| Path::new(path).exists())
-            .unwrap_or_else(|| panic!("{program} is needed"));
-        let libraries = Command::new("ldd").arg(path).output().unwrap();
-        let libraries = String::from_utf8(libraries.stdout).unwrap();
-        let to = |path: &str| {
-            let to = self.outside(path);
-            fs::create_dir_all(to.parent().unwrap()).unwrap();
-            to
-        };
-        fs::copy(path, to(&format!("/usr/bin/{program}"))).unwrap();
-        for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-            fs::copy(library, to(library)).unwrap();
-        }
-    }
-
     /// The root directory on the host.
     pub(crate) fn root(&self) -> &Path {
         self.root.path()
