@@ -64,7 +64,8 @@ class Client:
         call = ["nsenter", f"--net={self.netns}", "ssh", "-F", "none", "-p", str(PORT), "-i", key.path,
                 *[f"-o{option}" for option in (
                     *options, "BatchMode=yes", "IdentitiesOnly=yes", f"UserKnownHostsFile={self.known}",
-                    "GlobalKnownHostsFile=none",                    "StrictHostKeyChecking=yes", "UpdateHostKeys=no", f"ConnectTimeout={SECONDS}", "LogLevel=ERROR")],
+                    "GlobalKnownHostsFile=none", "StrictHostKeyChecking=yes", "UpdateHostKeys=no",
+                    f"ConnectTimeout={SECONDS}", "LogLevel=ERROR")],
                 f"{user}@127.0.0.1", command]
         environment = {name: value for name, value in os.environ.items() if name != "SSH_AUTH_SOCK"}
         for _ in range(20):
