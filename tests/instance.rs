@@ -357,6 +357,7 @@ fn sshd_has_keys_to_start_with_even_without_the_metadata_service() {
         [("instance", "failed"), ("missing-host-keys", "changed")].into()
     );
     assert!(machine.outside("/etc/ssh/ssh_host_ed25519_key").exists());
+    assert!(machine.read("/dev/console").contains("(ED25519)"), "nobody could tell whose they are");
     assert!(!machine.outside("/var/lib/gpu-bootstrap/instance.json").exists(), "it is nobody's yet");
 }
 

@@ -262,8 +262,10 @@ async fn same(host: &Host, state: &State, report: &mut Report) -> Result<()> {
 
 /// sshd must start, whatever else there is.
 async fn reachable(host: &Host, report: &mut Report) -> Result<()> {
-    if let Some(result) = host_keys::make_missing(host).await.transpose() {
-        report.ended("missing-host-keys", result);
+    if let Some(result) = host_keys::make_missing(host).await.transpose()
+        && report.ended("missing-host-keys", result)
+    {
+        show_host_keys(&host.files);
     }
     Ok(())
 }

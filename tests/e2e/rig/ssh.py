@@ -63,8 +63,9 @@ class Client:
         Of `options` and those that stand here, ssh takes the first of a name."""
         call = ["nsenter", f"--net={self.netns}", "ssh", "-F", "none", "-p", str(PORT), "-i", key.path,
                 *[f"-o{option}" for option in (
-                    *options, "BatchMode=yes", "IdentitiesOnly=yes", f"UserKnownHostsFile={self.known}", "GlobalKnownHostsFile=none",
-                    "StrictHostKeyChecking=yes", "UpdateHostKeys=no", f"ConnectTimeout={SECONDS}", "LogLevel=ERROR")],
+                    *options, "BatchMode=yes", "IdentitiesOnly=yes", f"UserKnownHostsFile={self.known}",
+                    "GlobalKnownHostsFile=none", "StrictHostKeyChecking=yes", "UpdateHostKeys=no",
+                    f"ConnectTimeout={SECONDS}", "LogLevel=ERROR")],
                 f"{user}@127.0.0.1", command]
         environment = {name: value for name, value in os.environ.items() if name != "SSH_AUTH_SOCK"}
         for _ in range(20):
