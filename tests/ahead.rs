@@ -287,7 +287,7 @@ fn apt_s_own_archives_are_used_and_left_alone() {
 fn step(id: &str, action: Action) -> Step {
     let actions = vec![action];
     let digest = plan::digest::step(id, &actions);
-    Step { id: id.into(), title: id.into(), scope: Scope::Image, actions, digest }
+    Step { id: id.into(), title: id.into(), scope: Scope::Image, origin: None, actions, digest }
 }
 
 fn plan(steps: Vec<Step>) -> Plan {

@@ -133,8 +133,12 @@ mod tests {
 
     const DIR: &str = "/etc/x/steps.d";
 
+    fn is_toml(name: &str) -> bool {
+        Path::new(name).extension().is_some_and(|extension| extension == "toml")
+    }
+
     fn read(root: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-        Files::new(root.into()).read_trusted_dir(DIR, |name| name.ends_with(".toml"), 10)
+        Files::new(root.into()).read_trusted_dir(DIR, is_toml, 10)
     }
 
     fn scratch() -> (tempfile::TempDir, std::path::PathBuf) {
@@ -145,7 +149,7 @@ mod tests {
             fs::write(dir.join(name), name).unwrap();
         }
         for at in ["etc", "etc/x", "etc/x/steps.d", "etc/x/steps.d/a.toml", "etc/x/steps.d/b.toml"] {
-            let mode = if at.ends_with(".toml") { 0o644 } else { 0o755 };
+            let mode = if is_toml(at) { 0o644 } else { 0o755 };
             fs::set_permissions(root.path().join(at), fs::Permissions::from_mode(mode)).unwrap();
         }
         (root, dir)
