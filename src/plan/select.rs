@@ -96,6 +96,7 @@ const POSSIBLE: &[(&str, &[&str])] = &[
     ("instance-store-tools", &["wanted", "none"]),
     ("profile", &["wanted", "none"]),
     ("gpu", &["present", "absent"]),
+    ("gpu-proof", &["possible", "none"]),
 ];
 
 /// Whether all of the step's `when` holds. An unknown condition or value is an error, not a "no".
