@@ -218,7 +218,7 @@ fn the_plan_shows_where_a_step_comes_from_and_runs_nothing_but_checks() {
     let machine = machine(&[("50-plain.toml", &made)]);
     let shown = machine.run(&["plan"]);
     assert_eq!(shown.code, 0, "{shown:?}");
-    assert!(shown.stdout.contains("a step (plain, /etc/gpu-bootstrap/steps.d/50-plain.toml)\n"), "{shown:?}");
+    assert!(shown.stdout.contains("a step (plain, image, /etc/gpu-bootstrap/steps.d/50-plain.toml)\n"), "{shown:?}");
     assert!(
         shown.stdout.contains("needed     command touch ${output}: /opt/made does not exist"),
         "{shown:?}"
@@ -419,7 +419,7 @@ fn a_rehearsal_runs_this_machines_steps_before_the_proof() {
     let said =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("a tool (tool, /etc/gpu-bootstrap/steps.d/50-tool.toml)"), "{said}");
+    assert!(said.contains("a tool (tool, image, /etc/gpu-bootstrap/steps.d/50-tool.toml)"), "{said}");
     let result: Value = serde_json::from_slice(&fs::read(keep.join("result.json")).unwrap()).unwrap();
     let steps: Vec<_> =
         result["steps"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
