@@ -102,7 +102,6 @@ impl Apt<'_> {
         updated("update the package lists", &output)
     }
 
-    /// apt itself gives up a silent server (after 30 s, and four attempts at each file), but not one that trickles.
     /// What a user asks for by name, by plain apt: no pipeline, no record of ours.
     pub(crate) async fn for_users(&self, command: &[&str], packages: &[String]) -> Result<()> {
         locks::wait(self.host, Instant::now() + self.lock_timeout).await?;
@@ -118,6 +117,7 @@ impl Apt<'_> {
             .because(output.tail()))
     }
 
+    /// apt itself gives up a silent server (after 30 s, and four attempts at each file), but not one that trickles.
     fn update_limit(&self) -> Duration {
         call::UPDATE_LIMIT.min(self.host.fetch.patience().total)
     }
