@@ -218,7 +218,10 @@ fn the_plan_shows_where_a_step_comes_from_and_runs_nothing_but_checks() {
     let machine = machine(&[("50-plain.toml", &made)]);
     let shown = machine.run(&["plan"]);
     assert_eq!(shown.code, 0, "{shown:?}");
-    assert!(shown.stdout.contains("a step (plain, image, /etc/gpu-bootstrap/steps.d/50-plain.toml)\n"), "{shown:?}");
+    assert!(
+        shown.stdout.contains("a step (plain, image, /etc/gpu-bootstrap/steps.d/50-plain.toml)\n"),
+        "{shown:?}"
+    );
     assert!(
         shown.stdout.contains("needed     command touch ${output}: /opt/made does not exist"),
         "{shown:?}"

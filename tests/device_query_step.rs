@@ -340,7 +340,9 @@ fn a_fault_ends_the_run_with_its_code_sentence_and_hint_and_the_plan_shows_it() 
     let seen: Vec<_> = said.lines().filter(|l| l.starts_with("ok ")).collect();
     assert!(seen.len() >= 7 && !said.contains("\ndone"), "{said}");
     assert!(
-        said.contains(&format!("device query (device-query, boot)\n  needed     4 working GPUs: {sentence}\n")),
+        said.contains(&format!(
+            "device query (device-query, boot)\n  needed     4 working GPUs: {sentence}\n"
+        )),
         "{said}"
     );
     let nobody = said.split("as nobody:\n").nth(1).unwrap();
