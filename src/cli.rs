@@ -547,7 +547,7 @@ fn show_plan(args: &InputArgs, json: bool) -> Result<u8> {
         let plan = plan::build(&prepared.facts, &prepared.config, stack, &custom)?;
         let choices = boot::choices(&host.files, stack, prepared.facts.identity.instance_id())?;
         let shown = plan::show::look(&plan, &choices, &prepared.layers, &host).await;
-        streams::out(&if json { to_json(&shown)? } else { shown.text() })?;
+        streams::out(&if json { streams::json(&shown)? } else { shown.text() })?;
         Ok(exit::CONVERGED)
     })
 }
@@ -559,7 +559,11 @@ fn detect(args: &InputArgs, json: bool) -> Result<u8> {
     runtime()?.block_on(async {
         let metadata = boot::metadata_client(&inputs)?;
         let facts = facts::gather_from_every_source(&host, metadata.as_ref()).await?;
-        streams::out(&if json { to_json(&facts::show::json(&facts))? } else { facts::show::text(&facts) })?;
+        streams::out(&if json {
+            streams::json(&facts::show::json(&facts))?
+        } else {
+            facts::show::text(&facts)
+        })?;
         Ok(exit::CONVERGED)
     })
 }
@@ -604,7 +608,7 @@ fn query_devices(args: &DeviceQueryArgs) -> Result<u8> {
     };
     let examination = runtime()?.block_on(device_query::examine(&host, options))?;
     if args.json {
-        streams::out(&to_json(&examination.json())?)?;
+        streams::out(&streams::json(&examination.json())?)?;
     } else {
         streams::out(&examination.text())?;
         for line in examination.measurements().lines() {
@@ -616,12 +620,6 @@ fn query_devices(args: &DeviceQueryArgs) -> Result<u8> {
         }
     }
     Ok(if examination.passes() { exit::CONVERGED } else { exit::UNHEALTHY })
-}
-
-fn to_json(value: &impl serde::Serialize) -> Result<String> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::new(Code::Io, "cannot write the answer as JSON").because(e))?;
-    Ok(text + "\n")
 }
 
 #[cfg(test)]

@@ -118,9 +118,7 @@ fn print(files: &Files, status: Option<Status>, options: &Options) -> Result<u8>
             .with_hint("`gpu-bootstrap plan` shows what a run would do"));
     };
     if options.json {
-        let text = serde_json::to_string_pretty(&status)
-            .map_err(|e| Error::new(Code::Io, "cannot write the status as JSON").because(e))?;
-        streams::out(&(text + "\n"))?;
+        streams::out(&streams::json(&status)?)?;
     } else {
         streams::out(&streams::printable(&text(&status)))?;
         streams::out(&user_data.unwrap_or_default())?;

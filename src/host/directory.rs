@@ -64,10 +64,12 @@ pub(crate) struct Directory {
 pub(crate) struct Mounts(Vec<PathBuf>);
 
 impl Mounts {
-    /// By the kernel's word. A bind mount is none to `st_dev`, and is one here.
-    pub(crate) fn read() -> Self {
+    /// By the kernel's word. A bind mount is none to `st_dev`, and is one here. Not to know of a mount would be to empty
+    /// it, so a file that cannot be read is an error.
+    pub(crate) fn read() -> Result<Self> {
         // The /proc of our own namespace, whatever the root.
-        Self::parse(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+        const OURS: &str = "/proc/self/mountinfo";
+        Ok(Self::parse(&fs::read_to_string(OURS).map_err(|e| Error::io("read", OURS, e))?))
     }
 
     fn parse(mountinfo: &str) -> Self {

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use crate::boot;
-use crate::error::{Code, Error, Result, exit};
+use crate::error::{Result, exit};
 use crate::host::files::Files;
 use crate::host::paths::EARLY;
 use crate::report::streams;
@@ -77,7 +77,7 @@ impl Report {
     pub(super) fn is(&mut self, instance: &'static str, reason: impl Into<String>) {
         self.instance = instance;
         self.reason = reason.into();
-        say(&self.reason);
+        streams::say(&self.reason);
     }
 
     /// Notes and says how a duty ended. Returns whether it is done.
@@ -106,7 +106,7 @@ impl Report {
     }
 
     fn note(&mut self, entry: Entry) {
-        say(&format!("{}: {}", entry.duty, entry.text));
+        streams::say(&format!("{}: {}", entry.duty, entry.text));
         self.duties.push(entry);
     }
 
@@ -116,21 +116,7 @@ impl Report {
         if !self.duties.is_empty() && !self.duties.iter().any(could) {
             self.exit_code = exit::FAILED;
         }
-        files.write(EARLY, json(&self)?.as_bytes(), 0o644)?;
+        files.write(EARLY, streams::json(&self)?.as_bytes(), 0o644)?;
         Ok(self.exit_code)
     }
-}
-
-/// A line on standard output. One that nobody takes ends no work.
-fn say(line: &str) {
-    if let Err(error) = streams::out(&format!("{}\n", streams::printable(line))) {
-        tracing::warn!("{error}");
-    }
-}
-
-/// As it is written to files.
-pub(super) fn json(value: &impl Serialize) -> Result<String> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::new(Code::Io, "cannot write JSON").because(e))?;
-    Ok(text + "\n")
 }

@@ -53,7 +53,7 @@ impl State {
 
     /// Writes it, durably.
     pub(super) fn save(&self, files: &Files) -> Result<()> {
-        files.write(INSTANCE, super::report::json(self)?.as_bytes(), 0o644)
+        files.write(INSTANCE, crate::report::streams::json(self)?.as_bytes(), 0o644)
     }
 }
 

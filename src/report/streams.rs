@@ -3,7 +3,9 @@
 
 use std::io::{ErrorKind, Write};
 
-use crate::error::{Error, Result};
+use serde::Serialize;
+
+use crate::error::{Code, Error, Result};
 
 /// Prints to standard output. A reader that went away (`| head`) is no error; an answer that could not be
 /// written, and would be taken for whole, is one.
@@ -13,6 +15,20 @@ pub fn out(text: &str) -> Result<()> {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write to", "standard output", e)),
         _ => Ok(()),
     }
+}
+
+/// A line on standard output, of work that goes on whether or not somebody takes it.
+pub fn say(line: &str) {
+    if let Err(error) = out(&format!("{}\n", printable(line))) {
+        tracing::warn!("{error}");
+    }
+}
+
+/// A document for people and programs, as it is printed and written to files.
+pub fn json(value: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::new(Code::Io, "cannot write JSON").because(e))?;
+    Ok(text + "\n")
 }
 
 /// Prints a message to standard error. There is no place left to say that this failed.

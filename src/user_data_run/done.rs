@@ -11,6 +11,7 @@ use crate::boot;
 use crate::error::{Code, Error, Result};
 use crate::host::files::Files;
 use crate::host::paths::USER_DATA;
+use crate::report::streams;
 
 /// How often an item is begun that never comes to its end: a script that reboots the machine before it is over would do so
 /// for ever.
@@ -143,7 +144,7 @@ impl Done {
 
     /// Writes it, durably.
     pub(super) fn save(&self, files: &Files) -> Result<()> {
-        files.write(USER_DATA, super::report::json(self)?.as_bytes(), 0o600)
+        files.write(USER_DATA, streams::json(self)?.as_bytes(), 0o600)
     }
 
     fn scope(&self, item: &Item) -> &str {

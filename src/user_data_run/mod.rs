@@ -24,13 +24,14 @@ use crate::config::layers::{self, Layer};
 use crate::config::schema::{InstanceConfig, UserDataPolicy};
 use crate::config::user_data as limits;
 use crate::engine::signals::Signals;
-use crate::error::{Code, Error, Result, exit};
+use crate::error::{Code, Error, Result};
 use crate::facts::identity::{self, Identity};
 use crate::host::Host;
 use crate::host::fault::{self, Kind};
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::instance::cloud_init;
+use crate::report::streams;
 use crate::user_data;
 use done::{Done, Due};
 pub use item::Stage;
@@ -93,7 +94,7 @@ pub async fn run(options: &Options) -> Result<u8> {
     let items = match user_data::parts(&bytes).map_err(refused).and_then(|parts| item::items(&parts)) {
         Ok((items, notes)) => {
             for note in &notes {
-                report::say(note);
+                streams::say(note);
             }
             items
         }
@@ -253,6 +254,3 @@ pub(crate) fn is_at_work(files: &Files) -> Result<bool> {
     let file = files.open_rw(paths::USER_DATA_LOCK)?;
     Ok(Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
 }
-
-/// The exit code of a report in which something failed.
-const FAILED: u8 = exit::FAILED;

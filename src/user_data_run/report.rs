@@ -87,7 +87,7 @@ impl Report {
     pub(super) fn is(&mut self, state: &str, reason: impl Into<String>) {
         self.state = state.into();
         self.reason = reason.into();
-        say(&self.reason);
+        streams::say(&self.reason);
     }
 
     /// Notes why nothing of it is done. Whoever called says it.
@@ -144,14 +144,14 @@ impl Report {
 
     fn note(&mut self, index: usize, outcome: Outcome, text: String) {
         let entry = &mut self.items[index];
-        say(&format!("{}: {text}", entry.name));
+        streams::say(&format!("{}: {text}", entry.name));
         entry.outcome = outcome;
         entry.text = text;
     }
 
     /// Writes the file as it stands.
     pub(super) fn write(&self, files: &Files) -> Result<()> {
-        files.write(USER_DATA_REPORT, json(self)?.as_bytes(), 0o644)
+        files.write(USER_DATA_REPORT, streams::json(self)?.as_bytes(), 0o644)
     }
 
     /// Writes the file for the last time and returns the process's exit code: 0, unless something failed.
@@ -159,9 +159,9 @@ impl Report {
         if self.state == "running" {
             let is_bad = !self.problems.is_empty() || self.items.iter().any(|e| e.outcome == Outcome::Failed);
             self.state = if is_bad { "failed" } else { "done" }.into();
-            self.exit_code = if is_bad { super::FAILED } else { exit::CONVERGED };
+            self.exit_code = if is_bad { exit::FAILED } else { exit::CONVERGED };
             if self.items.is_empty() {
-                say("the user-data asks for nothing that is to be done here");
+                streams::say("the user-data asks for nothing that is to be done here");
             }
         }
         self.write(files)?;
@@ -204,18 +204,4 @@ pub fn summary(files: &Files) -> Result<Option<String>> {
 
 fn sentence(error: &Error) -> String {
     std::iter::once(error.message().to_owned()).chain(error.causes()).collect::<Vec<_>>().join(": ")
-}
-
-/// A line on standard output. One that nobody takes ends no work.
-pub(super) fn say(line: &str) {
-    if let Err(error) = streams::out(&format!("{}\n", streams::printable(line))) {
-        tracing::warn!("{error}");
-    }
-}
-
-/// As it is written to files.
-pub(super) fn json(value: &impl Serialize) -> Result<String> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::new(Code::Io, "cannot write JSON").because(e))?;
-    Ok(text + "\n")
 }

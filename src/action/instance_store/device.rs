@@ -43,7 +43,7 @@ pub(super) async fn holds(host: &Host, name: &str) -> Result<Holds> {
     })
 }
 
-/// Partitions, foreign mounts and swap, as the kernel has them.
+/// Partitions and swap, as the kernel has them. What is mounted has a signature, and `mkfs` refuses a device in use.
 fn used(host: &Host, name: &str) -> Result<Option<String>> {
     for child in host.files.list(format!("{BLOCK}/{name}"))? {
         if host.files.exists(format!("{BLOCK}/{name}/{child}/partition"))? {

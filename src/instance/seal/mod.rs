@@ -77,7 +77,7 @@ pub async fn seal(options: &Options) -> Result<u8> {
     let cloud_init = cloud_init::enabled_by(files)?;
     let scene = Scene {
         files,
-        mounts: Rc::new(Mounts::read()),
+        mounts: Rc::new(Mounts::read()?),
         cloud_init,
         cloud_init_network: cloud_init.is_some() && !network::is_kept_from_cloud_init(files)?,
         shell_history: options.shell_history,

@@ -5,7 +5,6 @@ use serde::Serialize;
 use super::items::Item;
 use crate::error::Result;
 use crate::host::directory::Left;
-use crate::instance::report::json;
 use crate::report::streams;
 
 /// Paths that a line names; the document has all.
@@ -93,15 +92,12 @@ impl Report {
             (true, true) => "sealed   nothing of this instance is left",
             (true, false) => "nothing was changed",
         });
-        if self.json { streams::out(&json(self)?) } else { Ok(()) }
+        if self.json { streams::out(&streams::json(self)?) } else { Ok(()) }
     }
 
-    /// A line that nobody takes ends no work.
     fn say(&self, line: &str) {
-        if !self.json
-            && let Err(error) = streams::out(&format!("{}\n", streams::printable(line)))
-        {
-            tracing::warn!("{error}");
+        if !self.json {
+            streams::say(line);
         }
     }
 }
