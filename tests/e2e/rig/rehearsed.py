@@ -39,6 +39,7 @@ AFTER_A_CRASH = [
     (r"/var/lib/apt/extended_states\.[A-Za-z0-9]{6}$", "apt's unfinished file, left by the apt that was killed"),
     (r"/var/lib/dpkg/triggers/", "empty lists that dpkg leaves or not"),
     (r"/var/lib/gpu-bootstrap/cache$", "the empty directory, where fetching ahead failed: it is made when it is wanted again"),
+    (r"/var/lib/gpu-bootstrap/spool(/lock)?$", "made where a report waited longer than a moment, as on a busy machine; what waits is not allowed"),
     (r"/var/lib/gpu-bootstrap/choice\.json$", "compared apart: the sentences are those of the run that wrote it"),
 ]
 
