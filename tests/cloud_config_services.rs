@@ -7,16 +7,14 @@
 mod imds;
 #[path = "support/machine.rs"]
 mod machine;
-#[path = "support/scripted_http.rs"]
-mod scripted_http;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use imds::Imds;
+use imds::scripted_http::{self, Reply, Server};
 use machine::{Machine, Ran, binary, ran};
-use scripted_http::{Reply, Server};
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOSiGVDiFa++x5w97nqER1hKffHxP6aFSK0irMVLZOeI";
 const REPOSITORY_KEY: &str = include_str!("fixtures/keys/throw-away.asc");
@@ -320,20 +318,13 @@ fn conditions_say_yes_no_or_fail() {
     for (condition, code, goes_down, outcome_wanted) in [
         ("true", 0, true, "done"),
         ("false", 0, false, "done"),
-        ("test -e /nowhere", 0, false, "done"),
+        ("'test -e /nowhere'", 0, false, "done"),
         ("[test, -e, /etc/passwd]", 0, true, "done"),
-        ("exit 3", 1, false, "failed"),
+        ("'exit 3'", 1, false, "failed"),
         ("[no-such-program]", 1, false, "failed"),
     ] {
         let machine = image();
-        let user_data = format!(
-            "#cloud-config\npower_state: {{mode: reboot, condition: {}}}\n",
-            if condition.starts_with('[') {
-                condition.to_owned()
-            } else {
-                format!("'{condition}'").replace("'true'", "true").replace("'false'", "false")
-            }
-        );
+        let user_data = format!("#cloud-config\npower_state: {{mode: reboot, condition: {condition}}}\n");
         let ran = act(&machine, &user_data, &[], &[]);
         assert_eq!(ran.code, code, "{condition}: {ran:#?}");
         assert_eq!(asked(&machine) == ["shutdown -r now"], goes_down, "{condition}: {:?}", asked(&machine));

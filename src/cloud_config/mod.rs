@@ -6,12 +6,14 @@ mod ca_certs;
 mod commands;
 pub(crate) mod ending;
 mod hosts;
+mod instance;
 mod keys;
 mod ntp;
 mod packages;
 mod passwords;
 mod phone_home;
 mod read;
+mod services;
 mod system;
 mod template;
 mod users;
@@ -20,14 +22,12 @@ mod yaml;
 
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::host::files::Files;
-use crate::imds;
-use crate::instance::hostname::{self, Name};
 use crate::user_data::Part;
 use apt::Apt;
 use ca_certs::CaCerts;
 use ending::PowerState;
 use hosts::Hosts;
+pub(crate) use instance::Instance;
 use keys::Keys as LoginKeys;
 use ntp::Ntp;
 use packages::Packages;
@@ -117,34 +117,6 @@ pub(crate) enum Task {
     FinalMessage(String),
     /// The machine goes down.
     PowerState(PowerState),
-}
-
-/// What a task may have to know of the instance.
-#[derive(Clone, Copy)]
-pub(crate) struct Instance<'a> {
-    /// `i-…`, or `local`.
-    pub(crate) id: &'a str,
-    /// `[instance] user`.
-    pub(crate) login_user: &'a str,
-    /// The metadata service, where it may be asked.
-    pub(crate) metadata: Option<&'a imds::Client>,
-}
-
-/// What the metadata service gets when it is asked for the name.
-const METADATA: std::time::Duration = std::time::Duration::from_secs(10);
-
-impl Instance<'_> {
-    /// The name that EC2 gives; what the machine has, where EC2 says nothing.
-    async fn name(&self, files: &Files) -> Result<Name> {
-        if let Some(client) = self.metadata
-            && let Some(name) = hostname::given(&client.renewed(METADATA)).await?.0
-        {
-            return Ok(name);
-        }
-        let full = files.read_text("/etc/hostname")?.unwrap_or_default().trim().to_owned();
-        let short = full.split('.').next().unwrap_or_default().to_owned();
-        Ok(Name { short, full })
-    }
 }
 
 /// A task and what stands for it: the same for the same meaning.
@@ -304,26 +276,11 @@ impl Keys<'_> {
         let users =
             self.read(["users", "groups"], |reader, [list, groups]| users::read(reader, list, groups));
         let users = users.map(|(users, canonical)| Wish { task: Task::Users(users), canonical });
-        let hosts = self.read(["manage_etc_hosts", "hostname", "fqdn"], |reader, [node, name, fqdn]| {
-            // What is wrong with the name is told of the name.
-            let name = system::hostname(&mut Reader::default(), [name, fqdn, None, None]);
-            node.and_then(|node| hosts::read(reader, node, name))
-        });
-        let hosts = hosts.and_then(|(hosts, canonical)| Some(Wish { task: Task::Hosts(hosts?), canonical }));
-        let certs = self.one("ca_certs", ca_certs::read, Task::CaCerts);
         let keys = self.read(["ssh_authorized_keys", "disable_root"], |reader, [list, disable_root]| {
             keys::read_keys(reader, list, disable_root)
         });
         let keys = keys.and_then(|(keys, canonical)| Some(Wish { task: Task::Keys(keys?), canonical }));
         let locale = self.one("locale", system::locale, Task::Locale);
-        let passwords = self.read(["chpasswd", "password"], |reader, [list, password]| {
-            passwords::read(reader, list, password)
-        });
-        let passwords =
-            passwords.and_then(|(found, canonical)| Some(Wish { task: Task::Passwords(found?), canonical }));
-        let ssh_passwords = self.one("ssh_pwauth", passwords::read_pwauth, Task::SshPasswords);
-        let apt = self.one("apt", apt::read, Task::Apt);
-        let ntp = self.one("ntp", ntp::read, Task::Ntp);
         let timezone = self.one("timezone", system::timezone, Task::Timezone);
         let packages = self
             .read(["packages", "package_update", "package_upgrade"], |reader, [list, update, upgrade]| {
@@ -332,45 +289,16 @@ impl Keys<'_> {
         let packages = packages
             .filter(|(packages, _)| !packages.is_empty())
             .map(|(packages, canonical)| Wish { task: Task::Packages(packages), canonical });
-        let lists = apt.as_ref().filter(|wish| packages.is_none() && wish.task.changes_sources());
-        let lists = lists.map(|wish| Wish { task: Task::PackageLists, canonical: wish.canonical.clone() });
-        let is_on = |reader: &mut Reader, node: &Node| {
-            reader.switch("package_reboot_if_required", node)?.then_some(())
-        };
-        let reboot = self.one("package_reboot_if_required", is_on, |()| Task::RebootIfRequired);
-        let reboot = reboot.filter(|_| packages.is_some());
-        let phone_home = self.one("phone_home", phone_home::read, Task::PhoneHome);
-        let message = self.one("final_message", ending::read_message, Task::FinalMessage);
-        let power_state = self.one("power_state", ending::read, Task::PowerState);
         let runcmd = self.one("runcmd", script("runcmd"), Task::Runcmd);
         let files = some(files, Task::WriteFiles);
         let deferred = some(deferred, Task::DeferredFiles);
-        let first = [bootcmd, files, hostname, hosts, certs, users, keys, locale, passwords, ssh_passwords];
+        let [hosts, certs] = self.name_and_trust();
+        let passwords = self.logins();
+        let [apt, ntp] = self.services();
+        let [lists, reboot] = self.around_packages(apt.as_ref(), packages.is_some());
+        let first = [bootcmd, files, hostname, hosts, certs, users, keys, locale];
         let then = [apt, ntp, timezone, lists, packages, reboot, deferred, runcmd];
-        let last = [phone_home, message, power_state];
-        first.into_iter().chain(then).chain(last).flatten().collect()
-    }
-
-    /// Keys that ask for what is so in any case.
-    fn notes(&mut self) -> Vec<String> {
-        let mut notes = Vec::new();
-        self.read(["ssh_deletekeys"], |reader, [node]| {
-            if let Some(node) = node
-                && reader.switch("ssh_deletekeys", node) == Some(false)
-            {
-                reader.wrong(
-                    node.at,
-                    "ssh_deletekeys: false is not supported: an instance has host keys of its own before user-data is acted on",
-                );
-            }
-        });
-        if self.get("output").is_some() {
-            notes.push(
-                "output is not looked at: what scripts say goes to the journal and to /var/log/gpu-bootstrap/user-data.log"
-                    .into(),
-            );
-        }
-        notes
+        first.into_iter().chain(passwords).chain(then).chain(self.last()).flatten().collect()
     }
 }
 

@@ -157,8 +157,8 @@ impl Client {
         servers: &[String],
         pools: &[String],
     ) -> Result<(&'static str, String, &'static str)> {
-        let lines = |kind: &str, names: &[String]| -> String {
-            names.iter().map(|name| format!("{kind} {name} iburst\n")).collect()
+        let lines = |kind: &str, names: &[String]| {
+            names.iter().map(|name| format!("{kind} {name} iburst\n")).collect::<Vec<_>>().concat()
         };
         let lines = lines("pool", pools) + &lines("server", servers);
         Ok(match self {

@@ -159,11 +159,9 @@ pub(super) async fn apply(host: &Host, login_user: &str, passwords: &Passwords) 
     }
     let mut failures = Vec::new();
     for is_hash in [false, true] {
-        let lines: String = entries
-            .iter()
-            .filter(|entry| entry.is_hash == is_hash)
-            .map(|entry| format!("{}:{}\n", entry.user, entry.password))
-            .collect();
+        let of_kind = entries.iter().filter(|entry| entry.is_hash == is_hash);
+        let lines =
+            of_kind.map(|entry| format!("{}:{}\n", entry.user, entry.password)).collect::<Vec<_>>().concat();
         if !lines.is_empty() {
             let call = Call::new("chpasswd").args(is_hash.then_some("-e")).input(lines).limit(LIMIT);
             failures.extend(host.exec.run(&call).await.err());

@@ -181,8 +181,8 @@ async fn debconf(host: &Host, selections: &str) -> Result<()> {
 
 /// A file that apt stumbles over would stop every installation, that of the GPUs among them: it is read by apt first.
 async fn configuration(host: &Host, apt: &Apt) -> Result<()> {
-    let proxies: String =
-        apt.proxies.iter().map(|(method, url)| format!("Acquire::{method}::Proxy \"{url}\";\n")).collect();
+    let proxies = apt.proxies.iter().map(|(method, url)| format!("Acquire::{method}::Proxy \"{url}\";\n"));
+    let proxies = proxies.collect::<Vec<_>>().concat();
     for (path, text) in [(PROXY_FILE, proxies), (CONF_FILE, apt.conf.clone().unwrap_or_default())] {
         if text.is_empty() {
             // What another instance's user-data left in the image.

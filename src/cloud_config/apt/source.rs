@@ -75,9 +75,8 @@ fn entry(reader: &mut Reader, name: &Node, node: &Node) -> Option<Source> {
     let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
     let is_named = lines.as_ref().is_some_and(|lines| lines.contains("KEY_FILE"));
     let directory = if is_named { KEYRINGS } else { TRUSTED };
-    let file = if file.ends_with(".list") { file.to_owned() } else { format!("{file}.list") };
     Some(Source {
-        path: format!("{PARTS_DIR}/{file}"),
+        path: format!("{PARTS_DIR}/{}.list", file.strip_suffix(".list").unwrap_or(file)),
         lines,
         key: key.map(|key| (format!("{directory}/{stem}.gpg"), key)),
         append: map
