@@ -341,6 +341,14 @@ fn the_machine_does_not_go_down_before_the_gpus_are_set_up() {
     assert_eq!(asked(&machine), Vec::<String>::new());
     let (state, why) = outcome(&machine, "power_state");
     assert!(state == "waiting" && why.contains("not set up before the next boot"), "{state}: {why}");
+    run_is(&machine, "running", None);
+    {
+        let lock = fs::File::create(machine.outside("/var/lib/gpu-bootstrap/lock")).unwrap();
+        let _held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap();
+        apply(&machine, off);
+        assert!(outcome(&machine, "power_state").1.contains("the GPUs are being set up"));
+    }
+    assert_eq!(asked(&machine), Vec::<String>::new());
     run_is(&machine, "finished", Some("converged"));
     apply(&machine, off);
     assert_eq!(asked(&machine), ["shutdown -P now"]);

@@ -156,8 +156,12 @@ pub(crate) fn read(parts: &[&Part]) -> Result<CloudConfig> {
                 continue;
             }
         };
-        for (key, node) in entries {
+        for (key, mut node) in entries {
             let name = key.python().unwrap_or_default();
+            // The one key that asks for something without a value.
+            if name == "ntp" && node.value == Value::Null {
+                node.value = Value::Map(Vec::new());
+            }
             if !KEYS.contains(&name.as_str()) {
                 let text = match apt::OLD.iter().find(|(old, _)| *old == name) {
                     Some((_, new)) => format!("{name} is an old spelling; write {new}"),

@@ -104,7 +104,7 @@ pub(super) async fn apply(host: &Host, instance: &Instance<'_>, wanted: &PhoneHo
     host.fetch.post_form(&url, &form, wanted.tries, BETWEEN).await.map_err(|e| {
         Error::new(Code::UserDataFailed, format!("phone_home: {}", e.message()))
             .with_hint("see that the server can be reached; `gpu-bootstrap user-data run --again` tells it once more")
-            .because(e)
+            .because(e.causes().join(": "))
     })?;
     Ok(wanted.sentence().replacen("posts", "posted", 1))
 }
