@@ -505,6 +505,28 @@ fn sshd_takes_passwords_only_by_a_file_that_it_takes() {
 }
 
 #[test]
+fn sshd_offers_the_kinds_of_host_keys_that_are_asked_for_but_never_none() {
+    const FILE: &str = "/etc/ssh/sshd_config.d/10-gpu-bootstrap-host-keys.conf";
+    let machine = image()
+        .file("/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\n")
+        .file("/etc/ssh/ssh_host_ed25519_key", "");
+    apply(&machine, "#cloud-config\nssh_genkeytypes: [ed25519, rsa]\n");
+    assert!(
+        text(&machine, FILE)
+            .ends_with("\nHostKey /etc/ssh/ssh_host_ed25519_key\nHostKey /etc/ssh/ssh_host_rsa_key\n")
+    );
+    let before = text(&machine, FILE);
+    let ran = act(&machine, "#cloud-config\nssh_genkeytypes: [rsa]\n", &[], &[]);
+    assert!(ran.code == 1 && ran.stderr.contains("nobody would get in"), "{ran:#?}");
+    assert_eq!(text(&machine, FILE), before);
+    refused(
+        "#cloud-config\nssh_genkeytypes: [dsa]\n",
+        &["(line 2, column 18): ssh_genkeytypes: \"dsa\" is not supported"],
+    );
+    refused("#cloud-config\nssh_genkeytypes: []\n", &["nobody gets in"]);
+}
+
+#[test]
 fn root_logs_in_where_it_is_not_disabled() {
     let refusal = "no-port-forwarding,no-agent-forwarding,no-X11-forwarding,command=\"echo 'Please login as the user \\\"admin\\\" rather than the user \\\"root\\\".';echo;sleep 10;exit 142\"";
     let pair = format!("{KEY} pair #gpu-bootstrap\n");

@@ -14,6 +14,7 @@ mod passwords;
 mod phone_home;
 mod read;
 mod services;
+mod sshd;
 mod system;
 mod template;
 mod users;
@@ -40,7 +41,7 @@ use write_files::WantedFile;
 use yaml::{Node, Problem, Value};
 
 /// Every key, in the order in which cloud-init would act on it.
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 30] = [
     "bootcmd",
     "write_files",
     "preserve_hostname",
@@ -52,6 +53,7 @@ const KEYS: [&str; 29] = [
     "groups",
     "users",
     "ssh_deletekeys",
+    "ssh_genkeytypes",
     "disable_root",
     "ssh_authorized_keys",
     "locale",
@@ -83,6 +85,8 @@ pub(crate) enum Task {
     Hostname(Hostname),
     /// Groups and users.
     Users(Users),
+    /// Kinds of host keys that sshd offers.
+    HostKeys(Vec<String>),
     /// The machine's name in `/etc/hosts`.
     Hosts(Hosts),
     /// Certificates that the machine trusts.
@@ -297,10 +301,11 @@ impl Keys<'_> {
         let files = some(files, Task::WriteFiles);
         let deferred = some(deferred, Task::DeferredFiles);
         let [hosts, certs] = self.name_and_trust();
+        let host_keys = self.one("ssh_genkeytypes", sshd::read_kinds, Task::HostKeys);
         let passwords = self.logins();
         let [apt, ntp] = self.services();
         let [lists, reboot] = self.around_packages(apt.as_ref(), packages.is_some());
-        let first = [bootcmd, files, hostname, hosts, certs, users, keys, locale];
+        let first = [bootcmd, files, hostname, hosts, certs, users, host_keys, keys, locale];
         let then = [apt, ntp, timezone, lists, packages, reboot, deferred, runcmd];
         first.into_iter().chain(passwords).chain(then).chain(self.last()).flatten().collect()
     }
@@ -314,6 +319,7 @@ impl Task {
             Self::WriteFiles(_) => "write_files",
             Self::Hostname(_) => "hostname",
             Self::Users(_) => "users",
+            Self::HostKeys(_) => "ssh_genkeytypes",
             Self::Hosts(_) => "manage_etc_hosts",
             Self::CaCerts(_) => "ca_certs",
             Self::Keys(_) => "ssh_authorized_keys",
@@ -347,6 +353,7 @@ impl Task {
             }
             Self::Hostname(name) => name.sentence(),
             Self::Users(users) => users.sentence(),
+            Self::HostKeys(kinds) => sshd::kinds_sentence(kinds),
             Self::Hosts(hosts) => hosts.sentence(),
             Self::CaCerts(certs) => certs.sentence(),
             Self::Keys(keys) => keys.sentence(),
@@ -375,6 +382,7 @@ impl Task {
         match self {
             Self::WriteFiles(files) | Self::DeferredFiles(files) => write_files::apply(host, files),
             Self::Hostname(name) => name.apply(&host.files, instance).await,
+            Self::HostKeys(kinds) => sshd::apply_kinds(host, kinds).await,
             Self::Hosts(hosts) => hosts.apply(host, instance).await,
             Self::CaCerts(certs) => ca_certs::apply(host, certs).await,
             Self::Users(users) => users::apply(host, users).await,

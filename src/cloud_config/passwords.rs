@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::read::Reader;
-use super::system;
+use super::sshd;
 use super::yaml::{Node, Value};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
@@ -14,10 +14,7 @@ const KEYS: [&str; 3] = ["expire", "users", "list"];
 const USER_KEYS: [&str; 3] = ["name", "password", "type"];
 /// Hashing takes long on purpose.
 const LIMIT: Duration = Duration::from_secs(120);
-const SSHD_CONFIG: &str = "/etc/ssh/sshd_config";
-/// The first word on a setting is the one that sshd takes, so that it comes before what an image may have.
 const SSHD_FILE: &str = "/etc/ssh/sshd_config.d/10-gpu-bootstrap.conf";
-const INCLUDE: &str = "/etc/ssh/sshd_config.d/*.conf";
 
 /// Passwords to be set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,51 +192,11 @@ pub(super) fn pwauth_sentence(is_on: bool) -> String {
     format!("sshd {} passwords", if is_on { "takes" } else { "does not take" })
 }
 
-/// A file of ours among those that sshd includes. It is there only if sshd takes it: without sshd nobody gets in.
+/// As a setting of sshd.
 pub(super) async fn apply_pwauth(host: &Host, is_on: bool) -> Result<String> {
-    let config = host.files.read_text(SSHD_CONFIG)?.unwrap_or_default();
-    let is_include = |line: &str| {
-        let mut words = line.split_whitespace();
-        words.next().is_some_and(|word| word.eq_ignore_ascii_case("include"))
-            && words.any(|word| word == INCLUDE)
-    };
-    if !config.lines().any(is_include) {
-        return Err(Error::new(
-            Code::UserDataFailed,
-            format!("ssh_pwauth: {SSHD_CONFIG} does not include {INCLUDE}"),
-        )
-        .with_hint(format!("put `Include {INCLUDE}` first in it, in the image")));
-    }
     let word = if is_on { "yes" } else { "no" };
-    let text =
-        format!("# Written by gpu-bootstrap from user-data (ssh_pwauth).\nPasswordAuthentication {word}\n");
-    let before = host.files.read(SSHD_FILE)?;
-    if before.as_deref() == Some(text.as_bytes()) {
-        return Ok(pwauth_sentence(is_on));
-    }
-    host.files.write(SSHD_FILE, text.as_bytes(), 0o600)?;
-    if host.files.exists("/usr/sbin/sshd")?
-        && let Err(error) = check_sshd(host).await
-    {
-        match before {
-            Some(before) => host.files.write(SSHD_FILE, &before, 0o600)?,
-            None => host.files.remove(SSHD_FILE)?,
-        }
-        return Err(Error::new(
-            Code::UserDataFailed,
-            "ssh_pwauth: sshd does not take its configuration; nothing was kept",
-        )
-        .with_hint("`sshd -t` says what is wrong with it")
-        .because(error));
-    }
-    system::service(host, "try-reload-or-restart", "ssh").await?;
+    sshd::set(host, "ssh_pwauth", SSHD_FILE, &format!("PasswordAuthentication {word}\n")).await?;
     Ok(pwauth_sentence(is_on))
-}
-
-async fn check_sshd(host: &Host) -> Result<()> {
-    // Its own directory is made by its unit, which may not have run yet.
-    host.files.make_dir("/run/sshd", 0o755)?;
-    host.exec.run(&Call::new("sshd").args(["-t"])).await.map(drop)
 }
 
 #[cfg(test)]
