@@ -66,7 +66,7 @@ pub fn show(options: &Options) -> Result<u8> {
 /// Whether a status belongs to this boot. A waiting script on a fresh boot means the run of that boot, not the
 /// result that an image or an earlier boot left behind. A status without boot id (the run failed before it knew
 /// it) lies in `/run`, which no reboot survives.
-fn of_this_boot(files: &Files, status: &Status) -> bool {
+pub(crate) fn of_this_boot(files: &Files, status: &Status) -> bool {
     let boot_id = files.read_text("/proc/sys/kernel/random/boot_id").ok().flatten().unwrap_or_default();
     status.boot_id.is_empty() || status.boot_id == boot_id.trim()
 }

@@ -1,4 +1,5 @@
 //! `ssh_authorized_keys`: public keys, with options before them or without, added to a user's file. What stands there stays.
+//! `disable_root: false` lets root log in by the same keys.
 
 use super::read::Reader;
 use super::yaml::Node;
@@ -8,6 +9,32 @@ use crate::instance::account::{self, Account};
 use crate::instance::authorized_keys::{has, refusal};
 use crate::instance::home::AuthorizedKeys;
 use crate::instance::public_key::PublicKey;
+
+/// Keys of the login user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Keys {
+    lines: Vec<String>,
+    /// Root may log in by them, and by the key pair.
+    for_root: bool,
+}
+
+/// What both keys say.
+pub(super) fn read_keys(
+    reader: &mut Reader,
+    keys: Option<&Node>,
+    disable_root: Option<&Node>,
+) -> Option<Keys> {
+    let lines = keys.map(|node| read(reader, "ssh_authorized_keys", node));
+    let for_root = disable_root.is_some_and(|node| reader.switch("disable_root", node) == Some(false));
+    (lines.is_some() || for_root).then(|| Keys { lines: lines.unwrap_or_default(), for_root })
+}
+
+impl Keys {
+    pub(super) fn sentence(&self) -> String {
+        let root = if self.for_root { ", and root may log in by them and the key pair" } else { "" };
+        format!("{} keys for the login user{root}", self.lines.len())
+    }
+}
 
 /// The lines, each of which sshd would take.
 pub(super) fn read(reader: &mut Reader, key: &str, node: &Node) -> Vec<String> {
@@ -47,11 +74,22 @@ pub(super) fn add(files: &Files, user: &str, lines: &[String]) -> Result<bool> {
 }
 
 /// The keys for the login user, and a word for whoever tries root with one of them, as for the key pair.
-pub(super) fn apply(files: &Files, user: &str, lines: &[String]) -> Result<String> {
+pub(super) fn apply(files: &Files, user: &str, keys: &Keys) -> Result<String> {
     let account = account::login(files, user)?;
+    let lines = &keys.lines;
     write(files, &account, lines)?;
     if let Some(root) = account::superuser(files)?.filter(|root| root.uid != account.uid) {
         let refusal = refusal(&account.name);
+        if keys.for_root {
+            let mut file = AuthorizedKeys::open(files, &root)?;
+            let welcome = merge(&without(&refusal, file.content()), lines)?;
+            file.write(&welcome)?;
+            return Ok(format!(
+                "{} and root may log in by {} keys of the user-data and the key pair",
+                account.name,
+                lines.len()
+            ));
+        }
         let refused: Vec<String> = lines
             .iter()
             .filter_map(|line| public_key(line).ok())
@@ -60,6 +98,13 @@ pub(super) fn apply(files: &Files, user: &str, lines: &[String]) -> Result<Strin
         write(files, &root, &refused)?;
     }
     Ok(format!("{} may log in by {} keys of the user-data", account.name, lines.len()))
+}
+
+/// The lines without the refusal that stands before them.
+fn without(refusal: &str, content: &[u8]) -> Vec<u8> {
+    let refusal = format!("{refusal} ");
+    let lines = content.split_inclusive(|b| *b == b'\n');
+    lines.flat_map(|line| line.strip_prefix(refusal.as_bytes()).unwrap_or(line)).copied().collect()
 }
 
 fn write(files: &Files, account: &Account, lines: &[String]) -> Result<bool> {
@@ -102,6 +147,14 @@ mod tests {
         for line in ["", "ssh-rsa", "from=\"x ssh-ed25519 AAAA", "me@host"] {
             assert!(public_key(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_refusal_is_taken_away_and_nothing_else() {
+        let refusal = refusal("admin");
+        let before = format!("{refusal} {KEY} pair #gpu-bootstrap\nno-pty {KEY}\n{refusal}\n");
+        let after = format!("{KEY} pair #gpu-bootstrap\nno-pty {KEY}\n{refusal}\n");
+        assert_eq!(String::from_utf8(without(&refusal, before.as_bytes())).unwrap(), after);
     }
 
     #[test]

@@ -1,11 +1,22 @@
 //! `#cloud-config`, the part of it that we act on: read as a whole before anything is done, so that what is not supported
 //! is an error with its place, never silence. [`read`] gives the tasks in cloud-init's order; [`Task::apply`] does one.
 
+mod apt;
+mod ca_certs;
 mod commands;
+pub(crate) mod ending;
+mod hosts;
+mod instance;
 mod keys;
+mod ntp;
 mod packages;
+mod passwords;
+mod phone_home;
 mod read;
+mod services;
+mod sshd;
 mod system;
+mod template;
 mod users;
 mod write_files;
 mod yaml;
@@ -13,7 +24,16 @@ mod yaml;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::user_data::Part;
+use apt::Apt;
+use ca_certs::CaCerts;
+use ending::PowerState;
+use hosts::Hosts;
+pub(crate) use instance::Instance;
+use keys::Keys as LoginKeys;
+use ntp::Ntp;
 use packages::Packages;
+use passwords::Passwords;
+use phone_home::PhoneHome;
 use read::Reader;
 use system::Hostname;
 use users::Users;
@@ -21,21 +41,37 @@ use write_files::WantedFile;
 use yaml::{Node, Problem, Value};
 
 /// Every key, in the order in which cloud-init would act on it.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 30] = [
     "bootcmd",
     "write_files",
     "preserve_hostname",
     "hostname",
     "fqdn",
+    "prefer_fqdn_over_hostname",
+    "manage_etc_hosts",
+    "ca_certs",
     "groups",
     "users",
+    "ssh_deletekeys",
+    "ssh_genkeytypes",
+    "disable_root",
     "ssh_authorized_keys",
     "locale",
+    "chpasswd",
+    "password",
+    "ssh_pwauth",
+    "apt",
+    "ntp",
     "timezone",
     "package_update",
     "package_upgrade",
     "packages",
+    "package_reboot_if_required",
     "runcmd",
+    "phone_home",
+    "final_message",
+    "power_state",
+    "output",
 ];
 
 /// One thing to do.
@@ -49,18 +85,42 @@ pub(crate) enum Task {
     Hostname(Hostname),
     /// Groups and users.
     Users(Users),
+    /// Kinds of host keys that sshd offers.
+    HostKeys(Vec<String>),
+    /// The machine's name in `/etc/hosts`.
+    Hosts(Hosts),
+    /// Certificates that the machine trusts.
+    CaCerts(CaCerts),
     /// Keys of the login user.
-    Keys(Vec<String>),
+    Keys(LoginKeys),
     /// The locale of logins.
     Locale(String),
+    /// Passwords of users.
+    Passwords(Passwords),
+    /// Whether sshd takes passwords.
+    SshPasswords(bool),
+    /// Sources and settings of apt.
+    Apt(Apt),
+    /// Who keeps the clock.
+    Ntp(Ntp),
     /// The time zone.
     Timezone(String),
+    /// Package lists of new sources, where no packages are asked for.
+    PackageLists,
     /// Packages.
     Packages(Packages),
+    /// A reboot, if packages asked for one.
+    RebootIfRequired,
     /// Files with `defer`.
     DeferredFiles(Vec<WantedFile>),
     /// A script among the others.
     Runcmd(String),
+    /// A form for somebody's server.
+    PhoneHome(PhoneHome),
+    /// The last word of each boot.
+    FinalMessage(String),
+    /// The machine goes down.
+    PowerState(PowerState),
 }
 
 /// A task and what stands for it: the same for the same meaning.
@@ -100,10 +160,17 @@ pub(crate) fn read(parts: &[&Part]) -> Result<CloudConfig> {
                 continue;
             }
         };
-        for (key, node) in entries {
+        for (key, mut node) in entries {
             let name = key.python().unwrap_or_default();
+            // The one key that asks for something without a value.
+            if name == "ntp" && node.value == Value::Null {
+                node.value = Value::Map(Vec::new());
+            }
             if !KEYS.contains(&name.as_str()) {
-                let text = format!("{name} is not supported; supported are {}", KEYS.join(", "));
+                let text = match apt::OLD.iter().find(|(old, _)| *old == name) {
+                    Some((_, new)) => format!("{name} is an old spelling; write {new}"),
+                    None => format!("{name} is not supported; supported are {}", KEYS.join(", ")),
+                };
                 mistakes.push(sentence(&part.filename, &Problem { at: key.at, text }));
                 continue;
             }
@@ -122,6 +189,7 @@ pub(crate) fn read(parts: &[&Part]) -> Result<CloudConfig> {
     }
     let mut keys = Keys { found, mistakes };
     let wishes = keys.wishes();
+    notes.extend(keys.notes());
     if keys.mistakes.is_empty() {
         return Ok(CloudConfig { wishes, notes });
     }
@@ -210,19 +278,16 @@ impl Keys<'_> {
             (!files.is_empty()).then(|| Wish { task: task(files), canonical: canonical.clone() })
         };
         let hostname = self
-            .read(["hostname", "fqdn", "preserve_hostname"], |reader, [name, fqdn, preserve]| {
-                system::hostname(reader, name, fqdn, preserve)
-            });
+            .read(["hostname", "fqdn", "preserve_hostname", "prefer_fqdn_over_hostname"], system::hostname);
         let hostname =
             hostname.and_then(|(name, canonical)| Some(Wish { task: Task::Hostname(name?), canonical }));
         let users =
             self.read(["users", "groups"], |reader, [list, groups]| users::read(reader, list, groups));
         let users = users.map(|(users, canonical)| Wish { task: Task::Users(users), canonical });
-        let keys = self.one(
-            "ssh_authorized_keys",
-            |reader, node| Some(keys::read(reader, "ssh_authorized_keys", node)),
-            Task::Keys,
-        );
+        let keys = self.read(["ssh_authorized_keys", "disable_root"], |reader, [list, disable_root]| {
+            keys::read_keys(reader, list, disable_root)
+        });
+        let keys = keys.and_then(|(keys, canonical)| Some(Wish { task: Task::Keys(keys?), canonical }));
         let locale = self.one("locale", system::locale, Task::Locale);
         let timezone = self.one("timezone", system::timezone, Task::Timezone);
         let packages = self
@@ -235,10 +300,14 @@ impl Keys<'_> {
         let runcmd = self.one("runcmd", script("runcmd"), Task::Runcmd);
         let files = some(files, Task::WriteFiles);
         let deferred = some(deferred, Task::DeferredFiles);
-        [bootcmd, files, hostname, users, keys, locale, timezone, packages, deferred, runcmd]
-            .into_iter()
-            .flatten()
-            .collect()
+        let [hosts, certs] = self.name_and_trust();
+        let host_keys = self.one("ssh_genkeytypes", sshd::read_kinds, Task::HostKeys);
+        let passwords = self.logins();
+        let [apt, ntp] = self.services();
+        let [lists, reboot] = self.around_packages(apt.as_ref(), packages.is_some());
+        let first = [bootcmd, files, hostname, hosts, certs, users, host_keys, keys, locale];
+        let then = [apt, ntp, timezone, lists, packages, reboot, deferred, runcmd];
+        first.into_iter().chain(passwords).chain(then).chain(self.last()).flatten().collect()
     }
 }
 
@@ -250,8 +319,20 @@ impl Task {
             Self::WriteFiles(_) => "write_files",
             Self::Hostname(_) => "hostname",
             Self::Users(_) => "users",
+            Self::HostKeys(_) => "ssh_genkeytypes",
+            Self::Hosts(_) => "manage_etc_hosts",
+            Self::CaCerts(_) => "ca_certs",
             Self::Keys(_) => "ssh_authorized_keys",
             Self::Locale(_) => "locale",
+            Self::Passwords(_) => "chpasswd",
+            Self::SshPasswords(_) => "ssh_pwauth",
+            Self::Apt(_) => "apt",
+            Self::Ntp(_) => "ntp",
+            Self::PackageLists => "apt (package lists)",
+            Self::RebootIfRequired => "package_reboot_if_required",
+            Self::PhoneHome(_) => "phone_home",
+            Self::FinalMessage(_) => "final_message",
+            Self::PowerState(_) => "power_state",
             Self::Timezone(_) => "timezone",
             Self::Packages(_) => "packages",
             Self::DeferredFiles(_) => "write_files (deferred)",
@@ -272,24 +353,54 @@ impl Task {
             }
             Self::Hostname(name) => name.sentence(),
             Self::Users(users) => users.sentence(),
-            Self::Keys(keys) => format!("{} keys for the login user", keys.len()),
+            Self::HostKeys(kinds) => sshd::kinds_sentence(kinds),
+            Self::Hosts(hosts) => hosts.sentence(),
+            Self::CaCerts(certs) => certs.sentence(),
+            Self::Keys(keys) => keys.sentence(),
+            Self::Passwords(passwords) => passwords.sentence(),
+            Self::SshPasswords(is_on) => passwords::pwauth_sentence(*is_on),
+            Self::Apt(apt) => apt.sentence(),
+            Self::Ntp(ntp) => ntp.sentence(),
+            Self::PackageLists => "package lists are updated".into(),
+            Self::RebootIfRequired => "reboots before all scripts, if a package asked for it".into(),
+            Self::PhoneHome(wanted) => wanted.sentence(),
+            Self::FinalMessage(text) => format!("says {text:?} at the end of every boot"),
+            Self::PowerState(state) => state.sentence(),
             Self::Locale(locale) => format!("LANG={locale} in /etc/default/locale"),
             Self::Timezone(zone) => format!("the time zone becomes {zone}"),
             Self::Packages(packages) => packages.sentence(),
         }
     }
 
-    /// Does it; scripts are the caller's. `login_user` is `[instance] user`. Returns a sentence.
-    pub(crate) async fn apply(&self, host: &Host, login_user: &str) -> Result<String> {
+    /// Whether new package lists are needed afterwards.
+    fn changes_sources(&self) -> bool {
+        matches!(self, Self::Apt(apt) if apt.changes_sources())
+    }
+
+    /// Does it; scripts and the end of the boot are the caller's. Returns a sentence.
+    pub(crate) async fn apply(&self, host: &Host, instance: &Instance<'_>) -> Result<String> {
         match self {
             Self::WriteFiles(files) | Self::DeferredFiles(files) => write_files::apply(host, files),
-            Self::Hostname(name) => name.apply(&host.files),
+            Self::Hostname(name) => name.apply(&host.files, instance).await,
+            Self::HostKeys(kinds) => sshd::apply_kinds(host, kinds).await,
+            Self::Hosts(hosts) => hosts.apply(host, instance).await,
+            Self::CaCerts(certs) => ca_certs::apply(host, certs).await,
             Self::Users(users) => users::apply(host, users).await,
-            Self::Keys(lines) => keys::apply(&host.files, login_user, lines),
+            Self::Keys(keys) => keys::apply(&host.files, instance.login_user, keys),
+            Self::Passwords(found) => passwords::apply(host, instance.login_user, found).await,
+            Self::SshPasswords(is_on) => passwords::apply_pwauth(host, *is_on).await,
+            Self::Apt(apt) => apt::apply(host, apt).await,
+            Self::Ntp(ntp) => ntp::apply(host, ntp).await,
+            Self::PackageLists => apt::update(host).await,
+            Self::PhoneHome(wanted) => phone_home::apply(host, instance, wanted).await,
             Self::Locale(locale) => system::apply_locale(host, locale).await,
             Self::Timezone(zone) => system::apply_timezone(&host.files, zone),
             Self::Packages(packages) => packages::apply(host, packages).await,
-            Self::Bootcmd(_) | Self::Runcmd(_) => Ok(String::new()),
+            Self::Bootcmd(_)
+            | Self::Runcmd(_)
+            | Self::RebootIfRequired
+            | Self::FinalMessage(_)
+            | Self::PowerState(_) => Ok(String::new()),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The machine's name, its time zone, and the locale of logins.
 
+use super::Instance;
 use super::read::Reader;
 use super::yaml::Node;
 use crate::error::{Code, Error, Result};
@@ -9,21 +10,31 @@ use crate::host::files::Files;
 use crate::instance::hostname::{self as name, Name};
 
 const ZONES: &str = "/usr/share/zoneinfo";
+/// A daemon reads its configuration in less.
+const SERVICE_LIMIT: std::time::Duration = std::time::Duration::from_secs(90);
 
-/// The name that the machine is to have; `None` keeps what it has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hostname(Option<Name>);
+/// The name that the machine is to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hostname {
+    /// `None` is the one that EC2 gives.
+    name: Option<Name>,
+    /// The machine calls itself by all of it.
+    with_domain: bool,
+    /// It keeps the name that it has.
+    is_kept: bool,
+}
 
-/// What the three keys say.
+/// What the four keys say.
 pub(super) fn hostname(
     reader: &mut Reader,
-    host: Option<&Node>,
-    fqdn: Option<&Node>,
-    preserve: Option<&Node>,
+    [host, fqdn, preserve, prefer_fqdn]: [Option<&Node>; 4],
 ) -> Option<Hostname> {
     if preserve.is_some_and(|node| reader.switch("preserve_hostname", node) == Some(true)) {
-        return Some(Hostname(None));
+        return Some(Hostname { is_kept: true, ..Hostname::default() });
     }
+    let with_domain =
+        prefer_fqdn.is_some_and(|node| reader.switch("prefer_fqdn_over_hostname", node) == Some(true));
+    let named = |name| Some(Hostname { name, with_domain, is_kept: false });
     let read = |reader: &mut Reader, key: &str, node: &Node| {
         let text = reader.line(key, node)?;
         let valid = name::is_name(&text);
@@ -48,26 +59,53 @@ pub(super) fn hostname(
     let first = |text: &str| text.split('.').next().unwrap_or_default().to_owned();
     match (host, fqdn) {
         // With fqdn the name is what it is, dots or not; cloud-init's rule.
-        (Some(short), Some(full)) => Some(Hostname(Some(Name { short, full }))),
-        (Some(full), None) | (None, Some(full)) => Some(Hostname(Some(Name { short: first(&full), full }))),
+        (Some(short), Some(full)) => named(Some(Name { short, full })),
+        (Some(full), None) | (None, Some(full)) => named(Some(Name { short: first(&full), full })),
+        (None, None) if with_domain => named(None),
         (None, None) => None,
     }
 }
 
 impl Hostname {
+    /// The name that the user-data gives.
+    pub(super) fn name(&self) -> Option<&Name> {
+        self.name.as_ref()
+    }
+
     pub(super) fn sentence(&self) -> String {
-        match &self.0 {
+        match &self.name {
+            _ if self.is_kept => "the machine keeps its name".into(),
+            Some(Name { full, .. }) if self.with_domain => format!("the machine is called {full}"),
             Some(Name { short, full }) => format!("the machine is called {short} ({full})"),
-            None => "the machine keeps its name".into(),
+            None => "the machine is called by the name that EC2 gives, with its domain".into(),
         }
     }
 
-    pub(super) fn apply(&self, files: &Files) -> Result<String> {
-        match &self.0 {
-            Some(wanted) => name::apply(files, wanted).map(|told| told.text),
-            None => Ok(self.sentence()),
+    pub(super) async fn apply(&self, files: &Files, instance: &Instance<'_>) -> Result<String> {
+        if self.is_kept {
+            return Ok(self.sentence());
         }
+        let wanted = match &self.name {
+            Some(name) => name.clone(),
+            None => instance.name(files).await?,
+        };
+        let called = if self.with_domain { &wanted.full } else { &wanted.short };
+        name::apply_as(files, &wanted, called).map(|told| told.text)
     }
+}
+
+/// Asks systemd to do something about a unit, where systemd runs.
+pub(super) async fn service(host: &Host, verb: &str, unit: &str) -> Result<()> {
+    if !host.files.exists("/run/systemd/system")? {
+        return Ok(());
+    }
+    host.exec.run(&Call::new("systemctl").args([verb, unit]).limit(SERVICE_LIMIT)).await.map(drop).map_err(
+        |e| {
+            Error::new(Code::ServiceFailed, format!("{unit} did not take its new configuration"))
+                .with_hint(format!("journalctl --boot --unit {unit} says why"))
+                .because(e)
+        },
+    )
 }
 
 /// `Europe/Berlin`.

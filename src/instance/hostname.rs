@@ -24,10 +24,10 @@ pub(crate) struct Name {
 }
 
 /// The name that EC2 gives, if it gives one.
-pub(super) struct Given(pub(super) Option<Name>);
+pub(crate) struct Given(pub(crate) Option<Name>);
 
 /// Asks for it.
-pub(super) async fn given(client: &imds::Client) -> Result<Given> {
+pub(crate) async fn given(client: &imds::Client) -> Result<Given> {
     let Some(text) = client.get(ITEM).await? else { return Ok(Given(None)) };
     parse(&String::from_utf8_lossy(&text)).map(|name| Given(Some(name))).ok_or_else(|| {
         Error::new(Code::MetadataInvalid, format!("{} is no host name", client.url(ITEM)))
@@ -55,10 +55,14 @@ pub(crate) fn is_name(text: &str) -> bool {
 
 /// Gives the machine the name.
 pub(crate) fn apply(files: &Files, name: &Name) -> Result<Told> {
-    let short = &name.short;
+    apply_as(files, name, &name.short)
+}
+
+/// The same; the machine calls itself `called`, which is one form of the name.
+pub(crate) fn apply_as(files: &Files, name: &Name, called: &str) -> Result<Told> {
     let mut changed = false;
-    if files.read_text(HOSTNAME)?.as_deref().map(str::trim) != Some(short.as_str()) {
-        files.write(HOSTNAME, format!("{short}\n").as_bytes(), 0o644)?;
+    if files.read_text(HOSTNAME)?.as_deref().map(str::trim) != Some(called) {
+        files.write(HOSTNAME, format!("{called}\n").as_bytes(), 0o644)?;
         changed = true;
     }
     if let Some(before) = files.read(HOSTS)? {
@@ -69,14 +73,14 @@ pub(crate) fn apply(files: &Files, name: &Name) -> Result<Told> {
         }
     }
     // Below another root the running kernel is somebody else's.
-    if files.is_machine() && nix::unistd::gethostname().ok().as_deref() != Some(short.as_ref()) {
-        nix::unistd::sethostname(short).map_err(|e| {
-            Error::new(Code::Io, format!("cannot name the running system {short}"))
+    if files.is_machine() && nix::unistd::gethostname().ok().as_deref() != Some(called.as_ref()) {
+        nix::unistd::sethostname(called).map_err(|e| {
+            Error::new(Code::Io, format!("cannot name the running system {called}"))
                 .because(std::io::Error::from(e))
         })?;
         changed = true;
     }
-    Ok(Told { changed, text: format!("this machine is called {short}") })
+    Ok(Told { changed, text: format!("this machine is called {called}") })
 }
 
 /// What of both files names an instance, as it is in an image.
@@ -100,11 +104,44 @@ pub(super) fn is_ours(line: &[u8]) -> bool {
     line.trim_ascii_end().ends_with(MARK.as_bytes())
 }
 
-/// `/etc/hosts` with the name in lines of ours; everything else as it is.
-fn hosts(before: &[u8], name: &Name) -> Vec<u8> {
+/// Writes `/etc/hosts` whole: the name, and what every machine has.
+pub(crate) fn write_hosts(files: &Files, name: &Name) -> Result<()> {
+    let text = format!(
+        "# Written by gpu-bootstrap from user-data (manage_etc_hosts), whole.\n{}127.0.0.1 localhost\n\n\
+         ::1 localhost ip6-localhost ip6-loopback\nff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n",
+        line(name)
+    );
+    files.write(HOSTS, text.as_bytes(), 0o644)
+}
+
+/// Puts the name into a line of ours of `/etc/hosts`, made where there is none; everything else stays.
+pub(crate) fn add_to_hosts(files: &Files, name: &Name) -> Result<()> {
+    let before = files.read(HOSTS)?.unwrap_or_default();
+    let after = with_line(&before, name);
+    if after == before { Ok(()) } else { files.write(HOSTS, &after, 0o644) }
+}
+
+fn with_line(before: &[u8], name: &Name) -> Vec<u8> {
+    let mut after = hosts(before, name);
+    if !after.split_inclusive(|b| *b == b'\n').any(is_ours) {
+        if after.last().is_some_and(|b| *b != b'\n') {
+            after.push(b'\n');
+        }
+        after.extend_from_slice(line(name).as_bytes());
+    }
+    after
+}
+
+/// The line of ours.
+fn line(name: &Name) -> String {
     let names =
         if name.full == name.short { name.short.clone() } else { format!("{} {}", name.full, name.short) };
-    let ours = format!("127.0.1.1 {names} {MARK}\n");
+    format!("127.0.1.1 {names} {MARK}\n")
+}
+
+/// `/etc/hosts` with the name in lines of ours; everything else as it is.
+fn hosts(before: &[u8], name: &Name) -> Vec<u8> {
+    let ours = line(name);
     let lines = before.split_inclusive(|b| *b == b'\n');
     lines.flat_map(|line| if is_ours(line) { ours.as_bytes() } else { line }).copied().collect()
 }
@@ -146,5 +183,11 @@ mod tests {
         let after = format!("127.0.1.1 a.b.c a # gpu-bootstrap\n{theirs}");
         assert_eq!(hosts(before.as_bytes(), &name), after.as_bytes());
         assert_eq!(hosts(after.as_bytes(), &name), after.as_bytes());
+        let added = with_line(theirs.as_bytes(), &name);
+        assert_eq!(added, format!("{theirs}\n127.0.1.1 a.b.c a # gpu-bootstrap\n").as_bytes());
+        assert_eq!(
+            with_line(&added, &parse("x.y").unwrap()),
+            format!("{theirs}\n127.0.1.1 x.y x # gpu-bootstrap\n").as_bytes()
+        );
     }
 }

@@ -54,6 +54,14 @@ pub(super) struct Item {
     pub(super) work: Work,
 }
 
+impl Item {
+    /// Whether it may take the machine down. Then it counts as done before it is: a machine that powers itself off must
+    /// not do so at every start.
+    pub(super) fn may_end_the_boot(&self) -> bool {
+        matches!(self.work, Work::Task(Task::PowerState(_) | Task::RebootIfRequired))
+    }
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Work {
@@ -95,24 +103,35 @@ pub(super) fn items(parts: &[Part]) -> Result<(Vec<Item>, Vec<String>)> {
         of_type.map(|part| script(part, frequency, stage)).collect()
     };
     let mut items = scripts_of(HOOKS, Frequency::Boot, Stage::Config);
-    let mut runcmd = None;
+    let (mut runcmd, mut last) = (None, Vec::new());
     for wish in config.wishes {
         let (stage, frequency) = match &wish.task {
             Task::Bootcmd(_) => (Stage::Config, Frequency::Boot),
-            Task::Packages(_) | Task::DeferredFiles(_) | Task::Runcmd(_) => {
-                (Stage::Final, Frequency::Instance)
-            }
+            Task::Ntp(_)
+            | Task::PackageLists
+            | Task::Packages(_)
+            | Task::RebootIfRequired
+            | Task::DeferredFiles(_)
+            | Task::Runcmd(_)
+            | Task::PhoneHome(_)
+            | Task::PowerState(_) => (Stage::Final, Frequency::Instance),
+            Task::FinalMessage(_) => (Stage::Final, Frequency::Boot),
             _ => (Stage::Config, Frequency::Instance),
         };
         let name = wish.task.name().to_owned();
         let sha256 = text::hex(&Sha256::digest(format!("{name} {}", wish.canonical)));
         let is_runcmd = matches!(wish.task, Task::Runcmd(_));
+        let is_last = matches!(wish.task, Task::PhoneHome(_) | Task::FinalMessage(_) | Task::PowerState(_));
         let work = match wish.task {
             Task::Bootcmd(script) | Task::Runcmd(script) => Work::Script(script.into_bytes()),
             task => Work::Task(task),
         };
         let item = Item { name, sha256, frequency, stage, work };
-        if is_runcmd { runcmd = Some(item) } else { items.push(item) }
+        match (is_runcmd, is_last) {
+            (true, _) => runcmd = Some(item),
+            (_, true) => last.push(item),
+            _ => items.push(item),
+        }
     }
     for (content_type, frequency) in SCRIPTS {
         let mut scripts = scripts_of(content_type, frequency, Stage::Final);
@@ -124,6 +143,7 @@ pub(super) fn items(parts: &[Part]) -> Result<(Vec<Item>, Vec<String>)> {
         scripts.sort_by(|a, b| a.name.cmp(&b.name));
         items.extend(scripts);
     }
+    items.extend(last);
     Ok((items, config.notes))
 }
 
@@ -232,7 +252,11 @@ mod tests {
         let found = message(&[
             ("text/x-shellscript", "part-002", "#!/bin/sh"),
             ("text/x-shellscript", "s.sh", "#!/bin/sh"),
-            ("text/cloud-config", "c", "#cloud-config\nruncmd: [x]\nbootcmd: [y]\npackages: [z]\nusers: []"),
+            (
+                "text/cloud-config",
+                "c",
+                "#cloud-config\nruncmd: [x]\nbootcmd: [y]\npackages: [z]\nusers: []\npower_state: {mode: halt}\nfinal_message: m",
+            ),
             ("text/cloud-boothook", "h", "#cloud-boothook\n#!/bin/sh\nh"),
         ]);
         let found = items(&found).unwrap().0;
@@ -247,7 +271,9 @@ mod tests {
                 ("packages", last),
                 ("part-002", last),
                 ("runcmd", last),
-                ("s.sh", last)
+                ("s.sh", last),
+                ("final_message", last),
+                ("power_state", last)
             ]
         );
     }

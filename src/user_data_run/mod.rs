@@ -5,6 +5,7 @@
 //! killed is begun again at the next boot: at least once, where cloud-init has at most once.
 
 mod done;
+mod ending;
 mod item;
 mod log;
 mod report;
@@ -20,6 +21,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 
 use crate::boot::{self, Inputs};
+use crate::cloud_config::{Instance, Task};
 use crate::config::layers::{self, Layer};
 use crate::config::schema::{InstanceConfig, UserDataPolicy};
 use crate::config::user_data as limits;
@@ -36,8 +38,8 @@ use crate::user_data;
 use done::{Done, Due};
 pub use item::Stage;
 use item::{Item, Work};
-use report::Report;
 pub use report::summary;
+use report::{Outcome, Report};
 
 /// How long what is at work may take to end by itself when the machine goes down: a script whose last words are `reboot`
 /// is to be recorded as done.
@@ -106,7 +108,9 @@ pub async fn run(options: &Options) -> Result<u8> {
     };
     let stopping = Cell::new(false);
     {
-        let work = act(&host, options, &config.user, &items, &mut report, &stopping);
+        let instance_id = report.instance_id.clone();
+        let instance = Instance { id: &instance_id, login_user: &config.user, metadata: metadata.as_ref() };
+        let work = act(&host, options, instance, &items, &mut report, &stopping);
         tokio::pin!(work);
         tokio::select! {
             result = &mut work => result?,
@@ -158,7 +162,7 @@ fn refused(why: user_data::Refusal) -> Error {
 async fn act(
     host: &Host,
     options: &Options,
-    login_user: &str,
+    instance: Instance<'_>,
     items: &[Item],
     report: &mut Report,
     stopping: &Cell<bool>,
@@ -192,13 +196,21 @@ async fn act(
                 continue;
             }
         }
+        if let Some(why) = ending::put_off(&host.files, item)? {
+            report.not_now(index, Outcome::Waiting, &why);
+            continue;
+        }
         // Before: an item that takes the machine down again and again is not begun for ever.
-        done.begin(item);
+        if item.may_end_the_boot() {
+            done.end(item, true);
+        } else {
+            done.begin(item);
+        }
         done.save(&host.files)?;
         report.running(index);
         report.write(&host.files)?;
         let began = Instant::now();
-        let result = perform(host, item, &report.instance_id, login_user).await;
+        let result = perform(host, item, instance, stopping).await;
         done.end(item, result.is_ok());
         let saved = done.save(&host.files);
         report.ended(index, result, began.elapsed());
@@ -209,10 +221,13 @@ async fn act(
 }
 
 /// Does one item. Returns a sentence.
-async fn perform(host: &Host, item: &Item, instance_id: &str, login_user: &str) -> Result<String> {
+async fn perform(host: &Host, item: &Item, instance: Instance<'_>, stopping: &Cell<bool>) -> Result<String> {
     match &item.work {
-        Work::Script(bytes) => script::run(host, &item.name, bytes, instance_id).await,
-        Work::Task(task) => task.apply(host, login_user).await,
+        Work::Script(bytes) => script::run(host, &item.name, bytes, instance.id).await,
+        Work::Task(Task::FinalMessage(text)) => ending::say(host, text),
+        Work::Task(Task::RebootIfRequired) => ending::reboot_if_required(host, stopping).await,
+        Work::Task(Task::PowerState(state)) => ending::power_state(host, state).await,
+        Work::Task(task) => task.apply(host, &instance).await,
     }
 }
 

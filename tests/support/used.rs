@@ -19,7 +19,7 @@ pub(crate) const KEY: &str =
 pub(crate) const SECRET: &str = "only-the-first-instance-knows";
 
 /// Files that go, with what in them names the instance.
-pub(crate) const GONE: [(&str, &str); 56] = [
+pub(crate) const GONE: [(&str, &str); 57] = [
     ("/var/lib/gpu-bootstrap/instance.json", INSTANCE),
     ("/var/lib/gpu-bootstrap/receipt.json", INSTANCE),
     ("/var/lib/gpu-bootstrap/result.json", INSTANCE),
@@ -48,6 +48,7 @@ pub(crate) const GONE: [(&str, &str); 56] = [
     ("/etc/ssh/ssh_host_ed25519_key-cert.pub", NAME),
     ("/etc/apt/auth.conf", SECRET),
     ("/etc/apt/auth.conf.d/mirror.conf", SECRET),
+    ("/etc/apt/apt.conf.d/90gpu-bootstrap-aptproxy", SECRET),
     ("/root/.bash_history", SECRET),
     ("/home/admin/.bash_history", SECRET),
     ("/home/admin/.python_history", SECRET),

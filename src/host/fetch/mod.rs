@@ -11,6 +11,7 @@ mod answer;
 mod client;
 mod partial;
 mod patience;
+mod post;
 
 use std::fs::File;
 use std::io::{self, Read};

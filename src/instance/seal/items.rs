@@ -118,6 +118,8 @@ fn host_keys(scene: &Scene<'_>, found: &mut Found) -> Result<()> {
 fn apt_credentials(scene: &Scene<'_>, found: &mut Found) -> Result<()> {
     found.take_in(scene, "/etc/apt", |name| name == "auth.conf");
     found.take_in(scene, "/etc/apt/auth.conf.d", |_| true);
+    // A proxy of this instance's user-data, perhaps with user and password.
+    found.take_in(scene, "/etc/apt/apt.conf.d", |name| name == "90gpu-bootstrap-aptproxy");
     Ok(())
 }
 

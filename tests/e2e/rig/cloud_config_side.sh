@@ -17,6 +17,7 @@ mkdir -p "$root/given"
 mount --bind "$work/$name.given" "$root/given"
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=755 none "$root/run"
+mkdir -p "$root/run/systemd/system" # systemd runs, as far as anybody can see
 mount -t tmpfs -o mode=755 none "$root/dev"
 for node in null:1:3 zero:1:5 random:1:8 urandom:1:9; do
     IFS=: read -r file major minor <<<"$node"
