@@ -55,6 +55,9 @@ pub struct Inputs {
     pub catalog: Option<PathBuf>,
     /// `None` with `--no-imds`; otherwise how long the metadata service may take.
     pub metadata_deadline: Option<Duration>,
+    /// Started by one of our units, by its `--boot`: it shares with the others what the metadata service says. Whoever
+    /// calls by hand may have changed something, and asks.
+    pub unit: bool,
 }
 
 /// How a run behaves.
@@ -124,7 +127,9 @@ impl Prepared {
 
 /// The metadata client that `inputs` ask for.
 pub fn metadata_client(inputs: &Inputs) -> Result<Option<imds::Client>> {
-    inputs.metadata_deadline.map_or(Ok(None), imds::Client::from_env)
+    let client = inputs.metadata_deadline.map_or(Ok(None), imds::Client::from_env)?;
+    let share = |client: imds::Client| client.sharing(Files::new(inputs.root.clone()));
+    Ok(if inputs.unit { client.map(share) } else { client })
 }
 
 /// A whole run. Returns the process's exit code; everything else is said through the reports.

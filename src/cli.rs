@@ -502,6 +502,7 @@ impl InputArgs {
             config: self.config.clone(),
             catalog: self.catalog.clone(),
             metadata_deadline: (!self.no_imds).then_some(deadline),
+            unit: boot,
         }
     }
 }

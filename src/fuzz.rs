@@ -189,13 +189,15 @@ fn aws_answer(bytes: &[u8]) {
     remote::fuzz_answer(bytes);
 }
 
-/// Everything that we wrote ourselves and read again: receipt, list in flight, reports, status, what was not delivered.
+/// Everything that we wrote ourselves and read again: receipt, list in flight, reports, status, what was not
+/// delivered, what the metadata service said.
 fn receipt(bytes: &[u8]) {
     remote::fuzz_spool(bytes);
     let _ = serde_json::from_slice::<Receipt>(bytes);
     let _ = serde_json::from_slice::<Status>(bytes);
     let _ = serde_json::from_slice::<install::Report>(bytes);
     install::fuzz_in_flight(bytes);
+    crate::imds::fuzz(bytes);
 }
 
 fn probe_records(bytes: &[u8]) {

@@ -275,6 +275,7 @@ fn the_same_instance_is_left_alone() {
     // Whatever the user made of it since then.
     own_keys(&machine, OWN);
     fs::write(machine.outside("/etc/hostname"), "named-by-hand\n").unwrap();
+    fs::write(machine.outside("/proc/sys/kernel/random/boot_id"), "another boot\n").unwrap();
     let before = tree(&machine);
     let report = boot(&machine, &service);
     assert_eq!((&report["instance"], &report["metadata_requests"]), (&"same".into(), &3.into()));

@@ -214,6 +214,8 @@ pub mod paths {
     pub const INSTANCE: &str = "/var/lib/gpu-bootstrap/instance.json";
     /// What the early part of this boot did.
     pub const EARLY: &str = "/run/gpu-bootstrap/early.json";
+    /// What the metadata service said in this boot, for the units.
+    pub const METADATA: &str = "/run/gpu-bootstrap/metadata.json";
     /// Held by flock while the early part is at work.
     pub const EARLY_LOCK: &str = "/run/gpu-bootstrap/early.lock";
     /// What of the user-data is done, and for which instance.

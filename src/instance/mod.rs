@@ -129,7 +129,9 @@ async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()>
         return same(host, &kept, report).await;
     }
     let metadata = boot::metadata_client(inputs)?;
-    let identity = match identity::gather(host, metadata.as_ref()).await {
+    let identity = identity::gather(host, metadata.as_ref()).await;
+    report.metadata_requests = metadata.as_ref().map_or(0, imds::Client::requests);
+    let identity = match identity {
         Ok(identity) => identity,
         Err(error) => {
             report.is(
@@ -140,7 +142,6 @@ async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()>
             return reachable(host, report).await;
         }
     };
-    report.metadata_requests = metadata.as_ref().map_or(0, imds::Client::requests);
     let (Some(instance), Some(client)) = (&identity.instance, &metadata) else {
         let why = if identity.on_ec2.value {
             "the metadata service is not to be asked".into()

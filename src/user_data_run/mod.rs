@@ -30,6 +30,7 @@ use crate::host::Host;
 use crate::host::fault::{self, Kind};
 use crate::host::files::Files;
 use crate::host::paths;
+use crate::imds;
 use crate::instance::cloud_init;
 use crate::report::streams;
 use crate::user_data;
@@ -75,6 +76,7 @@ pub async fn run(options: &Options) -> Result<u8> {
         identity = identity::gather(&host, metadata.as_ref()) => identity,
         stopped = signals.next() => return Err(stopped),
     };
+    report.metadata_requests = metadata.as_ref().map_or(0, imds::Client::requests);
     let identity = match identity {
         Ok(identity) => identity,
         Err(error) => {
