@@ -92,6 +92,8 @@ pub struct Prepared {
     pub layers: Vec<String>,
     /// Why the user-data is no configuration of ours, where there is user-data that is none.
     pub user_data: Option<NotOurs>,
+    /// What of it looks like configuration of ours and was not read, and why.
+    pub notices: Vec<String>,
     /// What follows from both.
     pub choice: Choice,
 }
@@ -120,8 +122,8 @@ fn decide(host: &Host, inputs: &Inputs, facts: &Facts, config: &Config) -> Resul
 
 impl Prepared {
     fn new(facts: Facts, loaded: layers::Loaded, choice: Choice) -> Self {
-        let layers::Loaded { config, layers, user_data, set_by: _ } = loaded;
-        Self { facts, config, layers, user_data, choice }
+        let layers::Loaded { config, layers, user_data, notices, set_by: _ } = loaded;
+        Self { facts, config, layers, user_data, notices, choice }
     }
 }
 
@@ -323,6 +325,9 @@ fn begin(
     });
     if let Some(why @ (NotOurs::NearlyOurs | NotOurs::BadGzip)) = &prepared.user_data {
         reports.emit(EventKind::Notice { text: format!("configuration in user-data was not used: {why}") });
+    }
+    for text in &prepared.notices {
+        reports.emit(EventKind::Notice { text: format!("configuration in user-data was not used: {text}") });
     }
     let store = &prepared.config.instance.store;
     if !store.is_empty() && prepared.facts.disk.instance_store.value.is_empty() {

@@ -16,8 +16,8 @@ use crate::host::{apt, ld_cache};
 use crate::plan::{step, values};
 use crate::report::remote;
 use crate::report::status_file::Status;
-use crate::user_data::{parts, verdicts};
-use crate::{aws, device_query, install, instance};
+use crate::user_data::{Included, parts, verdicts};
+use crate::{aws, device_query, install, instance, user_data_run};
 
 /// A target takes any bytes.
 pub type Target = fn(&[u8]);
@@ -54,7 +54,7 @@ pub fn target(name: &str) -> Option<Target> {
 }
 
 /// Detection of user-data's form, MIME, base64, gzip; then what is ours as configuration; then every part by
-/// cloud-init's rules.
+/// cloud-init's rules; configuration in archives, behind links, in scripts and files.
 fn user_data(bytes: &[u8]) {
     if let Ok(parts) = parts(bytes) {
         for part in &parts {
@@ -65,6 +65,13 @@ fn user_data(bytes: &[u8]) {
     if let Ok(UserData::Config { layers, .. }) = user_data::read(bytes) {
         let _ = check_layers(&layers);
     }
+    // With links that lead to the bytes themselves: they are cut short.
+    let mut included = Included::default();
+    let sum = included.insert(bytes.to_vec());
+    included
+        .insert(format!("#include\nhttps://a.b/c#sha256={sum}\nhttps://a.b/c#sha256={sum}\n").into_bytes());
+    let _ = user_data::find(bytes, &included);
+    user_data_run::preview(bytes, &included);
 }
 
 fn config(bytes: &[u8]) {

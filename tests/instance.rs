@@ -538,6 +538,19 @@ fn what_the_configuration_switches_off_is_not_done() {
 }
 
 #[test]
+fn configuration_that_user_data_will_write_counts_before_it_is_written() {
+    let script = "#!/bin/sh\ncat >/etc/gpu-bootstrap/a.toml <<'EOF'\n[instance]\nhostname = false\nEOF\n";
+    let files = "#cloud-config\nwrite_files:\n- path: /etc/gpu-bootstrap/a.toml\n  encoding: b64\n  content: W2luc3RhbmNlXQpob3N0bmFtZSA9IGZhbHNlCg==\n";
+    for user_data in [script, files] {
+        let (machine, service) = (image(), service().item("user-data", user_data).start());
+        let report = boot(&machine, &service);
+        assert_eq!(outcomes(&report)["hostname"], "off", "{report:#}");
+        assert_eq!(machine.read("/etc/hostname"), "image-builder\n");
+        assert!(!machine.outside("/etc/gpu-bootstrap/a.toml").exists(), "nothing is run to find it");
+    }
+}
+
+#[test]
 fn a_mistake_in_the_configuration_keeps_nobody_out() {
     let machine = image().file("/etc/gpu-bootstrap/a.toml", "[instance]\nhostname = false\n");
     let service = service().item("user-data", "#gpu-bootstrap\n[instance]\nuser = 5\n").start();

@@ -121,7 +121,9 @@ fn five_units_of_a_new_instance_ask_six_requests_and_one_for_each_further_key() 
         .item("meta-data/public-keys/1/openssh-key", format!("{KEY} b\n"))
         .start();
     let machine = image();
-    UNITS.iter().for_each(|unit| drop(well(&machine, &two_keys, unit)));
+    for unit in UNITS {
+        well(&machine, &two_keys, unit);
+    }
     assert_eq!(two_keys.asked().len(), 7);
 }
 
@@ -214,7 +216,9 @@ fn a_request_that_failed_is_not_kept_and_counts() {
 #[test]
 fn an_instance_that_is_set_up_asks_for_all_units_together_what_one_asks() {
     let (machine, service) = (image(), service().start());
-    UNITS.iter().for_each(|unit| drop(well(&machine, &service, unit)));
+    for unit in UNITS {
+        well(&machine, &service, unit);
+    }
     fs::write(machine.outside(BOOT_ID), "0b6d2a9c-7c3e-4c55-9f0a-000000000002\n").unwrap();
     let asked: Vec<_> = UNITS.iter().map(|unit| asks(&machine, &service, unit)).collect();
     assert_eq!(asked, [3, 0, 0, 0, 0], "{:?}", service.asked());

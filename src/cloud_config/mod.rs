@@ -8,7 +8,7 @@ mod read;
 mod system;
 mod users;
 mod write_files;
-mod yaml;
+pub(crate) mod yaml;
 
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
@@ -17,7 +17,7 @@ use packages::Packages;
 use read::Reader;
 use system::Hostname;
 use users::Users;
-use write_files::WantedFile;
+pub(crate) use write_files::WantedFile;
 use yaml::{Node, Problem, Value};
 
 /// Every key, in the order in which cloud-init would act on it.

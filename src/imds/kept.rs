@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use super::Item;
 use crate::error::{Code, Error, Result};
 use crate::host::files::Files;
 use crate::host::paths::METADATA;
@@ -75,16 +76,16 @@ impl Kept {
         Ok(Self { files, document })
     }
 
-    /// The item's bytes, or that there is none; `None` where it has to be asked for.
-    pub(super) fn get(&self, path: &str) -> Option<Option<Vec<u8>>> {
+    /// The item, or that there is none; `None` where it has to be asked for.
+    pub(super) fn get(&self, path: &str) -> Option<Item> {
         let answer = self.answer(path).filter(|_| is_constant(path))?;
         let age = boot_time() - answer.asked;
         if !(0.0..MOST_AGE.as_secs_f64()).contains(&age) {
             return None;
         }
         match &answer.body {
-            Some(body) => STANDARD.decode(body).ok().map(Some),
-            None => may_be_absent(path).then_some(None),
+            Some(body) => STANDARD.decode(body).ok().map(Item::There),
+            None => may_be_absent(path).then_some(Item::Absent),
         }
     }
 
@@ -183,7 +184,7 @@ mod tests {
         let (_dir, files) = machine();
         for path in [DOCUMENT, "user-data", "meta-data/public-keys/", "meta-data/public-keys/0/openssh-key"] {
             put(&files, path, 0.0, Some(b"\xff\n"));
-            assert_eq!(open(&files).get(path), Some(Some(b"\xff\n".to_vec())), "{path}");
+            assert_eq!(open(&files).get(path), Some(Item::There(b"\xff\n".to_vec())), "{path}");
             assert_eq!(open(&files).url(path), Some(format!("{SERVICE}/latest/{path}")));
         }
         for path in [
@@ -196,9 +197,13 @@ mod tests {
             assert_eq!(open(&files).get(path), None, "{path}");
         }
         put(&files, "user-data", 0.0, None);
-        assert_eq!(open(&files).get("user-data"), Some(None));
+        assert_eq!(open(&files).get("user-data"), Some(Item::Absent));
         put(&files, DOCUMENT, 0.0, None);
-        assert_eq!(open(&files).get(DOCUMENT), Some(Some(b"\xff\n".to_vec())), "no document is no answer");
+        assert_eq!(
+            open(&files).get(DOCUMENT),
+            Some(Item::There(b"\xff\n".to_vec())),
+            "no document is no answer"
+        );
         let mut kept = open(&files);
         kept.forget(DOCUMENT);
         assert_eq!(open(&files).get(DOCUMENT), None);
@@ -235,6 +240,6 @@ mod tests {
         std::os::unix::fs::symlink("elsewhere", &place).unwrap();
         assert_eq!(open(&files).get(DOCUMENT), None, "a link");
         put(&files, DOCUMENT, 0.0, Some(b"y"));
-        assert_eq!(open(&files).get(DOCUMENT), Some(Some(b"y".to_vec())), "it is written anew");
+        assert_eq!(open(&files).get(DOCUMENT), Some(Item::There(b"y".to_vec())), "it is written anew");
     }
 }

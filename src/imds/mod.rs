@@ -166,8 +166,8 @@ impl Client {
 
     /// `GET /latest/<path>`; `None` when the service answers 404 (the item does not exist).
     pub async fn get(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        if let Some(body) = self.kept().as_ref().and_then(|kept| kept.get(path)) {
-            return Ok(body);
+        if let Some(item) = self.kept().as_ref().and_then(|kept| kept.get(path)) {
+            return Ok(item.into_option());
         }
         let asked = kept::boot_time();
         let body = self.ask(path).await?;
@@ -345,6 +345,7 @@ impl Client {
 }
 
 /// An item's state.
+#[derive(Debug, PartialEq, Eq)]
 enum Item {
     There(Vec<u8>),
     Absent,

@@ -35,6 +35,7 @@ use crate::host::fault::{self, Kind};
 use crate::host::files::Files;
 use crate::host::{notify, paths};
 use crate::imds;
+use crate::report::streams;
 use hostname::Given;
 use report::{Report, Told};
 use state::State;
@@ -278,7 +279,10 @@ fn config(host: &Host, inputs: &Inputs, identity: &Identity, report: &mut Report
     let extra = inputs.config.as_deref().map(layers::Layer::from_file).transpose();
     let all = extra.and_then(|extra| layers::load(host, user_data, extra.as_slice()));
     let error = match all {
-        Ok(loaded) => return loaded.config.instance,
+        Ok(loaded) => {
+            loaded.notices.iter().for_each(|notice| streams::say(notice));
+            return loaded.config.instance;
+        }
         Err(error) => error,
     };
     report.ended("configuration", Err(error));
