@@ -109,7 +109,7 @@ impl fmt::Display for Refusal {
         match self {
             Self::NotUtf8 => f.write_str("the MIME message is not UTF-8 text"),
             Self::BadPart => f.write_str("a gzipped part of the MIME message is damaged or no text"),
-            Self::TooLong => write!(f, "what gzip and #include bring is more than {MAX_UNPACKED} bytes"),
+            Self::TooLong => write!(f, "gzip, archives and #include bring more than {MAX_UNPACKED} bytes"),
             Self::TooDeep => write!(f, "more than {MAX_DEPTH} MIME messages lie inside each other"),
             Self::TooManyParts => write!(f, "there are more than {MAX_PARTS} parts"),
             Self::TooManyLinks => {
@@ -160,7 +160,7 @@ pub fn open(bytes: &[u8], included: &Included) -> Result<Opened, Refusal> {
 struct Opening<'a> {
     tree: Tree,
     included: &'a Included,
-    /// Bytes that may still be unpacked or included.
+    /// Bytes that may still be unpacked, included or taken out of archives.
     budget: usize,
     /// Links that were followed.
     followed: usize,
@@ -254,6 +254,8 @@ impl Opening<'_> {
         if content_type == ARCHIVE {
             let Ok(entries) = archive::read(bytes) else { return Ok(false) };
             for entry in entries {
+                // A text behind an alias stands there once and counts each time.
+                self.budget = self.budget.checked_sub(entry.bytes.len()).ok_or(Refusal::TooLong)?;
                 let id = self.tree.add(&entry.content_type, entry.bytes);
                 if let Some(filename) = entry.filename {
                     self.tree.headers(id).set_filename(&filename);
@@ -419,6 +421,21 @@ mod tests {
         };
         assert_eq!(parts(message(64).as_bytes()).unwrap().len(), 64);
         assert_eq!(parts(message(65).as_bytes()), Err(Refusal::TooLong));
+    }
+
+    #[test]
+    fn archives_share_that_limit() {
+        let archive = |texts: usize| {
+            format!("--b\n\n#cloud-config-archive\n- &x {}\n{}", "x".repeat(1000), "- *x\n".repeat(texts - 1))
+        };
+        let message = |count| {
+            format!(
+                "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n{}",
+                archive(100).repeat(count)
+            )
+        };
+        assert_eq!(parts(message(10).as_bytes()).unwrap().len(), 1000);
+        assert_eq!(parts(message(11).as_bytes()), Err(Refusal::TooLong));
     }
 
     #[test]
