@@ -55,6 +55,9 @@ pub struct Inputs {
     pub catalog: Option<PathBuf>,
     /// `None` with `--no-imds`; otherwise how long the metadata service may take.
     pub metadata_deadline: Option<Duration>,
+    /// Started by one of our units, by its `--boot`: it shares with the others what the metadata service says. Whoever
+    /// calls by hand may have changed something, and asks.
+    pub unit: bool,
 }
 
 /// How a run behaves.
@@ -89,6 +92,8 @@ pub struct Prepared {
     pub layers: Vec<String>,
     /// Why the user-data is no configuration of ours, where there is user-data that is none.
     pub user_data: Option<NotOurs>,
+    /// What of it looks like configuration of ours and was not read, and why.
+    pub notices: Vec<String>,
     /// What follows from both.
     pub choice: Choice,
 }
@@ -117,14 +122,16 @@ fn decide(host: &Host, inputs: &Inputs, facts: &Facts, config: &Config) -> Resul
 
 impl Prepared {
     fn new(facts: Facts, loaded: layers::Loaded, choice: Choice) -> Self {
-        let layers::Loaded { config, layers, user_data, set_by: _ } = loaded;
-        Self { facts, config, layers, user_data, choice }
+        let layers::Loaded { config, layers, user_data, notices, set_by: _ } = loaded;
+        Self { facts, config, layers, user_data, notices, choice }
     }
 }
 
 /// The metadata client that `inputs` ask for.
 pub fn metadata_client(inputs: &Inputs) -> Result<Option<imds::Client>> {
-    inputs.metadata_deadline.map_or(Ok(None), imds::Client::from_env)
+    let client = inputs.metadata_deadline.map_or(Ok(None), imds::Client::from_env)?;
+    let share = |client: imds::Client| client.sharing(Files::new(inputs.root.clone()));
+    Ok(if inputs.unit { client.map(share) } else { client })
 }
 
 /// A whole run. Returns the process's exit code; everything else is said through the reports.
@@ -318,6 +325,9 @@ fn begin(
     });
     if let Some(why @ (NotOurs::NearlyOurs | NotOurs::BadGzip)) = &prepared.user_data {
         reports.emit(EventKind::Notice { text: format!("configuration in user-data was not used: {why}") });
+    }
+    for text in &prepared.notices {
+        reports.emit(EventKind::Notice { text: format!("configuration in user-data was not used: {text}") });
     }
     let store = &prepared.config.instance.store;
     if !store.is_empty() && prepared.facts.disk.instance_store.value.is_empty() {

@@ -27,6 +27,7 @@ use crate::rehearse;
 use crate::report::remote::deliver;
 use crate::report::{log, streams};
 use crate::status;
+use crate::user_data::Included;
 use crate::{user_data_run, user_data_stub};
 
 /// Turns a bare Ubuntu or Debian instance into one where CUDA provably works.
@@ -310,6 +311,9 @@ enum UserDataCommand {
         /// Print a JSON document.
         #[arg(long)]
         json: bool,
+        /// The machine's root: what #include names is shown opened as far as this machine has fetched it.
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        root: PathBuf,
     },
 }
 
@@ -424,17 +428,19 @@ fn dispatch(cli: Cli) -> Result<u8> {
             streams::out(&user_data_stub::render(&args)?)?;
             Ok(exit::CONVERGED)
         }
-        Command::UserData(UserDataCommand::Check { file, json: false }) => {
-            let told = config::user_data::check(&file)?;
-            let lines = user_data_run::preview(&config::user_data::load(&file)?);
+        Command::UserData(UserDataCommand::Check { file, json: false, root }) => {
+            let included = Included::for_file(&Files::new(root), &file)?;
+            let told = config::user_data::check(&file, &included)?;
+            let lines = user_data_run::preview(&config::user_data::load(&file)?, &included);
             let lines = lines.iter().flat_map(|line| ["  ", line.as_str(), "\n"]).collect::<String>();
             let title =
                 if lines.is_empty() { "" } else { "\nOn an image without cloud-init, in this order:\n" };
             streams::out(&streams::printable(&format!("{told}{title}{lines}")))?;
             Ok(exit::CONVERGED)
         }
-        Command::UserData(UserDataCommand::Check { file, json: true }) => {
-            let (document, problem) = config::user_data::check_json(&file)?;
+        Command::UserData(UserDataCommand::Check { file, json: true, root }) => {
+            let included = Included::for_file(&Files::new(root), &file)?;
+            let (document, problem) = config::user_data::check_json(&file, &included)?;
             streams::out(&document)?;
             problem.map_or(Ok(exit::CONVERGED), Err)
         }
@@ -502,6 +508,7 @@ impl InputArgs {
             config: self.config.clone(),
             catalog: self.catalog.clone(),
             metadata_deadline: (!self.no_imds).then_some(deadline),
+            unit: boot,
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::host::{apt, ld_cache};
 use crate::plan::{step, values};
 use crate::report::remote;
 use crate::report::status_file::Status;
-use crate::user_data::{parts, verdicts};
-use crate::{aws, device_query, install, instance};
+use crate::user_data::{Included, parts, verdicts};
+use crate::{aws, device_query, install, instance, user_data_run};
 
 /// A target takes any bytes.
 pub type Target = fn(&[u8]);
@@ -54,7 +54,7 @@ pub fn target(name: &str) -> Option<Target> {
 }
 
 /// Detection of user-data's form, MIME, base64, gzip; then what is ours as configuration; then every part by
-/// cloud-init's rules.
+/// cloud-init's rules; configuration in archives, behind links, in scripts and files.
 fn user_data(bytes: &[u8]) {
     if let Ok(parts) = parts(bytes) {
         for part in &parts {
@@ -64,6 +64,14 @@ fn user_data(bytes: &[u8]) {
     }
     if let Ok(UserData::Config { layers, .. }) = user_data::read(bytes) {
         let _ = check_layers(&layers);
+    }
+    // As they are, and as what a link brings; the seeds have links to three letters.
+    let mut included = Included::default();
+    included.insert(b"foo".to_vec());
+    let linked = format!("#include\nhttps://a.b/c#sha256={}\n", included.insert(bytes.to_vec()));
+    for bytes in [bytes, linked.as_bytes()] {
+        let _ = user_data::find(bytes, &included);
+        user_data_run::preview(bytes, &included);
     }
 }
 
@@ -189,13 +197,15 @@ fn aws_answer(bytes: &[u8]) {
     remote::fuzz_answer(bytes);
 }
 
-/// Everything that we wrote ourselves and read again: receipt, list in flight, reports, status, what was not delivered.
+/// Everything that we wrote ourselves and read again: receipt, list in flight, reports, status, what was not
+/// delivered, what the metadata service said.
 fn receipt(bytes: &[u8]) {
     remote::fuzz_spool(bytes);
     let _ = serde_json::from_slice::<Receipt>(bytes);
     let _ = serde_json::from_slice::<Status>(bytes);
     let _ = serde_json::from_slice::<install::Report>(bytes);
     install::fuzz_in_flight(bytes);
+    crate::imds::fuzz(bytes);
 }
 
 fn probe_records(bytes: &[u8]) {

@@ -8,12 +8,16 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use sha2::{Digest, Sha256};
+
 use crate::config::layers::Layer;
 use crate::config::{self, url, user_data};
 use crate::error::{Code, Error, Result};
 
 /// The comment by which a rendered stub is known again.
 pub const MARK: &str = "# gpu-bootstrap user-data stub";
+/// What its sum is preceded by.
+const SUM: &str = "sha256 ";
 /// The unit, as packages install it.
 pub const UNIT: &str = include_str!("../packaging/gpu-bootstrap.service");
 
@@ -118,11 +122,9 @@ fn agent(
 }
 
 fn assemble(agents: &[Agent], config: Option<&str>) -> String {
-    let mut out = format!(
-        "#!/bin/sh\n{MARK} (version {}): fetches the agent, verifies it, and starts it as a service.\n\
-         # Progress: gpu-bootstrap status --wait, or journalctl -u gpu-bootstrap\n",
-        env!("CARGO_PKG_VERSION")
-    );
+    let mut out = "#!/bin/sh\n# Fetches the agent, verifies it, and starts it as a service.\n\
+                   # Progress: gpu-bootstrap status --wait, or journalctl -u gpu-bootstrap\n"
+        .to_owned();
     // What stands at its head is for those who edit it.
     out.extend(FIXED_PART.split_inclusive('\n').skip_while(|l| l.starts_with('#')));
     out.push_str("\ncase $(uname -m) in\n");
@@ -137,6 +139,8 @@ fn assemble(agents: &[Agent], config: Option<&str>) -> String {
     }
     here_document(&mut out, UNIT_FILE, &UNIT.replace(PACKAGED_AGENT, AGENT));
     out.push_str(START);
+    let mark = format!("{MARK} (version {}, {SUM}{})\n", env!("CARGO_PKG_VERSION"), sum(&out));
+    out.insert_str("#!/bin/sh\n".len(), &mark);
     out
 }
 
@@ -177,9 +181,40 @@ fn here_document(out: &mut String, file: &str, text: &str) {
     let _ = write!(out, "write {file} <<'{delimiter}'\n{text}{end}{delimiter}\n");
 }
 
-/// The configuration in a rendered stub, where it has one.
-pub fn config(stub: &str) -> Option<String> {
-    let mut lines = stub.split_inclusive('\n').skip_while(|line| !line.starts_with(MARK));
+/// Whether this is a stub as it was rendered, whatever its configuration has become. One that was changed otherwise is
+/// somebody's own script.
+pub fn is_stub(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes.trim_ascii_start()).replace("\r\n", "\n");
+    let Some((mark, rest)) = mark(&text) else { return false };
+    let said = mark.split_once(SUM).and_then(|(_, sum)| sum.get(..64));
+    said.is_some_and(|said| said == sum(&rest))
+}
+
+/// Whether this was a stub once, and has been changed since.
+pub(crate) fn was_stub(bytes: &[u8]) -> bool {
+    mark(&String::from_utf8_lossy(bytes.trim_ascii_start())).is_some() && !is_stub(bytes)
+}
+
+/// The second line by which a stub is known, and all other lines.
+fn mark(text: &str) -> Option<(&str, String)> {
+    let (first, rest) = text.split_once('\n')?;
+    let (mark, rest) = rest.split_once('\n')?;
+    mark.starts_with(MARK).then(|| (mark, format!("{first}\n{rest}")))
+}
+
+/// SHA-256 of what is the stub's own: all but the line that says it, the configuration, which people edit in place, and the
+/// line breaks at its end, which tools for MIME add and take.
+fn sum(text: &str) -> String {
+    let own = match config(text) {
+        Some(config) => text.replacen(&format!("\n{config}"), "\n", 1),
+        None => text.to_owned(),
+    };
+    crate::text::hex(&Sha256::digest(own.trim_end()))
+}
+
+/// The configuration in a stub, where it has one.
+pub(crate) fn config(stub: &str) -> Option<String> {
+    let mut lines = stub.split_inclusive('\n');
     let begin = format!("write {CONFIG_FILE} <<'");
     let delimiter =
         lines.by_ref().find_map(|line| line.strip_prefix(begin.as_str()))?.trim_end().strip_suffix('\'')?;
@@ -217,7 +252,29 @@ mod tests {
         let text = "#gpu-bootstrap\nx = \"END_OF_FILE\"\nEND_OF_FILE\n";
         assert_eq!(config(&assemble(&agents, Some(text))).as_deref(), Some(text));
         assert_eq!(config(&assemble(&agents, None)), None);
-        assert_eq!(config(&format!("write {CONFIG_FILE} <<'E'\nx\nE\n")), None, "no stub");
+    }
+
+    #[test]
+    fn a_stub_is_known_by_its_own_text() {
+        let agents = [Agent { machines: "x", url: "u".into(), shown: "u".into(), sha256: "0".into() }];
+        for text in [None, Some("#gpu-bootstrap\n[driver]\nbranch = \"580\"\n"), Some("")] {
+            let stub = assemble(&agents, text);
+            assert!(is_stub(stub.as_bytes()) && !was_stub(stub.as_bytes()), "{stub}");
+            assert!(is_stub(stub.replace('\n', "\r\n").as_bytes()), "as Windows writes it");
+            let edited = stub.replace("\"580\"", "\"570\"\nflavour = \"open\"");
+            assert!(is_stub(edited.as_bytes()), "people edit the configuration");
+            assert!(is_stub(stub.trim_end().as_bytes()), "tools for MIME take the last line break");
+            for changed in [
+                stub.clone() + "echo more\n",
+                stub.replacen("#!/bin/sh\n", "#!/bin/sh -x\n", 1),
+                stub.replace("sha256 ", "sha257 "),
+                stub.replace("url=", "url=x"),
+            ] {
+                assert!(!is_stub(changed.as_bytes()) && was_stub(changed.as_bytes()));
+            }
+        }
+        let script = format!("#!/bin/sh\necho '{MARK}'\n");
+        assert!(!is_stub(script.as_bytes()) && !was_stub(script.as_bytes()));
     }
 
     #[test]

@@ -275,6 +275,7 @@ fn the_same_instance_is_left_alone() {
     // Whatever the user made of it since then.
     own_keys(&machine, OWN);
     fs::write(machine.outside("/etc/hostname"), "named-by-hand\n").unwrap();
+    fs::write(machine.outside("/proc/sys/kernel/random/boot_id"), "another boot\n").unwrap();
     let before = tree(&machine);
     let report = boot(&machine, &service);
     assert_eq!((&report["instance"], &report["metadata_requests"]), (&"same".into(), &3.into()));
@@ -534,6 +535,19 @@ fn what_the_configuration_switches_off_is_not_done() {
     assert_eq!(after, before);
     assert_eq!(service.asked().len(), 3);
     assert_eq!(boot(&machine, &service)["instance"], "same");
+}
+
+#[test]
+fn configuration_that_user_data_will_write_counts_before_it_is_written() {
+    let script = "#!/bin/sh\ncat >/etc/gpu-bootstrap/a.toml <<'EOF'\n[instance]\nhostname = false\nEOF\n";
+    let files = "#cloud-config\nwrite_files:\n- path: /etc/gpu-bootstrap/a.toml\n  encoding: b64\n  content: W2luc3RhbmNlXQpob3N0bmFtZSA9IGZhbHNlCg==\n";
+    for user_data in [script, files] {
+        let (machine, service) = (image(), service().item("user-data", user_data).start());
+        let report = boot(&machine, &service);
+        assert_eq!(outcomes(&report)["hostname"], "off", "{report:#}");
+        assert_eq!(machine.read("/etc/hostname"), "image-builder\n");
+        assert!(!machine.outside("/etc/gpu-bootstrap/a.toml").exists(), "nothing is run to find it");
+    }
 }
 
 #[test]

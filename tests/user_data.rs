@@ -16,7 +16,7 @@ use base64::Engine as _;
 use file_server::FileServer;
 use gpu_bootstrap::config::user_data::{self, NotOurs, UserData};
 use gpu_bootstrap::error::Code;
-use gpu_bootstrap::user_data::parts;
+use gpu_bootstrap::user_data::{Included, open};
 use gpu_bootstrap::user_data_stub::{RenderArgs, UNIT, render};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -393,15 +393,21 @@ fn bad_arguments_and_a_bad_configuration_are_refused_before_anything_is_printed(
 fn the_agent_knows_the_stub_again() {
     let text = stub(&server(), CONFIG);
     assert_eq!(user_data::read(text.as_bytes()).unwrap(), UserData::NotOurs(NotOurs::Stub));
-    let file = config_file(&text);
-    assert!(
-        user_data::check(file.path()).unwrap().contains("is the stub of `gpu-bootstrap user-data render`")
-    );
+    let shown = user_data::check(config_file(&text).path(), &Included::default()).unwrap();
+    for words in [
+        ": configuration (user-data, /etc/gpu-bootstrap/90-user-data.toml in the stub), ",
+        "the stub of `gpu-bootstrap user-data render`\n",
+        "  without cloud-init: gpu-bootstrap reads its configuration, and does not run it\n",
+    ] {
+        assert!(shown.contains(words), "{shown}");
+    }
+    let changed = text.replace("systemctl daemon-reload", "true");
+    assert_eq!(user_data::read(changed.as_bytes()).unwrap(), UserData::NotOurs(NotOurs::Script));
 }
 
 #[test]
 fn user_data_check_says_what_the_agent_makes_of_it() {
-    let check = |text: &str| user_data::check(config_file(text).path());
+    let check = |text: &str| user_data::check(config_file(text).path(), &Included::default());
     let shown = check("#gpu-bootstrap\n[cuda]\ntoolkit = \"12.8\"\n").unwrap();
     assert!(
         shown.contains(": configuration, 39 bytes: ok\n") && shown.contains("\ncuda.toolkit = \"12.8\"\n"),
@@ -482,14 +488,23 @@ fn systemd_takes_the_unit_and_cloud_final_does_not_wait_for_it() {
 #[test]
 fn the_parts_are_those_that_cloud_init_sees() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/user-data/recorded.json");
-    let recorded: Vec<serde_json::Value> = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    assert!(recorded.len() > 150);
-    for case in recorded {
+    let recorded: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let decoded = |text: &serde_json::Value| {
+        base64::engine::general_purpose::STANDARD.decode(text.as_str().unwrap()).unwrap()
+    };
+    // What links name.
+    let mut included = Included::default();
+    for content in recorded["contents"].as_array().unwrap() {
+        included.insert(decoded(content));
+    }
+    let cases = recorded["cases"].as_array().unwrap();
+    assert!(cases.len() > 150);
+    for case in cases {
         let name = case["name"].as_str().unwrap();
-        let bytes =
-            base64::engine::general_purpose::STANDARD.decode(case["user_data"].as_str().unwrap()).unwrap();
-        let found = parts(&bytes).map_or(serde_json::Value::Null, |parts| {
-            parts
+        let bytes = decoded(&case["user_data"]);
+        let found = open(&bytes, &included).map_or(serde_json::Value::Null, |opened| {
+            opened
+                .parts
                 .iter()
                 .map(|part| {
                     json!({
@@ -509,7 +524,7 @@ fn the_parts_are_those_that_cloud_init_sees() {
 fn user_data_check_says_what_becomes_of_each_part() {
     let message = "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/x-gpu-bootstrap\n\n\
                    [driver]\nbranch = \"580\"\n--b\nContent-Type: text/x-shellscript; name=a.sh\n\n#!/bin/sh\n--b--\n";
-    let shown = user_data::check(config_file(message).path()).unwrap();
+    let shown = user_data::check(config_file(message).path(), &Included::default()).unwrap();
     for sentence in [
         "\npart-001: text/x-gpu-bootstrap, 23 bytes: configuration of gpu-bootstrap\n  with cloud-init: gpu-bootstrap reads it; \
          cloud-init warns that it does not know it, and `cloud-init status` says degraded\n  \
@@ -519,9 +534,11 @@ fn user_data_check_says_what_becomes_of_each_part() {
     ] {
         assert!(shown.contains(sentence), "{shown}");
     }
-    let shown =
-        user_data::check(config_file("MIME-Version: 1.0\nContent-Type: application/gzip\n\nx").path())
-            .unwrap();
+    let shown = user_data::check(
+        config_file("MIME-Version: 1.0\nContent-Type: application/gzip\n\nx").path(),
+        &Included::default(),
+    )
+    .unwrap();
     assert!(
         shown.contains(
             "\nno parts: a gzipped part of the MIME message is damaged or no text; cloud-init fails"

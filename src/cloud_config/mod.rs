@@ -19,7 +19,7 @@ mod system;
 mod template;
 mod users;
 mod write_files;
-mod yaml;
+pub(crate) mod yaml;
 
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
@@ -37,7 +37,7 @@ use phone_home::PhoneHome;
 use read::Reader;
 use system::Hostname;
 use users::Users;
-use write_files::WantedFile;
+pub(crate) use write_files::WantedFile;
 use yaml::{Node, Problem, Value};
 
 /// Every key, in the order in which cloud-init would act on it.

@@ -191,6 +191,11 @@ fn write(host: &Host, accounts: &Accounts, file: &WantedFile) -> Result<()> {
 }
 
 impl WantedFile {
+    /// Path, content, and whether that is put behind what is there.
+    pub(crate) fn written(&self) -> (&str, &[u8], bool) {
+        (&self.path, &self.content, self.append)
+    }
+
     /// What `user-data check` says.
     pub(super) fn sentence(&self) -> String {
         let (user, group) = (self.user.as_deref().unwrap_or("-"), self.group.as_deref().unwrap_or("-"));

@@ -87,6 +87,8 @@ impl Node {
         1 + match &self.value {
             Value::List(nodes) => nodes.iter().map(Self::size).sum(),
             Value::Map(entries) => entries.iter().map(|(key, value)| key.size() + value.size()).sum(),
+            // An alias of a long text is as good as many of a short one.
+            Value::Text(text) => text.len() / 64,
             _ => 0,
         }
     }
@@ -418,6 +420,8 @@ mod tests {
         });
         let bomb = format!("a0: &a0 [x,x,x,x,x,x,x,x,x]\n{}", laughs.collect::<String>());
         assert!(fails(&bomb).1.contains("more than 20000"));
+        let long = format!("a: &x {}\nb: [{}]\n", "x".repeat(100_000), ["*x"; 50].join(","));
+        assert!(fails(&long).1.contains("more than 20000"), "the length of texts counts behind aliases");
         assert!(fails(&"[".repeat(70)).1.contains("more than 64"));
         fails(&"[".repeat(8000)); // the parser's own limit
     }

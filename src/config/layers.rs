@@ -12,11 +12,11 @@ use serde::Deserialize;
 
 use super::keys;
 use super::schema::{Config, OnNoGpu};
-use super::user_data::{self, NotOurs, UserData};
+use super::user_data::{self, NotOurs};
 use super::validate::{self, Parsed, Problem};
 use crate::error::{Code, Error, Result};
 use crate::host::{Host, paths};
-use crate::user_data_stub;
+use crate::user_data::Included;
 
 /// Longest configuration file that is read. A configuration has some hundred bytes; this keeps `/dev/zero` out.
 const MAX_BYTES: u64 = 1 << 20;
@@ -111,6 +111,8 @@ pub struct Loaded {
     pub set_by: BTreeMap<String, String>,
     /// Why there was no configuration in the user-data, if user-data was given and held none.
     pub user_data: Option<NotOurs>,
+    /// What of the user-data looks like configuration and was not read, and why.
+    pub notices: Vec<String>,
 }
 
 /// Reads the file layers, adds `user_data` and `extra` (from `--config`), and merges them.
@@ -118,34 +120,27 @@ pub struct Loaded {
 /// Fails with `config-read`, `config-syntax`, `config-unknown-key` or `config-type`; the message has the place
 /// and the mend.
 pub fn load(host: &Host, user_data: Option<&[u8]>, extra: &[Layer]) -> Result<Loaded> {
-    let mut layers = Vec::new();
-    for dir in [paths::CONFIG_VENDOR_DIR, paths::CONFIG_DIR] {
-        layers.extend(read_dir(host, dir)?);
-    }
-    let mut not_ours = None;
-    match user_data.map(user_data::read).transpose()? {
-        Some(UserData::Config { layers: found, .. }) => layers.extend(found),
-        Some(UserData::NotOurs(why)) => {
-            not_ours = Some(why);
-            // Where nobody runs the stub, nobody has written its file.
-            if why == NotOurs::Stub && !host.files.exists(user_data_stub::CONFIG_FILE)? {
-                layers.extend(user_data.map(stub_layer).transpose()?.flatten());
+    let mut layers = read_dir(host, paths::CONFIG_VENDOR_DIR)?;
+    let mut of_administrator = read_dir(host, paths::CONFIG_DIR)?;
+    let (mut not_ours, mut in_user_data, mut notices) = (None, Vec::new(), Vec::new());
+    if let Some(bytes) = user_data {
+        let included = Included::kept(&host.files, bytes);
+        let found = user_data::find(bytes, &included)?;
+        for (path, layer) in found.carried {
+            // Whoever has written the file, or changed it since, has the last word.
+            if !host.files.exists(&path)? {
+                of_administrator.push((path, layer));
             }
         }
-        None => {}
+        (not_ours, in_user_data, notices) = (found.not_ours, found.layers, found.notices);
     }
+    of_administrator.sort_by(|(a, _), (b, _)| a.cmp(b));
+    layers.extend(of_administrator);
+    let mut layers: Vec<_> = layers.into_iter().map(|(_, layer)| layer).collect();
+    layers.extend(in_user_data);
     layers.extend_from_slice(extra);
-    let mut loaded = merge(&layers)?;
-    loaded.user_data = not_ours;
-    Ok(loaded)
-}
-
-/// The configuration that the stub carries.
-fn stub_layer(user_data: &[u8]) -> Result<Option<Layer>> {
-    let parts = crate::user_data::parts(user_data).unwrap_or_default();
-    let config = parts.iter().find_map(|part| user_data_stub::config(&String::from_utf8_lossy(&part.bytes)));
-    let origin = Origin::UserData(Some("configuration of the stub".into()));
-    config.map(|text| Layer::from_bytes(origin, text.as_bytes())).transpose()
+    let loaded = merge(&layers)?;
+    Ok(Loaded { user_data: not_ours, notices, ..loaded })
 }
 
 /// Checks one file over the defaults. Returns what `config check` prints: the file's name, `ok`, and the effective
@@ -186,7 +181,8 @@ fn effective(loaded: &Loaded) -> Result<String> {
     Ok(out)
 }
 
-fn read_dir(host: &Host, dir: &str) -> Result<Vec<Layer>> {
+/// The files of a directory, each with its path, in the order of their names.
+fn read_dir(host: &Host, dir: &str) -> Result<Vec<(String, Layer)>> {
     let unreadable = |path: &str, e: Error| {
         Error::new(Code::ConfigRead, format!("cannot read the configuration {path}")).because(e)
     };
@@ -203,7 +199,7 @@ fn read_dir(host: &Host, dir: &str) -> Result<Vec<Layer>> {
                 format!("cannot read the configuration {path}: it is a link to a file that does not exist");
             return Err(Error::new(Code::ConfigRead, message));
         };
-        layers.push(Layer::from_limited(path, &bytes)?);
+        layers.push((path.clone(), Layer::from_limited(path, &bytes)?));
     }
     Ok(layers)
 }
@@ -251,7 +247,7 @@ fn merge(layers: &[Layer]) -> Result<Loaded> {
         }
     }
     let layers = layers.iter().map(|l| l.origin.name()).collect();
-    Ok(Loaded { config, layers, set_by, user_data: None })
+    Ok(Loaded { config, layers, set_by, user_data: None, notices: Vec::new() })
 }
 
 /// Keys that need others: the one that was written, and what it lacks.

@@ -1,5 +1,7 @@
 //! What the user asked for: TOML in layers, each error with file, line, column and the mend.
 
+mod carried;
+mod here_document;
 pub mod keys;
 pub mod layers;
 mod mime;

@@ -3,6 +3,7 @@
 //! Everything else belongs to cloud-init or to nobody, and is left alone with a reason. [`super::layers::load`]
 //! and `user-data check` call this; the bytes are whatever someone pasted, so nothing here may panic on them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
@@ -10,9 +11,9 @@ use std::path::Path;
 use base64::Engine as _;
 
 use super::layers::{self, Layer, Origin};
-use super::mime;
+use super::{carried, mime, url};
 use crate::error::{Code, Error, Result};
-use crate::user_data as parts;
+use crate::user_data::{self as parts, Included};
 use crate::user_data_stub;
 
 /// The first line that marks user-data as ours. A comment to TOML.
@@ -104,18 +105,64 @@ fn read_within(bytes: &[u8], budget: &mut usize) -> Result<UserData> {
     found
 }
 
+/// All configuration of ours in one user-data.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// What the user-data is, or parts of it are, weakest first.
+    pub(crate) layers: Vec<Layer>,
+    /// What was taken off to get to the first of them, outermost first.
+    wrapping: Vec<&'static str>,
+    /// What it puts into files of ours, by their paths.
+    pub(crate) carried: BTreeMap<String, Layer>,
+    /// What looks like configuration and was not read, and why.
+    pub(crate) notices: Vec<String>,
+    /// What the user-data is, where it is no configuration itself.
+    pub(crate) not_ours: Option<NotOurs>,
+}
+
+/// Finds it: as [`read`] does, in archives, behind links as far as that is `included`, and in what it writes to files.
+pub(crate) fn find(bytes: &[u8], included: &Included) -> Result<Found> {
+    let mut found = match read(bytes)? {
+        UserData::Config { layers, wrapping } => Found { layers, wrapping, ..Found::default() },
+        UserData::NotOurs(why) => Found { not_ours: Some(why), ..Found::default() },
+    };
+    // What has no parts is refused where it would be acted on.
+    let opened = parts::open(bytes, included).unwrap_or_default();
+    let mut budget = MAX_UNPACKED;
+    for (part, is_inner) in opened.parts.iter().zip(&opened.is_inner) {
+        if !is_inner {
+            continue; // read has seen it
+        }
+        let name = Some(part.filename.clone());
+        if part.content_type == MIME_TYPE {
+            found.layers.push(Layer::from_bytes(Origin::UserData(name), &part.bytes)?);
+        } else if let UserData::Config { layers, .. } = read_within(&part.bytes, &mut budget)? {
+            found
+                .layers
+                .extend(layers.into_iter().map(|l| Layer { origin: Origin::UserData(name.clone()), ..l }));
+        }
+    }
+    let carried = carried::find(&opened.parts)?;
+    (found.carried, found.notices) = (carried.files, carried.notices);
+    let unfetched = parts::links(&opened.parts).into_iter().map(|link| url::redacted(&link.url));
+    found.notices.extend(
+        unfetched.map(|url| format!("{url} was not fetched on this machine, so that nothing in it is read")),
+    );
+    Ok(found)
+}
+
 /// Says what the agent makes of the user-data in a file (`user-data check`): its form, and the effective values or
 /// every problem; then each part, and what becomes of it. User-data that EC2 would not take is an error.
-pub fn check(path: &Path) -> Result<String> {
+pub fn check(path: &Path, included: &Included) -> Result<String> {
     let bytes = load(path)?;
-    Ok(judge(path, &bytes)? + &parts::describe(&bytes))
+    Ok(judge(path, &bytes, included)? + &parts::describe(&bytes, included))
 }
 
 /// The same as a JSON document, and the error that [`check`] gives.
-pub fn check_json(path: &Path) -> Result<(String, Option<Error>)> {
+pub fn check_json(path: &Path, included: &Included) -> Result<(String, Option<Error>)> {
     let bytes = load(path)?;
-    let problem = judge(path, &bytes).err();
-    Ok((parts::document(&path.display().to_string(), &bytes, problem.as_ref()), problem))
+    let problem = judge(path, &bytes, included).err();
+    Ok((parts::document(&path.display().to_string(), &bytes, included, problem.as_ref()), problem))
 }
 
 /// The user-data in a file. What EC2 would not take is an error.
@@ -135,26 +182,33 @@ pub(crate) fn load(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn judge(path: &Path, bytes: &[u8]) -> Result<String> {
+fn judge(path: &Path, bytes: &[u8], included: &Included) -> Result<String> {
     let name = path.display();
-    match read(bytes)? {
-        UserData::NotOurs(why @ (NotOurs::NearlyOurs | NotOurs::Unknown)) => {
-            let message = format!("{name}: {why}");
-            Err(Error::new(Code::ConfigSyntax, message)
-                .with_hint(format!("write {HEADER} alone as the first line")))
-        }
-        UserData::NotOurs(why @ NotOurs::BadGzip) => {
-            Err(Error::new(Code::ConfigSyntax, format!("{name}: {why}")))
-        }
-        UserData::NotOurs(why) => {
-            Ok(format!("{name}: no configuration for the agent: {why} ({} bytes)\n", bytes.len()))
-        }
-        UserData::Config { layers, wrapping } => {
-            let form = wrapping.iter().map(|w| format!(" in {w}")).rev().collect::<String>();
-            let values = layers::check_layers(&layers)?;
-            Ok(format!("{name}: configuration{form}, {} bytes: ok\n{values}", bytes.len()))
-        }
+    let found = find(bytes, included)?;
+    let notices = found.notices.iter().fold(String::new(), |all, notice| format!("{all}{name}: {notice}\n"));
+    let carried = found.carried.values().cloned();
+    let layers: Vec<_> = carried.chain(found.layers.iter().cloned()).collect();
+    if layers.is_empty() {
+        return match found.not_ours.unwrap_or(NotOurs::Empty) {
+            why @ (NotOurs::NearlyOurs | NotOurs::Unknown) => {
+                Err(Error::new(Code::ConfigSyntax, format!("{name}: {why}"))
+                    .with_hint(format!("write {HEADER} alone as the first line")))
+            }
+            why @ NotOurs::BadGzip => Err(Error::new(Code::ConfigSyntax, format!("{name}: {why}"))),
+            why => {
+                let length = bytes.len();
+                Ok(format!("{notices}{name}: no configuration for the agent: {why} ({length} bytes)\n"))
+            }
+        };
     }
+    let values = layers::check_layers(&layers)?;
+    let wrapped: String = found.wrapping.iter().map(|w| format!(" in {w}")).rev().collect();
+    let form = if found.not_ours.is_some() {
+        layers.iter().fold(String::new(), |all, layer| format!("{all} ({})", layer.origin.name()))
+    } else {
+        wrapped
+    };
+    Ok(format!("{notices}{name}: configuration{form}, {} bytes: ok\n{values}", bytes.len()))
 }
 
 struct Reader {
@@ -268,7 +322,7 @@ fn by_first_line(bytes: &[u8]) -> Result<(), NotOurs> {
     match word {
         "" => Err(NotOurs::Empty),
         HEADER => Ok(()),
-        _ if line.starts_with("#!") && contains(bytes, user_data_stub::MARK.as_bytes()) => Err(NotOurs::Stub),
+        _ if line.starts_with("#!") && user_data_stub::is_stub(bytes) => Err(NotOurs::Stub),
         _ if line.starts_with("#!") => Err(NotOurs::Script),
         _ if line.starts_with('#') && letters.starts_with("gpubootstrap") => Err(NotOurs::NearlyOurs),
         // Longest prefix first, as cloud-init does.

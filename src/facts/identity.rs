@@ -187,7 +187,8 @@ async fn instance(client: &imds::Client) -> Result<Fact<Instance>> {
     let document = document.ok_or_else(|| {
         Error::new(Code::MetadataInvalid, format!("{url} does not exist, but every instance has it"))
     })?;
-    Ok(Fact::new(parse_document(&document, &url)?, url))
+    let instance = parse_document(&document, &url).inspect_err(|_| client.forget(DOCUMENT))?;
+    Ok(Fact::new(instance, url))
 }
 
 /// Reads the instance identity document; `url` is for the message.

@@ -214,10 +214,14 @@ pub mod paths {
     pub const INSTANCE: &str = "/var/lib/gpu-bootstrap/instance.json";
     /// What the early part of this boot did.
     pub const EARLY: &str = "/run/gpu-bootstrap/early.json";
+    /// What the metadata service said in this boot, for the units.
+    pub const METADATA: &str = "/run/gpu-bootstrap/metadata.json";
     /// Held by flock while the early part is at work.
     pub const EARLY_LOCK: &str = "/run/gpu-bootstrap/early.lock";
     /// What of the user-data is done, and for which instance.
     pub const USER_DATA: &str = "/var/lib/gpu-bootstrap/user-data.json";
+    /// What `#include` named, verified, by its SHA-256.
+    pub const INCLUDED_DIR: &str = "/var/lib/gpu-bootstrap/included";
     /// What became of the user-data in this boot.
     pub const USER_DATA_REPORT: &str = "/run/gpu-bootstrap/user-data.json";
     /// Held by flock while the user-data is acted on.

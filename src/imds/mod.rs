@@ -6,11 +6,12 @@
 //! follows a redirect, and never falls back to `IMDSv1`.
 
 mod endpoint;
+mod kept;
 mod verdict;
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -19,11 +20,15 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub use endpoint::Endpoint;
+use kept::Kept;
+#[cfg(any(test, fuzzing))]
+pub(crate) use kept::fuzz;
 use verdict::{Kind, Verdict, verdict};
 
 use crate::error::{Code, Error, Result};
 use crate::host::fault;
 use crate::host::fetch::client_without_roots;
+use crate::host::files::Files;
 use crate::host::retry::{Backoff, retry_after};
 
 /// Below `/latest/`; tokens exist in no other version of the interface.
@@ -65,6 +70,8 @@ struct Shared {
     /// one connection.
     token: Mutex<Option<HeaderValue>>,
     requests: AtomicU32,
+    /// What the units of this boot share; not for runs by hand.
+    kept: std::sync::Mutex<Option<Kept>>,
 }
 
 /// One HTTP answer.
@@ -92,6 +99,7 @@ impl Client {
             base: OnceLock::new(),
             token: Mutex::new(None),
             requests: AtomicU32::new(0),
+            kept: std::sync::Mutex::default(),
         };
         Self { shared: Arc::new(shared), limit, ends: OnceLock::new() }
     }
@@ -109,6 +117,27 @@ impl Client {
         Self { shared: Arc::clone(&self.shared), limit, ends: OnceLock::new() }
     }
 
+    /// Takes from `files` what another unit was told in this boot, and leaves there what this one is told.
+    #[must_use]
+    pub fn sharing(self, files: Files) -> Self {
+        match Kept::open(files, self.shared.endpoint.describe()) {
+            Ok(kept) => *self.kept() = Some(kept),
+            Err(error) => tracing::warn!("{error}; metadata is not shared with other units"),
+        }
+        self
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Option<Kept>> {
+        self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What an item said turned out to be no answer: no other unit takes it for one.
+    pub fn forget(&self, path: &str) {
+        if let Some(kept) = self.kept().as_mut() {
+            kept.forget(path);
+        }
+    }
+
     /// Where the service is.
     pub fn endpoint(&self) -> &Endpoint {
         &self.shared.endpoint
@@ -121,7 +150,8 @@ impl Client {
 
     /// The URL of an item, for messages and as a fact's source.
     pub fn url(&self, path: &str) -> String {
-        item_url(self.base(), path)
+        let kept = self.kept().as_ref().and_then(|kept| kept.url(path));
+        kept.unwrap_or_else(|| item_url(self.base(), path))
     }
 
     /// The address that answered, or before that the one that is asked first.
@@ -136,6 +166,18 @@ impl Client {
 
     /// `GET /latest/<path>`; `None` when the service answers 404 (the item does not exist).
     pub async fn get(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        if let Some(item) = self.kept().as_ref().and_then(|kept| kept.get(path)) {
+            return Ok(item.into_option());
+        }
+        let asked = kept::boot_time();
+        let body = self.ask(path).await?;
+        if let Some(kept) = self.kept().as_mut() {
+            kept.put(path, item_url(self.base(), path), asked, body.as_deref());
+        }
+        Ok(body)
+    }
+
+    async fn ask(&self, path: &str) -> Result<Option<Vec<u8>>> {
         let mut held = self.shared.token.lock().await;
         if let Some(item) = self.item(&mut held, path).await? {
             return Ok(item.into_option());
@@ -303,6 +345,7 @@ impl Client {
 }
 
 /// An item's state.
+#[derive(Debug, PartialEq, Eq)]
 enum Item {
     There(Vec<u8>),
     Absent,

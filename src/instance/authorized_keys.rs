@@ -32,6 +32,7 @@ pub(super) async fn offered(client: &imds::Client) -> Result<Offered> {
     let indexes = indexes(&list);
     offered.has_pair = !indexes.is_empty();
     if indexes.is_empty() && !list.trim().is_empty() {
+        client.forget(LIST);
         return Err(Error::new(
             Code::MetadataInvalid,
             format!("{} answered with something that is no list of keys", client.url(LIST)),

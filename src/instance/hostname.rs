@@ -30,6 +30,7 @@ pub(crate) struct Given(pub(crate) Option<Name>);
 pub(crate) async fn given(client: &imds::Client) -> Result<Given> {
     let Some(text) = client.get(ITEM).await? else { return Ok(Given(None)) };
     parse(&String::from_utf8_lossy(&text)).map(|name| Given(Some(name))).ok_or_else(|| {
+        client.forget(ITEM);
         Error::new(Code::MetadataInvalid, format!("{} is no host name", client.url(ITEM)))
             .with_hint("see what the VPC's DHCP option set says")
     })

@@ -35,6 +35,7 @@ use crate::host::fault::{self, Kind};
 use crate::host::files::Files;
 use crate::host::{notify, paths};
 use crate::imds;
+use crate::report::streams;
 use hostname::Given;
 use report::{Report, Told};
 use state::State;
@@ -129,7 +130,9 @@ async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()>
         return same(host, &kept, report).await;
     }
     let metadata = boot::metadata_client(inputs)?;
-    let identity = match identity::gather(host, metadata.as_ref()).await {
+    let identity = identity::gather(host, metadata.as_ref()).await;
+    report.metadata_requests = metadata.as_ref().map_or(0, imds::Client::requests);
+    let identity = match identity {
         Ok(identity) => identity,
         Err(error) => {
             report.is(
@@ -140,7 +143,6 @@ async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()>
             return reachable(host, report).await;
         }
     };
-    report.metadata_requests = metadata.as_ref().map_or(0, imds::Client::requests);
     let (Some(instance), Some(client)) = (&identity.instance, &metadata) else {
         let why = if identity.on_ec2.value {
             "the metadata service is not to be asked".into()
@@ -277,7 +279,10 @@ fn config(host: &Host, inputs: &Inputs, identity: &Identity, report: &mut Report
     let extra = inputs.config.as_deref().map(layers::Layer::from_file).transpose();
     let all = extra.and_then(|extra| layers::load(host, user_data, extra.as_slice()));
     let error = match all {
-        Ok(loaded) => return loaded.config.instance,
+        Ok(loaded) => {
+            loaded.notices.iter().for_each(|notice| streams::say(notice));
+            return loaded.config.instance;
+        }
         Err(error) => error,
     };
     report.ended("configuration", Err(error));

@@ -49,6 +49,7 @@ async fn wanted() -> Result<Wanted> {
         config: None,
         catalog: Some(Path::new(CATALOG_DIR).into()),
         metadata_deadline: Some(METADATA_DEADLINE_BY_HAND),
+        unit: false,
     };
     let host = Host::new("/".into());
     let metadata = boot::metadata_client(&inputs)?;

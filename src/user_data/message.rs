@@ -12,7 +12,7 @@ use super::{MAX_DEPTH, MAX_PARTS, Refusal};
 pub(super) type Id = usize;
 
 /// Messages by number; the first one is the root.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Tree(Vec<Message>);
 
 #[derive(Debug)]
@@ -47,6 +47,20 @@ impl Tree {
         };
         parser.message()?;
         Ok(parser.tree)
+    }
+
+    /// Takes in another tree; returns the number that its root has here.
+    pub(super) fn absorb(&mut self, other: Self) -> Id {
+        let root = self.0.len();
+        for mut message in other.0 {
+            if let Payload::Messages(inside) = &mut message.payload {
+                for id in inside {
+                    *id += root;
+                }
+            }
+            self.0.push(message);
+        }
+        root
     }
 
     /// A message without a parent.

@@ -5,7 +5,11 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{NOT_MULTIPART, PLAIN, Part, Refusal, SCRIPT, parts};
+use super::template::{self, TEMPLATE};
+use super::{
+    ARCHIVE, INCLUDES, Included, NOT_MULTIPART, PLAIN, Part, Refusal, SCRIPT, archive, filled_in, include,
+    open,
+};
 use crate::config::user_data::{MIME_TYPE, NotOurs, UserData, read, read_each};
 use crate::error::{Error, Result};
 
@@ -60,7 +64,7 @@ const KNOWN: [(&str, &str, &str, &str); 12] = [
     (
         "text/cloud-config-archive",
         "an archive of parts",
-        "cloud-init opens it, and each entry is a part",
+        "cloud-init opens it, as far as it understands it, and each entry is a part",
         REFUSED,
     ),
     (
@@ -85,16 +89,17 @@ const KNOWN: [(&str, &str, &str, &str); 12] = [
         "text/x-include-url",
         "a list of URLs",
         "cloud-init downloads them at every boot, as further user-data",
-        REFUSED,
+        FETCHED,
     ),
     (
         "text/x-include-once-url",
         "a list of URLs",
         "cloud-init downloads them once, as further user-data",
-        REFUSED,
+        FETCHED,
     ),
 ];
 const RUN_FOR_INSTANCE: &str = "gpu-bootstrap runs it to its end once for each instance";
+const FETCHED: &str = "gpu-bootstrap downloads them once, by their SHA-256, as further user-data";
 const IS_STUB: &str = "gpu-bootstrap reads its configuration, and does not run it";
 
 /// What becomes of each of the parts of one user-data.
@@ -104,6 +109,22 @@ pub fn verdicts(parts: &[Part]) -> Vec<Verdict> {
 }
 
 fn verdict(part: &Part, ours: &Result<UserData>) -> Verdict {
+    let known = verdict_by_type(part, ours);
+    // What cannot be done is said with its line where the parts are listed in their order.
+    if known.without_cloud_init != NOTHING && unsupported(part).is_some() {
+        return Verdict { without_cloud_init: REFUSED, ..known };
+    }
+    match &*filled_in(part) {
+        filled if filled == part => known,
+        filled => Verdict {
+            what: "a template in which there is nothing to fill in",
+            without_cloud_init: verdict_by_type(filled, ours).without_cloud_init,
+            ..known
+        },
+    }
+}
+
+fn verdict_by_type(part: &Part, ours: &Result<UserData>) -> Verdict {
     let content_type = part.content_type.as_str();
     // An error is about configuration of ours that is damaged.
     if content_type == MIME_TYPE || !matches!(ours, Ok(UserData::NotOurs(_))) {
@@ -135,19 +156,31 @@ fn verdict(part: &Part, ours: &Result<UserData>) -> Verdict {
     Verdict { what, with_cloud_init: WARNS, without_cloud_init: NOTHING }
 }
 
-/// What a part is, where we do not act on it and cloud-init would.
-pub(crate) fn unsupported(part: &Part) -> Option<&'static str> {
+/// Why we do not act on a part that cloud-init would act on, and what to do.
+pub(crate) fn unsupported(part: &Part) -> Option<String> {
     if part.bytes.trim_ascii().is_empty() || !matches!(read(&part.bytes), Ok(UserData::NotOurs(_))) {
         return None;
     }
-    let (_, what, _, without) = KNOWN.iter().find(|(known, ..)| *known == part.content_type)?;
-    (*without == REFUSED).then_some(*what)
+    let why = match part.content_type.as_str() {
+        "text/cloud-config-jsonp" => {
+            "a patch of #cloud-config is not supported; write as #cloud-config what comes of it".into()
+        }
+        "text/part-handler" => {
+            "a part handler is not supported, which is Python code of cloud-init's; what it does can be a script".into()
+        }
+        // One that is right was opened.
+        ARCHIVE => archive::read(&part.bytes).err()?,
+        TEMPLATE => format!("a template: {}", template::read(part).err()?),
+        kind if INCLUDES.contains(&kind) => include::links(&part.bytes).err()?,
+        _ => return None,
+    };
+    Some(format!("{} ({}): {why}", part.filename, part.content_type))
 }
 
 /// Every part of user-data and what becomes of it, for people.
-pub fn describe(bytes: &[u8]) -> String {
+pub fn describe(bytes: &[u8], included: &Included) -> String {
     let mut out = String::new();
-    match parts(bytes) {
+    match open(bytes, included).map(|opened| opened.parts) {
         Ok(parts) => {
             for (part, verdict) in parts.iter().zip(verdicts(&parts)) {
                 let Part { content_type, filename, bytes } = part;
@@ -195,8 +228,8 @@ struct PartOfDocument<'a> {
 }
 
 /// The same as a JSON document, with what is wrong with the configuration.
-pub fn document(file: &str, bytes: &[u8], problem: Option<&Error>) -> String {
-    let parts = parts(bytes);
+pub fn document(file: &str, bytes: &[u8], included: &Included, problem: Option<&Error>) -> String {
+    let parts = open(bytes, included).map(|opened| opened.parts);
     let found = parts.as_deref().unwrap_or_default();
     let document = Document {
         file,
@@ -226,7 +259,7 @@ mod tests {
     use super::*;
 
     fn of(user_data: &str) -> Verdict {
-        verdicts(&parts(user_data.as_bytes()).unwrap())[0]
+        verdicts(&super::super::parts(user_data.as_bytes()).unwrap())[0]
     }
 
     #[test]
@@ -235,7 +268,21 @@ mod tests {
             ("#gpu-bootstrap\n", "configuration of gpu-bootstrap", "gpu-bootstrap reads it"),
             ("I2dwdS1ib290c3RyYXAK\n", "configuration of gpu-bootstrap", "gpu-bootstrap reads it"),
             ("#!/bin/sh\n", "a script", RUN_FOR_INSTANCE),
-            ("#include\n", "a list of URLs", REFUSED),
+            ("#include\nhttps://a.b/c\n", "a list of URLs", REFUSED),
+            (
+                "#include\nhttps://a.b/c#sha256=2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae\n",
+                "a list of URLs",
+                FETCHED,
+            ),
+            ("#cloud-config-archive\n- '#!/bin/sh'\n", "a script", RUN_FOR_INSTANCE),
+            ("#cloud-config-archive\na: b\n", "an archive of parts", REFUSED),
+            ("## template: jinja\n#!/bin/sh\n{{ x }}\n", "a template", REFUSED),
+            (
+                "## template: jinja\n#!/bin/sh\n",
+                "a template in which there is nothing to fill in",
+                RUN_FOR_INSTANCE,
+            ),
+            ("#cloud-config-jsonp\n[]", "a patch of #cloud-config", REFUSED),
             ("", "empty", NOTHING),
             ("hello", "in no known format", NOTHING),
             ("MIME-Version: 1.0\nContent-Type: a/b\n\nx", "of no known type", NOTHING),
@@ -249,7 +296,8 @@ mod tests {
     fn every_type_that_a_beginning_gives_is_known() {
         for (beginning, content_type) in super::super::BEGINNINGS {
             assert!(KNOWN.iter().any(|(known, ..)| *known == content_type), "{content_type}");
-            let verdict = of(&format!(" {}\n", beginning.to_uppercase()));
+            // A list or an archive of nothing has no parts.
+            let verdict = of(&format!(" {}\nx: y\n", beginning.to_uppercase()));
             assert!(verdict.without_cloud_init.starts_with("gpu-bootstrap "), "{beginning}");
         }
     }

@@ -6,7 +6,8 @@ use crate::cloud_config::{self, Task};
 use crate::config::user_data::{self as config, NotOurs, UserData};
 use crate::error::{Code, Error, Result};
 use crate::text;
-use crate::user_data::{Part, unsupported};
+use crate::user_data::{Part, filled_in, unsupported};
+use crate::user_data_stub::was_stub;
 
 /// How often an item is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,9 +88,13 @@ const HOOK: &[u8] = b"#cloud-boothook";
 /// Every item in its order, and what a person should know. What cloud-init would act on and we cannot makes the whole
 /// user-data one that nothing is done of: half of it could be worse than none.
 pub(super) fn items(parts: &[Part]) -> Result<(Vec<Item>, Vec<String>)> {
-    let mut problems: Vec<String> = parts.iter().filter_map(refusal).collect();
-    let configs: Vec<_> =
-        parts.iter().filter(|part| part.content_type == CLOUD_CONFIG && is_acted_on(part)).collect();
+    let mut problems: Vec<String> = parts.iter().filter_map(unsupported).collect();
+    let parts: Vec<_> = parts.iter().map(filled_in).collect();
+    let configs = parts
+        .iter()
+        .map(|part| &**part)
+        .filter(|part| part.content_type == CLOUD_CONFIG && is_acted_on(part));
+    let configs: Vec<_> = configs.collect();
     let config = cloud_config::read(&configs).unwrap_or_else(|error| {
         problems.extend(error.message().lines().map(str::to_owned));
         cloud_config::CloudConfig::default()
@@ -144,18 +149,20 @@ pub(super) fn items(parts: &[Part]) -> Result<(Vec<Item>, Vec<String>)> {
         items.extend(scripts);
     }
     items.extend(last);
-    Ok((items, config.notes))
+    let mut notes = config.notes;
+    for part in parts.iter().filter(|part| was_stub(&part.bytes)) {
+        notes.push(format!(
+            "{} was a stub of ours and has been changed: it is run like any script",
+            part.filename
+        ));
+    }
+    Ok((items, notes))
 }
 
 /// Not empty, not configuration of ours, and not our own stub, which would install the agent a second time.
 fn is_acted_on(part: &Part) -> bool {
     !part.bytes.trim_ascii().is_empty()
         && matches!(config::read(&part.bytes), Ok(UserData::NotOurs(why)) if why != NotOurs::Stub)
-}
-
-fn refusal(part: &Part) -> Option<String> {
-    let what = unsupported(part)?;
-    Some(format!("{} ({}): {what} is not supported", part.filename, part.content_type))
 }
 
 fn script(part: &Part, frequency: Frequency, stage: Stage) -> Item {
@@ -203,6 +210,7 @@ fn file_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::user_data_stub::{RenderArgs, render};
 
     fn message(parts: &[(&str, &str, &str)]) -> Vec<Part> {
         let part = |(content_type, name, body): &(&str, &str, &str)| {
@@ -280,7 +288,12 @@ mod tests {
 
     #[test]
     fn what_is_ours_or_nobodys_is_no_script() {
-        let stub = format!("#!/bin/sh\n{} (version 1)\n", crate::user_data_stub::MARK);
+        let args = RenderArgs {
+            url: Some("https://a.b/c".into()),
+            sha256: Some("0".repeat(64)),
+            ..RenderArgs::default()
+        };
+        let stub = render(&args).unwrap();
         let found = message(&[
             ("text/x-shellscript", "stub", &stub),
             ("text/x-shellscript", "empty", " "),
@@ -288,6 +301,19 @@ mod tests {
             ("text/x-else", "else", "#!/bin/sh"),
         ]);
         assert_eq!(names(&found), Vec::<String>::new());
+        let changed = message(&[("text/x-shellscript", "stub", &(stub + "echo more\n"))]);
+        assert_eq!(names(&changed), ["per-instance stub"]);
+        assert!(items(&changed).unwrap().1[0].starts_with("stub was a stub of ours and has been changed"));
+    }
+
+    #[test]
+    fn a_template_with_nothing_to_fill_in_is_what_follows_its_first_line() {
+        let found = message(&[
+            ("text/plain", "t.sh", "## template: jinja\n#!/bin/sh\necho"),
+            ("text/jinja2", "c", "## template: jinja\n#cloud-config\nruncmd: [x]"),
+        ]);
+        let names: Vec<_> = items(&found).unwrap().0.into_iter().map(|item| item.name).collect();
+        assert_eq!(names, ["runcmd", "t.sh"]);
     }
 
     #[test]
@@ -296,13 +322,22 @@ mod tests {
             ("text/x-shellscript", "a.sh", "#!/bin/sh"),
             ("text/part-handler", "p.py", "#part-handler"),
             ("text/x-include-url", "urls", "#include\nhttps://a.b"),
+            ("text/cloud-config-archive", "archive", "- 5"),
+            ("text/jinja2", "t", "## template: jinja\n#!/bin/sh\n{{ x }}"),
+            ("text/cloud-config-jsonp", "j", "#cloud-config-jsonp\n[]"),
             ("text/cloud-config", "c", "#cloud-config\nchef: {}"),
         ]);
         let error = items(&found).unwrap_err();
         assert_eq!(error.code(), Code::UserDataInvalid);
-        for words in
-            ["p.py (text/part-handler)", "urls (text/x-include-url)", "nothing of the user-data was done"]
-        {
+        for words in [
+            "p.py (text/part-handler): a part handler is not supported, ",
+            "urls (text/x-include-url): line 2: https://a.b/ says nothing of what should be there; ",
+            "archive (text/cloud-config-archive): line 1, column 3: ",
+            "t (text/jinja2): a template: line 3: {{ would have to be filled in",
+            "j (text/cloud-config-jsonp): a patch of #cloud-config is not supported",
+            "c (line 2, column 1): chef is not supported",
+            "nothing of the user-data was done",
+        ] {
             assert!(error.message().contains(words), "{error}");
         }
     }

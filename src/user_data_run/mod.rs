@@ -30,11 +30,13 @@ use crate::error::{Code, Error, Result};
 use crate::facts::identity::{self, Identity};
 use crate::host::Host;
 use crate::host::fault::{self, Kind};
+use crate::host::fetch::redact_url;
 use crate::host::files::Files;
 use crate::host::paths;
+use crate::imds;
 use crate::instance::cloud_init;
 use crate::report::streams;
-use crate::user_data;
+use crate::user_data::{self, Included};
 use done::{Done, Due};
 pub use item::Stage;
 use item::{Item, Work};
@@ -44,6 +46,8 @@ use report::{Outcome, Report};
 /// How long what is at work may take to end by itself when the machine goes down: a script whose last words are `reboot`
 /// is to be recorded as done.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+const IGNORED: &str = "[instance] user-data = \"ignore\": nothing is done";
 
 /// How acting on user-data behaves.
 #[derive(Clone, Debug)]
@@ -77,34 +81,45 @@ pub async fn run(options: &Options) -> Result<u8> {
         identity = identity::gather(&host, metadata.as_ref()) => identity,
         stopped = signals.next() => return Err(stopped),
     };
+    report.metadata_requests = metadata.as_ref().map_or(0, imds::Client::requests);
     let identity = match identity {
         Ok(identity) => identity,
-        Err(error) => {
-            report.refused(&error);
-            report.finish(&host.files)?;
-            return Err(error);
-        }
+        Err(error) => return refuse(report, &host.files, error),
     };
     report.boot_id.clone_from(&identity.boot_id.value);
     identity.instance_id().clone_into(&mut report.instance_id);
     let Some(bytes) = user_data(options, &identity, &mut report)? else { return report.finish(&host.files) };
-    let config = config(&host, &options.inputs, &bytes, &mut report);
-    if config.user_data == UserDataPolicy::Ignore {
-        report.is("ignored", "[instance] user-data = \"ignore\": nothing is done");
+    // Nothing is fetched for nothing; but some of the configuration may be what is fetched.
+    if is_ignored(&host, &options.inputs, &bytes) {
+        report.is("ignored", IGNORED);
         return report.finish(&host.files);
     }
-    let items = match user_data::parts(&bytes).map_err(refused).and_then(|parts| item::items(&parts)) {
+    let included = tokio::select! {
+        included = Included::fetched(&host, &bytes) => included,
+        stopped = signals.next() => return Err(stopped),
+    };
+    let included = match included {
+        Ok(included) => included,
+        Err(error) => return refuse(report, &host.files, error),
+    };
+    let config = config(&host, &options.inputs, &bytes, &mut report);
+    if config.user_data == UserDataPolicy::Ignore {
+        report.is("ignored", IGNORED);
+        return report.finish(&host.files);
+    }
+    if options.file.is_none() {
+        included.sweep(&host.files)?;
+    }
+    let items = user_data::open(&bytes, &included).map_err(refused);
+    let items = items.and_then(|opened| item::items(&opened.parts));
+    let items = match items {
         Ok((items, notes)) => {
             for note in &notes {
                 streams::say(note);
             }
             items
         }
-        Err(error) => {
-            report.refused(&error);
-            report.finish(&host.files)?;
-            return Err(error);
-        }
+        Err(error) => return refuse(report, &host.files, error),
     };
     let stopping = Cell::new(false);
     {
@@ -125,6 +140,13 @@ pub async fn run(options: &Options) -> Result<u8> {
     report.finish(&host.files)
 }
 
+/// Nothing of it is done.
+fn refuse(mut report: Report, files: &Files, error: Error) -> Result<u8> {
+    report.refused(&error);
+    report.finish(files)?;
+    Err(error)
+}
+
 /// The bytes to act on; `None` where there is nothing, which is said.
 fn user_data(options: &Options, identity: &Identity, report: &mut Report) -> Result<Option<Vec<u8>>> {
     if let Some(path) = &options.file {
@@ -143,11 +165,20 @@ fn user_data(options: &Options, identity: &Identity, report: &mut Report) -> Res
     Ok(Some(identity.user_data.as_ref().map(|fact| fact.value.clone()).unwrap_or_default()))
 }
 
+fn is_ignored(host: &Host, inputs: &Inputs, user_data: &[u8]) -> bool {
+    let extra = inputs.config.as_deref().map(Layer::from_file).transpose();
+    let loaded = extra.and_then(|extra| layers::load(host, Some(user_data), extra.as_slice()));
+    loaded.is_ok_and(|loaded| loaded.config.instance.user_data == UserDataPolicy::Ignore)
+}
+
 /// `[instance]`. What has a mistake is left out, as by the early part: scripts may be what mends it.
 fn config(host: &Host, inputs: &Inputs, user_data: &[u8], report: &mut Report) -> InstanceConfig {
     let extra = inputs.config.as_deref().map(Layer::from_file).transpose();
     let error = match extra.and_then(|extra| layers::load(host, Some(user_data), extra.as_slice())) {
-        Ok(loaded) => return loaded.config.instance,
+        Ok(loaded) => {
+            loaded.notices.iter().for_each(|notice| streams::say(notice));
+            return loaded.config.instance;
+        }
         Err(error) => error,
     };
     report.problem(&error);
@@ -232,10 +263,15 @@ async fn perform(host: &Host, item: &Item, instance: Instance<'_>, stopping: &Ce
 }
 
 /// What an image without cloud-init would do with it, in order: a line for each item, or why nothing would be done.
-pub fn preview(bytes: &[u8]) -> Vec<String> {
-    let items = user_data::parts(bytes).map_err(refused).and_then(|parts| item::items(&parts));
+pub fn preview(bytes: &[u8], included: &Included) -> Vec<String> {
+    let opened = user_data::open(bytes, included).map_err(refused);
+    let items = opened.and_then(|opened| Ok((item::items(&opened.parts)?, user_data::links(&opened.parts))));
     match items {
-        Ok((items, notes)) => {
+        Ok(((items, notes), links)) => {
+            let fetched = links.into_iter().map(|link| {
+                let shown = redact_url(link.url.as_str());
+                format!("fetches {shown} (sha256 {}) and does what it says, in its place", link.sha256)
+            });
             let line = |item: &Item| {
                 let what = match &item.work {
                     Work::Script(script) => format!("runs a script of {} bytes", script.len()),
@@ -243,7 +279,7 @@ pub fn preview(bytes: &[u8]) -> Vec<String> {
                 };
                 format!("{} ({}): {what}", item.name, item.frequency.name())
             };
-            notes.into_iter().chain(items.iter().map(line)).collect()
+            notes.into_iter().chain(fetched).chain(items.iter().map(line)).collect()
         }
         Err(error) => error.message().lines().map(str::to_owned).collect(),
     }

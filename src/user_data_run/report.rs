@@ -64,6 +64,9 @@ pub(super) struct Report {
     /// What is wrong besides items.
     problems: Vec<String>,
     items: Vec<Entry>,
+    /// Requests to the metadata service, those that failed included.
+    #[serde(default)]
+    pub(super) metadata_requests: u32,
     exit_code: u8,
 }
 
@@ -77,6 +80,7 @@ impl Default for Report {
             boot_id: String::new(),
             problems: Vec::new(),
             items: Vec::new(),
+            metadata_requests: 0,
             exit_code: exit::CONVERGED,
         }
     }

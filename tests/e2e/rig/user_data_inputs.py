@@ -1,6 +1,7 @@
 """What tests/e2e/user-data hands to cloud-init and to gpu-bootstrap: hand-picked cases, and others grown from a seed."""
 import base64
 import gzip
+import hashlib
 import os
 import quopri
 import random
@@ -11,6 +12,24 @@ from cargo import PROJECT
 
 FIXTURES = os.path.join(PROJECT, "tests/fixtures/user-data")
 MAX_BYTES = 16_384  # EC2's
+# What links name, by URL. «sum|NAME» in a case stands for the URL and its sum.
+CONTENTS = {f"https://example.com/{name}": content for name, content in {
+    "script": b"#!/bin/sh\necho linked\n", "config": b"#cloud-config\na: 1\n", "nothing": b"", "words": b"words\n",
+    "packed": gzip.compress(b"#!/bin/sh\npacked\n", mtime=0), "base64": base64.b64encode(b"#!/bin/sh\n"),
+    "archive": b"#cloud-config-archive\n- '#!/bin/sh'\n- {content: 'b: 2', filename: inner}\n",
+    "mime": b"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=z\n\n--z\nContent-Type: text/x-shellscript; name=m.sh\n"
+            b"\n#!/bin/sh\n--z\n\n#cloud-config\n--z--\n",
+}.items()}
+
+
+def linked(name):
+    """A URL and what must be found there."""
+    url = f"https://example.com/{name}"
+    return f"{url}#sha256={hashlib.sha256(CONTENTS[url]).hexdigest()}"
+
+
+# A list that names lists.
+CONTENTS["https://example.com/list"] = f"#include {linked('script')}\n{linked('mime')}\n".encode()
 PLACE = re.compile("«([a-z0-9: ]+)\\|(.*?)»", re.DOTALL)
 
 
@@ -32,6 +51,8 @@ def filtered(data, names):
         verb, _, number = name.partition(":")
         if verb == "times":
             data *= int(number)
+        elif verb == "sum":
+            data = linked(data.decode()).encode()
         elif verb == "cut":
             data = data[:-int(number)]
         else:
@@ -62,7 +83,8 @@ BEGINNINGS = ["#!/bin/sh", "#!/usr/bin/env python3", "#cloud-config", "#cloud-co
 BEFORE = ["", "", "", "", "", "\n", " ", "\r\n\t", "\ufeff", "\u00a0", "\x1d", "\x00", "\u200b"]
 BODIES = ["", "\n", "echo hello\n", "a: 1\nb: [2, 3]\n", "x = 'grün €'\n", "--b\n", "--\n", "no line break", "tail \n\n",
           "= =3D =C3\n", "From me\n", "MIME-Version: 1.0\n", "Content-Type: text/x-a\n\nx\n",
-          "- '#!/bin/sh'\n- {content: 'a: 1', filename: x}\n"]
+          "- '#!/bin/sh'\n- {content: 'a: 1', filename: x}\n", f"{linked('script')}\n", f"\n# x\n{linked('list')}\n{linked('config')}",
+          "- {type: text/x-shellscript, content: x}\n- '#include\n\n  https://a.b/c'\n", "- {content: 5}\n- 5\n"]
 TYPES = ["text/plain", "text/x-shellscript", "text/cloud-config", "text/x-not-multipart", "application/octet-stream",
          "TEXT/X-ShellScript", "text/cloud-config-archive", "text/cloud-config-jsonp", "text/x-include-url", "text/jinja2",
          "text/cloud-boothook", "text/part-handler", "text/x-gpu-bootstrap", "text/x-shellscript-per-boot", "text/html",

@@ -1,6 +1,6 @@
 """cloud-init's own user-data processor as a program: user-data on standard input, its parts on standard output.
 
-Runs inside a root that has Debian's cloud-init, without network.  Input: a JSON list of [base64, [changes]].  Output: for
+Runs inside a root that has Debian's cloud-init, without network.  Input: {"contents": {URL: base64}, "questions": [[base64, [changes]]]}.  Output: for
 each one {"parts": [{content_type, filename, bytes, sha256}]}, or {"error": …} where cloud-init raises.  A change is a
 listed difference: a few lines that make cloud-init do what gpu-bootstrap does, so that nothing else can hide behind it.
 """
@@ -12,16 +12,20 @@ import email.utils
 import hashlib
 import json
 import logging
+import re
 import sys
 import types
 import unittest.mock as mock
 
+import requests
+import yaml
 from cloudinit import handlers, helpers, url_helper, user_data, util
 from cloudinit.sources.helpers import hetzner
 
 MAX_UNPACKED, MAX_DEPTH, MAX_PARTS = 1 << 20, 32, 1024
 KNOWN_CHARSETS = ("utf_8", "utf8", "us_ascii", "ascii", "iso_8859_1", "iso8859_1", "latin_1", "latin1")
 get_payload, unpack = email.message.Message.get_payload, util.decomp_gzip
+do_include, explode_archive = user_data.UserDataProcessor._do_include, user_data.UserDataProcessor._explode_archive
 continuation = email.utils.rfc2231_continuation
 collapse, new_message = email.utils.collapse_rfc2231_value, email.feedparser.FeedParser._new_message
 
@@ -41,6 +45,74 @@ def payload_with(changes):
                 stack.enter_context(mock.patch.object(email.message, "_decode_uu", side_effect=ValueError))
             return get_payload(message, i, decode)
     return get
+
+
+def passed_by(processor, append_to):
+    """The message that `_process_msg` is at becomes a part, instead of being opened."""
+    at = sys._getframe(2).f_locals
+    user_data._replace_header(at["base_msg"], "Content-Type", at["ctype"])
+    processor._attach_part(append_to, at["part"])
+
+
+SUM = re.compile("#sha256=([0-9a-fA-F]{64})")
+
+
+def is_list_of_sums(content):
+    """Every URL says what must be found there."""
+    for line in content.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        word = re.match("#include(-once)?", line, flags=re.IGNORECASE | re.ASCII)
+        line = line[word.end():].lstrip() if word else line
+        if line.startswith("#") or not line.strip():
+            continue
+        url, _, fragment = line.strip().partition("#")
+        if not SUM.fullmatch("#" + fragment) or not re.fullmatch(r"https?://[!-~]+", url):
+            return False
+    return True
+
+
+def include_with_sums(processor, content, append_to):
+    if is_list_of_sums(content):
+        do_include(processor, content, append_to)
+    else:
+        passed_by(processor, append_to)
+
+
+def is_understood(archive):
+    """Texts, or mappings of content, type and filename."""
+    try:
+        entries = yaml.safe_load(archive)
+    except (yaml.YAMLError, UnicodeError, ValueError):
+        return False
+    return entries is None or isinstance(entries, list) and all(is_part(entry) for entry in entries)
+
+
+def is_part(entry):
+    entry = {"content": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or not {*entry} <= {"content", "type", "filename"}:
+        return False
+    if not all(isinstance(value, str) for value in entry.values()):
+        return False
+    kind = entry.get("type", handlers.type_from_starts_with(entry.get("content", ""), "text/cloud-config"))
+    is_opened_again = kind.lower() in [*user_data.INCLUDE_TYPES, *user_data.ARCHIVE_TYPES]
+    return not is_opened_again and re.fullmatch(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+", kind, re.ASCII) is not None
+
+
+def explode_understood(processor, archive, append_to):
+    if is_understood(archive):
+        explode_archive(processor, archive, append_to)
+    else:
+        passed_by(processor, append_to)
+
+
+def served(contents):
+    """What stands in for the network: a request asks for the URL without what stands behind #, as requests sends it."""
+    def read(url, **_options):
+        request = requests.Request("GET", url).prepare()
+        asked = f"https://{request.headers.get('Host', url.split('/')[2])}{request.path_url}"
+        if asked not in contents:
+            raise url_helper.UrlError("no network")
+        return url_helper.StringResponse(contents[asked])
+    return read
 
 
 def few_charsets(value, *arguments):
@@ -84,8 +156,8 @@ def patches(changes):
     """(object, attribute, what it is replaced by)"""
     limits = Limits()
     every = {
-        "include": [(user_data, "INCLUDE_TYPES", [])],
-        "archive": [(user_data, "ARCHIVE_TYPES", [])],
+        "include": [(user_data.UserDataProcessor, "_do_include", include_with_sums)],
+        "archive": [(user_data.UserDataProcessor, "_explode_archive", explode_understood)],
         "utf-8": [(email.message.Message, "get_payload", payload_with(changes))],
         "uuencode": [(email.message.Message, "get_payload", payload_with(changes))],
         "charset": [(email.utils, "collapse_rfc2231_value", few_charsets)],
@@ -96,7 +168,7 @@ def patches(changes):
     return [patch for name in changes for patch in every[name]]
 
 
-def parts(blob, changes):
+def parts(blob, changes, contents):
     def take(_data, filename, payload, headers):
         if payload is None:
             payload = b""
@@ -107,8 +179,9 @@ def parts(blob, changes):
 
     found = []
     with contextlib.ExitStack() as stack:
-        # Without network; ten retries would only take time.
-        stack.enter_context(mock.patch.object(user_data, "read_file_or_url", side_effect=url_helper.UrlError("no network")))
+        stack.enter_context(mock.patch.object(user_data, "read_file_or_url", served(contents)))
+        # What was fetched once is no business of the next question.
+        stack.enter_context(mock.patch.object(util, "write_file"))
         for target, name, new in patches(changes):
             stack.enter_context(mock.patch.object(target, name, new=new))
         # cloud-init's sources on EC2 do this since version 23; Debian 12's does it on another cloud only, by this function.
@@ -117,16 +190,18 @@ def parts(blob, changes):
     return found
 
 
-def answer(blob, changes):
+def answer(blob, changes, contents):
     try:
-        return {"parts": parts(blob, changes)}
+        return {"parts": parts(blob, changes, contents)}
     except Exception as e:  # noqa: BLE001 (whatever it is, the instance's user-data is lost)
         return {"error": f"{type(e).__name__}: {e}"[:200]}
 
 
 def main():
     logging.disable(logging.CRITICAL)
-    json.dump([answer(base64.b64decode(text), changes) for text, changes in json.load(sys.stdin)], sys.stdout)
+    given = json.load(sys.stdin)
+    contents = {url: base64.b64decode(text) for url, text in given["contents"].items()}
+    json.dump([answer(base64.b64decode(text), changes, contents) for text, changes in given["questions"]], sys.stdout)
 
 
 if __name__ == "__main__":
