@@ -2,9 +2,16 @@
 //! is an error with its place, never silence. [`read`] gives the tasks in cloud-init's order; [`Task::apply`] does one.
 
 mod commands;
+mod devices;
+mod disks;
+mod formatting;
+mod fstab;
+mod growth;
 mod keys;
+mod mounts;
 mod packages;
 mod read;
+mod swap;
 mod system;
 mod users;
 mod write_files;
@@ -13,6 +20,9 @@ mod yaml;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::user_data::Part;
+use disks::Disks;
+pub(crate) use growth::Growth;
+use mounts::Mounts;
 use packages::Packages;
 use read::Reader;
 use system::Hostname;
@@ -21,9 +31,17 @@ use write_files::WantedFile;
 use yaml::{Node, Problem, Value};
 
 /// Every key, in the order in which cloud-init would act on it.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 22] = [
     "bootcmd",
     "write_files",
+    "growpart",
+    "resize_rootfs",
+    "device_aliases",
+    "disk_setup",
+    "fs_setup",
+    "mounts",
+    "mount_default_fields",
+    "swap",
     "preserve_hostname",
     "hostname",
     "fqdn",
@@ -45,6 +63,12 @@ pub(crate) enum Task {
     Bootcmd(String),
     /// Files.
     WriteFiles(Vec<WantedFile>),
+    /// What grows.
+    Growth(Growth),
+    /// Partition tables and file systems.
+    Disks(Disks),
+    /// What is mounted, and swap.
+    Mounts(Mounts),
     /// The machine's name.
     Hostname(Hostname),
     /// Groups and users.
@@ -209,6 +233,25 @@ impl Keys<'_> {
         let some = |files: Vec<WantedFile>, task: fn(Vec<WantedFile>) -> Task| {
             (!files.is_empty()).then(|| Wish { task: task(files), canonical: canonical.clone() })
         };
+        let growth = self
+            .read(["growpart", "resize_rootfs"], |reader, [part, resize]| growth::read(reader, part, resize));
+        let growth = growth.map(|(growth, canonical)| Wish { task: Task::Growth(growth), canonical });
+        let disks =
+            self.read(["disk_setup", "fs_setup", "device_aliases"], |reader, [tables, systems, aliases]| {
+                let aliases = devices::aliases(reader, aliases);
+                disks::read(reader, tables, systems, &aliases)
+            });
+        let disks = disks.and_then(|(disks, canonical)| Some(Wish { task: Task::Disks(disks?), canonical }));
+        let mounts = self.read(
+            ["mounts", "mount_default_fields", "swap", "device_aliases"],
+            |reader, [list, defaults, swap, aliases]| {
+                // What is wrong with them was told above.
+                let aliases = devices::aliases(&mut Reader::default(), aliases);
+                mounts::read(reader, [list, defaults, swap], &aliases)
+            },
+        );
+        let mounts =
+            mounts.and_then(|(mounts, canonical)| Some(Wish { task: Task::Mounts(mounts?), canonical }));
         let hostname = self
             .read(["hostname", "fqdn", "preserve_hostname"], |reader, [name, fqdn, preserve]| {
                 system::hostname(reader, name, fqdn, preserve)
@@ -235,10 +278,13 @@ impl Keys<'_> {
         let runcmd = self.one("runcmd", script("runcmd"), Task::Runcmd);
         let files = some(files, Task::WriteFiles);
         let deferred = some(deferred, Task::DeferredFiles);
-        [bootcmd, files, hostname, users, keys, locale, timezone, packages, deferred, runcmd]
-            .into_iter()
-            .flatten()
-            .collect()
+        [
+            bootcmd, files, growth, disks, mounts, hostname, users, keys, locale, timezone, packages,
+            deferred, runcmd,
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 
@@ -248,6 +294,9 @@ impl Task {
         match self {
             Self::Bootcmd(_) => "bootcmd",
             Self::WriteFiles(_) => "write_files",
+            Self::Growth(_) => "growpart",
+            Self::Disks(_) => "disk_setup",
+            Self::Mounts(_) => "mounts",
             Self::Hostname(_) => "hostname",
             Self::Users(_) => "users",
             Self::Keys(_) => "ssh_authorized_keys",
@@ -270,6 +319,9 @@ impl Task {
             Self::WriteFiles(files) | Self::DeferredFiles(files) => {
                 files.iter().map(WantedFile::sentence).collect::<Vec<_>>().join("; ")
             }
+            Self::Growth(growth) => growth.sentence(),
+            Self::Disks(disks) => disks.sentence(),
+            Self::Mounts(mounts) => mounts.sentence(),
             Self::Hostname(name) => name.sentence(),
             Self::Users(users) => users.sentence(),
             Self::Keys(keys) => format!("{} keys for the login user", keys.len()),
@@ -283,6 +335,9 @@ impl Task {
     pub(crate) async fn apply(&self, host: &Host, login_user: &str) -> Result<String> {
         match self {
             Self::WriteFiles(files) | Self::DeferredFiles(files) => write_files::apply(host, files),
+            Self::Growth(growth) => growth.apply(host).await,
+            Self::Disks(disks) => formatting::apply(host, disks).await,
+            Self::Mounts(mounts) => fstab::apply(host, mounts).await,
             Self::Hostname(name) => name.apply(&host.files),
             Self::Users(users) => users::apply(host, users).await,
             Self::Keys(lines) => keys::apply(&host.files, login_user, lines),

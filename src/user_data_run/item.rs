@@ -98,7 +98,7 @@ pub(super) fn items(parts: &[Part]) -> Result<(Vec<Item>, Vec<String>)> {
     let mut runcmd = None;
     for wish in config.wishes {
         let (stage, frequency) = match &wish.task {
-            Task::Bootcmd(_) => (Stage::Config, Frequency::Boot),
+            Task::Bootcmd(_) | Task::Growth(_) => (Stage::Config, Frequency::Boot),
             Task::Packages(_) | Task::DeferredFiles(_) | Task::Runcmd(_) => {
                 (Stage::Final, Frequency::Instance)
             }
