@@ -122,7 +122,7 @@ fn program(root: &Root, name: &str, text: &str) {
 
 #[test]
 fn a_blank_disk_is_divided_formatted_and_mounted_and_a_second_time_nothing_changes() {
-    let machine = Machine::new(&[400 * MB]);
+    let machine = Machine::new(&[480 * MB]);
     let disk = &machine.disks[0];
     let user_data = format!(
         "#cloud-config\ndevice_aliases: {{store: {disk}}}\ndisk_setup:\n  store: {{table_type: gpt, layout: [20, [5, 82], 75]}}\n\

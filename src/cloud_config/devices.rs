@@ -16,7 +16,7 @@ use crate::host::files::Files;
 const MOST_LINKS: usize = 8;
 /// What an EBS volume calls itself.
 const EBS: &str = "Amazon Elastic Block Store";
-/// Where an EBS volume has its name of the attachment in what NVMe's identify command answers.
+/// Where an EBS volume has its name of the attachment in what the volume answers when it is asked to identify itself.
 const ATTACHED_AS: std::ops::Range<usize> = 3072..3104;
 
 /// Names of devices by other names: `device_aliases`.
@@ -281,7 +281,7 @@ pub(super) fn is_partition(files: &Files, kernel: &str) -> Result<bool> {
     files.exists(format!("{BLOCK}/{kernel}/partition"))
 }
 
-/// Names that stand for a device in `/dev` without saying so; cloud-init's list, and NVMe's.
+/// Names that stand for a device in `/dev` without saying so; cloud-init's list, and the kernel's of today.
 fn is_short(name: &str) -> bool {
     let by_letters =
         ["xvd", "xsd", "xhd", "sd", "hd", "vd"].iter().find_map(|prefix| name.strip_prefix(prefix));

@@ -280,16 +280,15 @@ fn place(reader: &mut Reader, node: &Node) -> Option<Place> {
         "auto" => Some(Place::Auto),
         "any" => Some(Place::Any),
         "none" => Some(Place::Disk),
-        number => match number.parse() {
-            Ok(number @ 1..) => Some(Place::Partition(number)),
-            _ => {
-                reader.wrong(
-                    node.at,
-                    format!("fs_setup.partition takes auto, any, none or a number, and this is {text:?}"),
-                );
-                None
+        number => {
+            let number = number.parse().ok().filter(|number| *number > 0);
+            if number.is_none() {
+                let text =
+                    format!("fs_setup.partition takes auto, any, none or a number, and this is {text:?}");
+                reader.wrong(node.at, text);
             }
-        },
+            number.map(Place::Partition)
+        }
     }
 }
 

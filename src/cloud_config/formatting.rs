@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::devices::{self, Block};
 use super::disks::{Disks, FileSystem, FsKind, Place, Purpose, Table, TableKind};
-use super::swap;
+use super::{fstab, swap};
 use crate::action::instance_store::{LIMIT, UNFINISHED, device};
 use crate::error::{Code, Error, Result};
 use crate::facts::instance_store::BLOCK;
@@ -52,7 +52,7 @@ pub(super) async fn apply(host: &Host, disks: &Disks) -> Result<String> {
             Err(error) => failures.push(error),
         }
     }
-    failures.into_iter().next().map_or(Ok(told.join("; ")), Err)
+    fstab::summed("disks", &told, failures)
 }
 
 async fn partition(host: &Host, table: &Table) -> Result<String> {

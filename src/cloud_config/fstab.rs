@@ -62,13 +62,18 @@ pub(super) async fn apply(host: &Host, wanted: &Mounts) -> Result<String> {
         let now = host.files.read(FSTAB)?.unwrap_or_default();
         write(host, &now, &ours).await?;
     }
-    let failed = outcome.failures.len();
-    match outcome.failures.into_iter().next() {
-        None => Ok(outcome.told.join("; ")),
+    summed("mounts", &outcome.told, outcome.failures)
+}
+
+/// A sentence, or the first failure with how many there are.
+pub(super) fn summed(key: &str, told: &[String], failures: Vec<Error>) -> Result<String> {
+    let failed = failures.len();
+    match failures.into_iter().next() {
+        None => Ok(told.join("; ")),
         Some(first) if failed == 1 => Err(first),
         Some(first) => {
             let hint = first.hint().unwrap_or_default().to_owned();
-            Err(Error::new(first.code(), format!("mounts: {failed} failed; the first: {}", first.message()))
+            Err(Error::new(first.code(), format!("{key}: {failed} failed; the first: {}", first.message()))
                 .with_hint(hint)
                 .because(first))
         }
@@ -123,6 +128,10 @@ async fn found<'a>(
             continue;
         }
         lines.push(entry.line(&source));
+        if let Err(error) = place(host, entry) {
+            outcome.failures.push(error);
+            continue;
+        }
         if block.is_some() || !name.is_device() {
             ready.push(Ready { entry, source, block });
         }
@@ -167,6 +176,11 @@ async fn unreadable(host: &Host, fstab: &[u8]) -> Result<usize> {
     Ok(String::from_utf8_lossy(&said).lines().filter(|line| line.contains("parse error at line")).count())
 }
 
+/// Makes the directory at which it is to be mounted.
+fn place(host: &Host, entry: &Entry) -> Result<()> {
+    if entry.place.starts_with('/') { host.files.make_dir_guarded(&entry.place) } else { Ok(()) }
+}
+
 /// Mounts it, or switches it on as swap.
 async fn activate(host: &Host, Ready { entry, source, block }: &Ready<'_>) -> Result<String> {
     let place = entry.place.as_str();
@@ -183,7 +197,6 @@ async fn activate(host: &Host, Ready { entry, source, block }: &Ready<'_>) -> Re
     if !place.starts_with('/') {
         return Ok(format!("{source} is mounted nowhere"));
     }
-    host.files.make_dir_guarded(place)?;
     // As the kernel writes it.
     let seen = place.trim_end_matches('/').replace(' ', "\\040");
     if let Some((number, other)) = device::mounted_at(host, &seen)? {

@@ -194,8 +194,8 @@ fn suggested(memory: u64, free: u64, most: Option<u64>) -> u64 {
     } else if memory < 16 * GB {
         4 * GB
     } else {
-        // The whole number nearest to the square root of the gigabytes: n is, from (n - 1/2)² on.
-        (1..).take_while(|n| (2 * n - 1) * (2 * n - 1) * GB <= 4 * memory).last().unwrap_or(1) * GB
+        // The whole number nearest to the square root of the gigabytes: n is, from (n - 1/2)² on. No machine has more.
+        (1..1000).take_while(|n| (2 * n - 1) * (2 * n - 1) * GB <= 4 * memory).last().unwrap_or(1) * GB
     };
     wanted.min(most)
 }
