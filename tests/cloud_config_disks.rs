@@ -263,3 +263,41 @@ fn a_swap_file_is_made_over_nothing() {
     assert!(code == 1 && said.contains("/srv/swap cannot be swap"), "{said}");
     assert!(!machine.root.at("/srv/swap").exists() && !machine.root.read("/etc/fstab").contains("/srv/swap"));
 }
+
+/// A program that does its work, and takes the agent with it the first time.
+fn kills(root: &Root, name: &str) {
+    let text = format!(
+        "/usr/sbin/{name} \"$@\" || exit\nif [ ! -e /killed-{name} ]; then : >/killed-{name}; kill -9 $PPID; fi"
+    );
+    program(root, name, &text);
+}
+
+#[test]
+fn killed_behind_each_step_it_comes_to_the_same_end() {
+    let machine = Machine::new(&[40 * MB]);
+    let disk = &machine.disks[0];
+    let programs = ["sfdisk", "mkfs.ext4", "e2label", "mkswap"];
+    for name in programs {
+        kills(&machine.root, name);
+    }
+    let user_data = format!(
+        "#cloud-config\ndisk_setup: {{{disk}: {{table_type: gpt, layout: true}}}}\n\
+         fs_setup: [{{device: {disk}, partition: 1, filesystem: ext4, label: data}}]\n\
+         mounts: [[LABEL=data, /data]]\nswap: {{filename: /data/swap, size: 4M}}\n"
+    );
+    for name in programs {
+        let (code, said) = machine.act(&user_data);
+        assert_eq!(code, -1, "{name}: {said}");
+        assert!(machine.root.at(&format!("/killed-{name}")).exists(), "{name}: {said}");
+        assert!(!machine.root.at("/data/swap").exists(), "{name}: it is there only when it is whole");
+    }
+    machine.apply(&user_data);
+    assert_eq!(machine.blkid(&format!("{disk}p1")), "data ext4");
+    assert_eq!(machine.blkid("/data/swap"), "swap");
+    let mut left: Vec<_> =
+        fs::read_dir(machine.root.at("/data")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["lost+found", "swap"], "what was half made is gone");
+    let fstab = machine.root.read("/etc/fstab");
+    assert_eq!(fstab.lines().filter(|line| line.contains("comment=cloudconfig")).count(), 2, "{fstab}");
+}

@@ -63,6 +63,9 @@ async fn partition(host: &Host, table: &Table) -> Result<String> {
     is_disk(&host.files, name, kernel)?;
     let holds = look(host, kernel).await?;
     if holds == Holds::Table && is_as_wanted(host, &device, table).await? {
+        if partitions(&host.files, kernel)?.len() != table.partitions.len() {
+            show(host, &disk, table.partitions.len()).await?; // a call that was cut off did not come to that
+        }
         return Ok(format!("{name} has these partitions already"));
     }
     if !table.overwrite && !matches!(holds, Holds::Nothing | Holds::EmptyTable) {
@@ -79,8 +82,7 @@ async fn partition(host: &Host, table: &Table) -> Result<String> {
         .args([device.as_str()])
         .input(script(table, sectors));
     host.exec.run(&call.limit(LIMIT)).await?;
-    host.exec.run(&Call::new("partx").args(["--update", device.as_str()])).await?;
-    settle(host, &disk, table.partitions.len()).await?;
+    show(host, &disk, table.partitions.len()).await?;
     Ok(format!("{name} has {} partitions", table.partitions.len()))
 }
 
@@ -129,8 +131,9 @@ fn types(dump: &str) -> Option<(&str, Vec<String>)> {
     Some((kind, dump.lines().filter(|line| line.starts_with("/dev/")).filter_map(of_line).collect()))
 }
 
-/// Waits until the partitions are seen.
-async fn settle(host: &Host, disk: &Block, count: usize) -> Result<()> {
+/// Tells the kernel of the partitions, and waits until they are seen.
+async fn show(host: &Host, disk: &Block, count: usize) -> Result<()> {
+    host.exec.run(&Call::new("partx").args(["--update".to_owned(), format!("/dev/{}", disk.kernel)])).await?;
     if host.files.exists("/usr/bin/udevadm")? {
         // It makes the nodes, and links by label.
         let call = Call::new("udevadm").args(["settle", "--timeout=30"]);
