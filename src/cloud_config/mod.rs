@@ -394,6 +394,10 @@ mod tests {
                 "runcmd"
             ]
         );
+        let of_disks = "mounts: [[sdf, /a]]\nfs_setup: [{device: sdf, filesystem: xfs}]\nresize_rootfs: false\nhostname: h\n\
+                        write_files: [{path: /e}]\n";
+        assert_eq!(names(of_disks), ["write_files", "growpart", "disk_setup", "mounts", "hostname"]);
+        assert_eq!(names("swap: {size: 0}\nmounts: [[swap, null]]\ndisk_setup: {}\n"), Vec::<&str>::new());
         assert_eq!(names("#cloud-config\n"), Vec::<&str>::new());
         assert_eq!(names("#cloud-config\nruncmd:\npackage_update: false\n"), Vec::<&str>::new());
     }
