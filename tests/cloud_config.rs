@@ -247,3 +247,112 @@ fn user_data_check_says_what_each_key_would_do() {
         "{told}"
     );
 }
+
+/// A Nitro instance: the root's disk, an EBS volume that was attached as sdf, a device of the instance store.
+fn nitro() -> Machine {
+    let machine =
+        image().file("/proc/self/mountinfo", "27 1 259:1 / / rw shared:1 - ext4 /dev/nvme0n1p1 rw\n");
+    let mut machine = machine.file("/etc/fstab", "UUID=1 / ext4 errors=remount-ro 0 1\n");
+    for (name, model) in [
+        ("nvme0n1", "Amazon Elastic Block Store"),
+        ("nvme1n1", "Amazon EC2 NVMe Instance Storage"),
+        ("nvme2n1", "Amazon Elastic Block Store"),
+    ] {
+        let dir = format!("/sys/class/block/{name}");
+        machine = machine
+            .file(&format!("{dir}/device/model"), &format!("{model}        \n"))
+            .file(&format!("{dir}/size"), "62914560\n")
+            .file(&format!("/dev/{name}"), "");
+    }
+    let machine = machine
+        .file("/dev/nvme0n1p1", "")
+        .file("/sys/class/block/nvme0n1/nvme0n1p1/partition", "1\n")
+        .file("/sys/class/block/nvme0n1p1/partition", "1\n")
+        .file("/sys/class/block/nvme0n1p1/dev", "259:1\n");
+    tool(&machine, "ebsnvme-id", "case $2 in */nvme2n1) echo sdf ;; *) echo /dev/xvda ;; esac");
+    tool(&machine, "blkid", "for device; do :; done; echo TYPE=ext4; echo UUID=of-${device#/dev/}");
+    tool(&machine, "mount", "echo \"40 27 0:9 / $1 rw - ext4 /dev/any rw\" >>/proc/self/mountinfo");
+    machine
+}
+
+#[test]
+fn what_has_another_name_on_nitro_is_found_and_stands_in_fstab_by_its_uuid() {
+    let machine = nitro();
+    apply(
+        &machine,
+        "#cloud-config\nmounts:\n- [/dev/xvdf, /data, auto, defaults]\n- [ephemeral0, /scratch]\n- [ephemeral1, /more]\n",
+    );
+    assert_eq!(
+        text(&machine, "/etc/fstab"),
+        "UUID=1 / ext4 errors=remount-ro 0 1\n\
+         UUID=of-nvme2n1\t/data\tauto\tdefaults,nofail,comment=cloudconfig\t0\t2\n\
+         UUID=of-nvme1n1\t/scratch\tauto\tdefaults,nofail,comment=cloudconfig\t0\t2\n"
+    );
+    assert!(machine.outside("/data").is_dir() && machine.outside("/scratch").is_dir());
+    let asked = text(&machine, "/asked");
+    assert!(asked.contains("mount /data\n") && asked.contains("mount /scratch\n"), "{asked}");
+}
+
+#[test]
+fn the_roots_disk_is_never_touched() {
+    for user_data in [
+        "disk_setup: {/dev/sda: {layout: true, overwrite: true}}",
+        "disk_setup: {nvme0n1: {layout: true, overwrite: true}}",
+        "fs_setup: [{device: /dev/nvme0n1, partition: none, filesystem: ext4, overwrite: true}]",
+        "fs_setup: [{device: /dev/xvda, partition: 1, filesystem: swap, overwrite: true}]",
+    ] {
+        let machine = nitro();
+        let ran = act(&machine, &format!("#cloud-config\n{user_data}\n"), &[]);
+        assert_eq!(ran.code, 1, "{user_data}: {ran:#?}");
+        assert!(
+            ran.stderr.contains("/dev/nvme0n1p1 is what the machine runs from; it was left as it is"),
+            "{ran:#?}"
+        );
+        let asked = text(&machine, "/asked");
+        assert!(
+            asked.lines().all(|line| line.starts_with("blkid ") || line.starts_with("ebsnvme-id ")),
+            "{asked}"
+        );
+    }
+}
+
+#[test]
+fn another_partition_grows_at_every_boot() {
+    let machine = nitro()
+        .file("/sys/devices/nvme2n1/size", "62914560\n")
+        .file("/sys/devices/nvme2n1/nvme2n1p1/start", "2048\n")
+        .file("/sys/devices/nvme2n1/nvme2n1p1/size", "1000\n")
+        .file("/sys/devices/nvme2n1/nvme2n1p1/partition", "1\n")
+        .file("/dev/nvme2n1p1", "");
+    symlink("../../devices/nvme2n1/nvme2n1p1", machine.outside("/sys/class/block/nvme2n1p1")).unwrap();
+    tool(&machine, "growpart", "echo 62910000 >/sys/devices/nvme2n1/nvme2n1p1/size; echo CHANGED");
+    let user_data = "#cloud-config\ngrowpart: {devices: [/, /dev/sdf1, /dev/sdf]}\n";
+    let ran = act(&machine, user_data, &[]);
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    assert!(ran.stderr.contains("growpart: /dev/sdf is no partition that is there"), "{ran:#?}");
+    let grown = |machine: &Machine| text(machine, "/asked").matches("growpart /dev/nvme2n1 1\n").count();
+    assert_eq!(grown(&machine), 1);
+    fs::write(machine.outside("/sys/devices/nvme2n1/nvme2n1p1/size"), "1000\n").unwrap();
+    fs::write(machine.outside(BOOT_ID), "0b6d2a9c-7c3e-4c55-9f0a-3c1f6a1d2e40\n").unwrap();
+    apply(&machine, "#cloud-config\ngrowpart: {devices: [/, /dev/sdf1]}\n");
+    assert_eq!(grown(&machine), 2);
+}
+
+#[test]
+fn user_data_check_says_what_becomes_of_disks() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(
+        &file,
+        "#cloud-config\nmounts: [[sdf.1, /data]]\nswap: {size: auto}\ndisk_setup: {sdf: {layout: true}}\ngrowpart: {mode: off}\n",
+    )
+    .unwrap();
+    let ran = ran(binary().args(["user-data", "check"]).arg(file.path()));
+    for line in [
+        "growpart (per-boot): the root's partition stays as it is, its file system fills it",
+        "disk_setup (per-instance): sdf gets a dos table of 1 partitions (only if it holds nothing)",
+        "mounts (per-instance): sdf.1 is mounted at /data (defaults,nofail); /swap.img becomes a swap file as large as memory and \
+         disk suggest",
+    ] {
+        assert!(ran.stdout.contains(line), "{line}: {ran:#?}");
+    }
+}

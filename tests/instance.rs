@@ -726,6 +726,47 @@ fn growing_tells_what_stands_in_its_way() {
 }
 
 #[test]
+fn user_data_says_whether_the_root_grows() {
+    for (user_data, calls, words) in [
+        (
+            "#cloud-config\ngrowpart: {mode: off}\n",
+            "resize2fs /dev/nvme0n1p1\n",
+            "its partition is left as it is",
+        ),
+        (
+            "#cloud-config\nresize_rootfs: false\n",
+            "growpart /dev/nvme0n1 1\n",
+            "its file system is left as it is",
+        ),
+        (
+            "#cloud-config\ngrowpart: {mode: off}\nresize_rootfs: false\n",
+            "",
+            "the root stays as it is, by user-data",
+        ),
+        ("#cloud-config\ngrowpart: {devices: [/dev/sdf1]}\n", "resize2fs /dev/nvme0n1p1\n", "left as it is"),
+        // Nothing of such user-data is done, and so this is not either.
+        (
+            "#cloud-config\ngrowpart: {mode: off}\nchef: {}\n",
+            "growpart /dev/nvme0n1 1\nresize2fs /dev/nvme0n1p1\n",
+            "",
+        ),
+        ("#cloud-config\n{}\n", "growpart /dev/nvme0n1 1\nresize2fs /dev/nvme0n1p1\n", ""),
+    ] {
+        let machine = image();
+        let report = boot(&machine, &service().item("user-data", user_data).start());
+        assert_eq!(asked(&machine), calls, "{user_data}");
+        assert!(sentence(&report, "grow-root").contains(words), "{user_data}: {report:#}");
+    }
+    let machine = image().file("/etc/growroot-disabled", "");
+    boot(&machine, &service().start());
+    assert_eq!(asked(&machine), "resize2fs /dev/nvme0n1p1\n");
+    let machine = image().file("/etc/growroot-disabled", "");
+    let even = "#cloud-config\ngrowpart: {ignore_growroot_disabled: true}\n";
+    boot(&machine, &service().item("user-data", even).start());
+    assert_eq!(asked(&machine), "growpart /dev/nvme0n1 1\nresize2fs /dev/nvme0n1p1\n");
+}
+
+#[test]
 fn other_file_systems_have_their_own_tools() {
     for (file_system, tool_name, call) in
         [("xfs", "xfs_growfs", "xfs_growfs /\n"), ("btrfs", "btrfs", "btrfs filesystem resize max /\n")]

@@ -4,10 +4,16 @@
 mod apt;
 mod ca_certs;
 mod commands;
+mod devices;
+mod disks;
 pub(crate) mod ending;
+mod formatting;
+mod fstab;
+mod growth;
 mod hosts;
 mod instance;
 mod keys;
+mod mounts;
 mod ntp;
 mod packages;
 mod passwords;
@@ -15,6 +21,7 @@ mod phone_home;
 mod read;
 mod services;
 mod sshd;
+mod swap;
 mod system;
 mod template;
 mod users;
@@ -26,10 +33,13 @@ use crate::host::Host;
 use crate::user_data::Part;
 use apt::Apt;
 use ca_certs::CaCerts;
+use disks::Disks;
 use ending::PowerState;
+pub(crate) use growth::Growth;
 use hosts::Hosts;
 pub(crate) use instance::Instance;
 use keys::Keys as LoginKeys;
+use mounts::Mounts;
 use ntp::Ntp;
 use packages::Packages;
 use passwords::Passwords;
@@ -41,9 +51,17 @@ pub(crate) use write_files::WantedFile;
 use yaml::{Node, Problem, Value};
 
 /// Every key, in the order in which cloud-init would act on it.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 38] = [
     "bootcmd",
     "write_files",
+    "growpart",
+    "resize_rootfs",
+    "device_aliases",
+    "disk_setup",
+    "fs_setup",
+    "mounts",
+    "mount_default_fields",
+    "swap",
     "preserve_hostname",
     "hostname",
     "fqdn",
@@ -81,6 +99,12 @@ pub(crate) enum Task {
     Bootcmd(String),
     /// Files.
     WriteFiles(Vec<WantedFile>),
+    /// What grows.
+    Growth(Growth),
+    /// Partition tables and file systems.
+    Disks(Disks),
+    /// What is mounted, and swap.
+    Mounts(Mounts),
     /// The machine's name.
     Hostname(Hostname),
     /// Groups and users.
@@ -277,6 +301,25 @@ impl Keys<'_> {
         let some = |files: Vec<WantedFile>, task: fn(Vec<WantedFile>) -> Task| {
             (!files.is_empty()).then(|| Wish { task: task(files), canonical: canonical.clone() })
         };
+        let growth = self
+            .read(["growpart", "resize_rootfs"], |reader, [part, resize]| growth::read(reader, part, resize));
+        let growth = growth.map(|(growth, canonical)| Wish { task: Task::Growth(growth), canonical });
+        let disks =
+            self.read(["disk_setup", "fs_setup", "device_aliases"], |reader, [tables, systems, aliases]| {
+                let aliases = devices::aliases(reader, aliases);
+                disks::read(reader, tables, systems, &aliases)
+            });
+        let disks = disks.and_then(|(disks, canonical)| Some(Wish { task: Task::Disks(disks?), canonical }));
+        let mounts = self.read(
+            ["mounts", "mount_default_fields", "swap", "device_aliases"],
+            |reader, [list, defaults, swap, aliases]| {
+                // What is wrong with them was told above.
+                let aliases = devices::aliases(&mut Reader::default(), aliases);
+                mounts::read(reader, [list, defaults, swap], &aliases)
+            },
+        );
+        let mounts =
+            mounts.and_then(|(mounts, canonical)| Some(Wish { task: Task::Mounts(mounts?), canonical }));
         let hostname = self
             .read(["hostname", "fqdn", "preserve_hostname", "prefer_fqdn_over_hostname"], system::hostname);
         let hostname =
@@ -305,7 +348,7 @@ impl Keys<'_> {
         let passwords = self.logins();
         let [apt, ntp] = self.services();
         let [lists, reboot] = self.around_packages(apt.as_ref(), packages.is_some());
-        let first = [bootcmd, files, hostname, hosts, certs, users, host_keys, keys, locale];
+        let first = [bootcmd, files, growth, disks, mounts, hostname, hosts, certs, users, host_keys, keys, locale];
         let then = [apt, ntp, timezone, lists, packages, reboot, deferred, runcmd];
         first.into_iter().chain(passwords).chain(then).chain(self.last()).flatten().collect()
     }
@@ -317,6 +360,9 @@ impl Task {
         match self {
             Self::Bootcmd(_) => "bootcmd",
             Self::WriteFiles(_) => "write_files",
+            Self::Growth(_) => "growpart",
+            Self::Disks(_) => "disk_setup",
+            Self::Mounts(_) => "mounts",
             Self::Hostname(_) => "hostname",
             Self::Users(_) => "users",
             Self::HostKeys(_) => "ssh_genkeytypes",
@@ -351,6 +397,9 @@ impl Task {
             Self::WriteFiles(files) | Self::DeferredFiles(files) => {
                 files.iter().map(WantedFile::sentence).collect::<Vec<_>>().join("; ")
             }
+            Self::Growth(growth) => growth.sentence(),
+            Self::Disks(disks) => disks.sentence(),
+            Self::Mounts(mounts) => mounts.sentence(),
             Self::Hostname(name) => name.sentence(),
             Self::Users(users) => users.sentence(),
             Self::HostKeys(kinds) => sshd::kinds_sentence(kinds),
@@ -381,6 +430,9 @@ impl Task {
     pub(crate) async fn apply(&self, host: &Host, instance: &Instance<'_>) -> Result<String> {
         match self {
             Self::WriteFiles(files) | Self::DeferredFiles(files) => write_files::apply(host, files),
+            Self::Growth(growth) => growth.apply(host).await,
+            Self::Disks(disks) => formatting::apply(host, disks).await,
+            Self::Mounts(mounts) => fstab::apply(host, mounts).await,
             Self::Hostname(name) => name.apply(&host.files, instance).await,
             Self::HostKeys(kinds) => sshd::apply_kinds(host, kinds).await,
             Self::Hosts(hosts) => hosts.apply(host, instance).await,
@@ -450,6 +502,10 @@ mod tests {
                 "runcmd"
             ]
         );
+        let of_disks = "mounts: [[sdf, /a]]\nfs_setup: [{device: sdf, filesystem: xfs}]\nresize_rootfs: false\nhostname: h\n\
+                        write_files: [{path: /e}]\n";
+        assert_eq!(names(of_disks), ["write_files", "growpart", "disk_setup", "mounts", "hostname"]);
+        assert_eq!(names("swap: {size: 0}\nmounts: [[swap, null]]\ndisk_setup: {}\n"), Vec::<&str>::new());
         assert_eq!(names("#cloud-config\n"), Vec::<&str>::new());
         assert_eq!(names("#cloud-config\nruncmd:\npackage_update: false\n"), Vec::<&str>::new());
     }

@@ -8,6 +8,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+
 use crate::error::{Code, Error, Result};
 
 use super::fault::{self, Kind};
@@ -340,6 +343,29 @@ impl Files {
             .map_err(|e| Error::io("open", path, e))
     }
 
+    /// Makes a file of this size whose room on the disk is its own: it has no holes.
+    pub fn reserve(&self, path: impl AsRef<Path>, bytes: u64, mode: u32) -> Result<()> {
+        let path = path.as_ref();
+        let target = self.prepare_parent(path)?;
+        let mut file = fault::point(Kind::Create, path)
+            .and_then(|()| File::options().write(true).create_new(true).mode(mode).open(target))
+            .map_err(|e| Error::io("make", path, e))?;
+        let length = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let reserved = fault::point(Kind::Write, path).and_then(|()| {
+            match fallocate(&file, FallocateFlags::empty(), 0, length) {
+                // A file system that cannot reserve gets zeros, which take as much room.
+                Err(Errno::EOPNOTSUPP) => io::copy(
+                    &mut io::repeat(0).take(bytes),
+                    &mut io::BufWriter::with_capacity(1 << 20, &mut file),
+                )
+                .map(drop),
+                result => Ok(result?),
+            }
+        });
+        reserved.map_err(|e| Error::io("reserve the room of", path, e))?;
+        fault::point(Kind::Sync, path).and_then(|()| file.sync_all()).map_err(|e| Error::io("fsync", path, e))
+    }
+
     /// Gives a file another name in its directory.
     pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
         let (from, to) = (from.as_ref(), to.as_ref());
@@ -438,6 +464,16 @@ mod tests {
         assert!(dir.path().join("tmp/f").exists());
         files.write("/abs/../../g", b"x", 0o644).unwrap();
         assert!(dir.path().join("g").exists());
+    }
+
+    #[test]
+    fn reserved_room_has_no_holes() {
+        let (dir, files) = scratch();
+        files.reserve("/a/swap", 3 << 20, 0o600).unwrap();
+        let meta = fs::metadata(dir.path().join("a/swap")).unwrap();
+        assert_eq!((meta.len(), meta.mode() & 0o7777), (3 << 20, 0o600));
+        assert!(meta.blocks() * 512 >= 3 << 20, "{} blocks", meta.blocks());
+        assert!(files.reserve("/a/swap", 1, 0o600).is_err(), "what is there stays");
     }
 
     #[test]

@@ -67,6 +67,12 @@ impl Files {
         spot.replace(path, &bytes, (uid, gid), wanted.mode).map_err(|e| Error::io("write", path, e))
     }
 
+    /// Makes a directory, and those above it, where they are missing (0755, root's).
+    pub(crate) fn make_dir_guarded(&self, path: &str) -> Result<()> {
+        // What leads to something in it has all of them made.
+        self.spot(&format!("{path}/{TEMPORARY}")).map(drop)
+    }
+
     /// Goes the way to `path`.
     fn spot(&self, path: &str) -> Result<Spot> {
         let failed = |errno: Errno| Error::io("reach", path, errno.into());
@@ -245,5 +251,8 @@ mod tests {
         }
         assert_eq!(fs::read(at("usr/lib/x")).unwrap(), b"x");
         files.write_guarded("/home/me/plain", &wanted(b"fine")).unwrap();
+        files.make_dir_guarded("/home/me/a/b").unwrap();
+        assert!(at("home/me/a/b").is_dir());
+        assert!(files.make_dir_guarded("/home/me/dir/b").is_err() && !at("usr/lib/b").exists());
     }
 }

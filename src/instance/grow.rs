@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::report::Told;
+use crate::cloud_config::Growth;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
@@ -17,6 +18,8 @@ const BLOCK: &str = "/sys/class/block";
 const SECTOR: u64 = 512;
 /// Less than this behind the partition is not worth a change: `growpart` leaves up to 1 MiB, and GPT has its copy there.
 const SMALL: u64 = (2 << 20) / SECTOR;
+/// An image with this file keeps its partition.
+const DISABLED: &str = "/etc/growroot-disabled";
 /// The tool that changes the partition.
 const TOOL: &str = "growpart";
 /// Online growth writes some blocks for every 128 MiB; a slow new volume takes its time for them.
@@ -44,9 +47,20 @@ struct Partition {
     room: u64,
 }
 
-/// Grows what can be grown.
-pub(super) async fn apply(host: &Host) -> Result<Told> {
+/// Grows what can be grown, and may be.
+pub(super) async fn apply(host: &Host, growth: &Growth) -> Result<Told> {
     let files = &host.files;
+    // The file is cloud-init's and its initramfs' word for an image whose partition is to stay.
+    let is_disabled = files.exists(DISABLED)? && !growth.even_if_disabled;
+    let grows_partition = growth.partition && !is_disabled;
+    if !grows_partition && !growth.file_system {
+        let text = if is_disabled {
+            format!("the root stays as it is ({DISABLED}, user-data)")
+        } else {
+            "the root stays as it is, by user-data".into()
+        };
+        return Ok(Told { changed: false, text });
+    }
     let mounts = files.read_text(MOUNTS)?.unwrap_or_default();
     let mount = root_mount(&mounts).ok_or_else(|| unknown(format!("{MOUNTS} does not say what / is on")))?;
     let Some(resize) = Resize::of(&mount.file_system) else {
@@ -57,20 +71,36 @@ pub(super) async fn apply(host: &Host) -> Result<Told> {
     };
     let name = device(files, &mount)?;
     let mut told = Told { changed: false, text: format!("the root ({name}, {}) has", mount.file_system) };
-    if let Some(partition) = partition(files, &name)? {
-        told.changed = grow(host, &partition).await?;
+    if grows_partition {
+        told.changed = partition_to_its_end(host, &name).await?;
     }
     let before = bytes(files)?;
-    host.exec.run(&resize.call(&name).limit(LIMIT)).await?;
+    if growth.file_system {
+        host.exec.run(&resize.call(&name).limit(LIMIT)).await?;
+    }
     let after = bytes(files)?;
     told.changed |= after != before;
     let gigabytes = |bytes: u64| format!("{}.{} GB", bytes / 1_000_000_000, bytes / 100_000_000 % 10);
-    told.text = if told.changed {
-        format!("{} grown from {} to {}", told.text, gigabytes(before), gigabytes(after))
-    } else {
-        format!("{} all of its disk: {}", told.text, gigabytes(after))
+    told.text = match (grows_partition, growth.file_system) {
+        (true, false) if told.changed => {
+            format!("the root's partition ({name}) has grown; its file system is left as it is")
+        }
+        (true, false) => format!("{} all of its disk; its file system is left as it is", told.text),
+        _ if told.changed => {
+            format!("{} grown from {} to {}", told.text, gigabytes(before), gigabytes(after))
+        }
+        (true, true) => format!("{} all of its disk: {}", told.text, gigabytes(after)),
+        (false, _) => format!("{} {}; its partition is left as it is", told.text, gigabytes(after)),
     };
     Ok(told)
+}
+
+/// Grows a partition into the room behind it; anything else is left as it is. Returns whether it is larger now.
+pub(crate) async fn partition_to_its_end(host: &Host, name: &str) -> Result<bool> {
+    match partition(&host.files, name)? {
+        Some(partition) => grow(host, &partition).await,
+        None => Ok(false),
+    }
 }
 
 /// How a file system is grown while it is mounted.

@@ -7,7 +7,7 @@
 pub(crate) mod account;
 pub(crate) mod authorized_keys;
 pub(crate) mod cloud_init;
-mod grow;
+pub(crate) mod grow;
 pub(crate) mod home;
 mod host_keys;
 pub(crate) mod hostname;
@@ -25,8 +25,9 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 
 use crate::boot::{self, Inputs};
+use crate::cloud_config::Growth;
 use crate::config::layers;
-use crate::config::schema::InstanceConfig;
+use crate::config::schema::{InstanceConfig, UserDataPolicy};
 use crate::error::{Error, Result, exit};
 use crate::facts::identity::{self, Identity};
 use crate::host::Host;
@@ -36,6 +37,7 @@ use crate::host::files::Files;
 use crate::host::{notify, paths};
 use crate::imds;
 use crate::report::streams;
+use crate::user_data_run;
 use hostname::Given;
 use report::{Report, Told};
 use state::State;
@@ -162,7 +164,8 @@ async fn set_up(host: &Host, inputs: &Inputs, report: &mut Report) -> Result<()>
     let saved = if state == kept { Ok(()) } else { state.save(&host.files) };
     let config = config(host, inputs, &identity, report);
     let had_keys = state.done.contains(Duty::HostKeys.name());
-    let mut work = Work { host, client, config, state, saved, name: None };
+    let growth = growth(&config, &identity);
+    let mut work = Work { host, client, config, growth, state, saved, name: None };
     work.go_on(&Duty::BEFORE_SSHD, report).await;
     reachable(host, report).await?;
     if work.state.done.contains(Duty::HostKeys.name()) && !had_keys {
@@ -182,6 +185,8 @@ struct Work<'a> {
     host: &'a Host,
     client: &'a imds::Client,
     config: InstanceConfig,
+    /// What `#cloud-config` says of the root's size.
+    growth: Growth,
     state: State,
     /// How writing the state went, the last time.
     saved: Result<()>,
@@ -212,7 +217,7 @@ impl Work<'_> {
     }
 
     async fn fulfil(&mut self, duty: Duty) -> Result<Told> {
-        let Self { host, client, config, name, .. } = self;
+        let Self { host, client, config, growth, name, .. } = self;
         match duty {
             Duty::SshKeys => {
                 let offered = authorized_keys::offered(client).await?;
@@ -240,7 +245,7 @@ impl Work<'_> {
                     None => Ok(Told { changed: false, text: "EC2 gives this instance no name".into() }),
                 }
             }
-            Duty::GrowRoot => grow::apply(host).await,
+            Duty::GrowRoot => grow::apply(host, growth).await,
         }
     }
 }
@@ -287,6 +292,15 @@ fn config(host: &Host, inputs: &Inputs, identity: &Identity, report: &mut Report
     };
     report.ended("configuration", Err(error));
     layers::load(host, None, &[]).map(|loaded| loaded.config.instance).unwrap_or_default()
+}
+
+/// `growpart` and `resize_rootfs` of `#cloud-config`, in time: the rest of the user-data is acted on when the root has grown.
+/// Where that will be refused or ignored, they do not count either.
+fn growth(config: &InstanceConfig, identity: &Identity) -> Growth {
+    match &identity.user_data {
+        Some(bytes) if config.user_data != UserDataPolicy::Ignore => user_data_run::growth(&bytes.value),
+        _ => Growth::default(),
+    }
 }
 
 /// The second call: the RSA key, for an instance whose other keys are its own.

@@ -111,7 +111,7 @@ pub(super) fn items(parts: &[Part]) -> Result<(Vec<Item>, Vec<String>)> {
     let (mut runcmd, mut last) = (None, Vec::new());
     for wish in config.wishes {
         let (stage, frequency) = match &wish.task {
-            Task::Bootcmd(_) => (Stage::Config, Frequency::Boot),
+            Task::Bootcmd(_) | Task::Growth(_) => (Stage::Config, Frequency::Boot),
             Task::Ntp(_)
             | Task::PackageLists
             | Task::Packages(_)

@@ -21,7 +21,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 
 use crate::boot::{self, Inputs};
-use crate::cloud_config::{Instance, Task};
+use crate::cloud_config::{Growth, Instance, Task};
 use crate::config::layers::{self, Layer};
 use crate::config::schema::{InstanceConfig, UserDataPolicy};
 use crate::config::user_data as limits;
@@ -283,6 +283,18 @@ pub fn preview(bytes: &[u8], included: &Included) -> Vec<String> {
         }
         Err(error) => error.message().lines().map(str::to_owned).collect(),
     }
+}
+
+/// What the user-data says of the root's size, for the early part of the boot.
+pub(crate) fn growth(bytes: &[u8]) -> Growth {
+    let items = user_data::parts(bytes).map_err(refused).and_then(|parts| item::items(&parts));
+    let found = items.ok().and_then(|(items, _)| {
+        items.into_iter().find_map(|item| match item.work {
+            Work::Task(Task::Growth(growth)) => Some(growth),
+            _ => None,
+        })
+    });
+    found.unwrap_or_default()
 }
 
 /// One call at a time. The second one is refused: it may be a script of the first, which would wait for itself.

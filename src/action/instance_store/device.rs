@@ -5,6 +5,7 @@ use crate::error::{Code, Error, Result};
 use crate::facts::instance_store::BLOCK;
 use crate::host::Host;
 use crate::host::exec::Call;
+use crate::host::files::Files;
 
 /// blkid's exit status where it finds no signature.
 const NO_SIGNATURE: i32 = 2;
@@ -58,7 +59,7 @@ fn used(host: &Host, name: &str) -> Result<Option<String>> {
 }
 
 /// `NAME=value` lines of what libblkid finds; none where it finds nothing.
-async fn signatures(host: &Host, name: &str) -> Result<String> {
+pub(crate) async fn signatures(host: &Host, name: &str) -> Result<String> {
     let device = format!("/dev/{name}");
     if !host.files.exists(&device)? {
         return Err(Error::new(
@@ -81,13 +82,16 @@ async fn signatures(host: &Host, name: &str) -> Result<String> {
     }
 }
 
+/// The value of a name among them; nothing where it is not there.
+pub(crate) fn value<'a>(signatures: &'a str, name: &str) -> &'a str {
+    signatures
+        .lines()
+        .find_map(|l| l.strip_prefix(name).and_then(|l| l.strip_prefix('=')))
+        .unwrap_or_default()
+}
+
 fn judge(signatures: &str) -> Holds {
-    let value = |name: &str| {
-        signatures
-            .lines()
-            .find_map(|l| l.strip_prefix(name).and_then(|l| l.strip_prefix('=')))
-            .unwrap_or_default()
-    };
+    let value = |name: &str| value(signatures, name);
     let (kind, label) = (value("TYPE"), value("LABEL"));
     match (kind, label) {
         _ if signatures.trim().is_empty() => Holds::Blank,
@@ -104,18 +108,25 @@ fn judge(signatures: &str) -> Holds {
 }
 
 /// `259:1`, the kernel's number of a device.
-pub(super) fn number(host: &Host, name: &str) -> Result<Option<String>> {
+pub(crate) fn number(host: &Host, name: &str) -> Result<Option<String>> {
     Ok(host.files.read_text(format!("{BLOCK}/{name}/dev"))?.map(|text| text.trim().to_owned()))
 }
 
 /// Number and source of what is mounted at `path`, the uppermost where several are.
-pub(super) fn mounted_at(host: &Host, path: &str) -> Result<Option<(String, String)>> {
+pub(crate) fn mounted_at(host: &Host, path: &str) -> Result<Option<(String, String)>> {
     let mounts = host.files.read_text("/proc/self/mountinfo")?.unwrap_or_default();
     let line = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some(path));
     Ok(line.and_then(|line| {
         let (first, second) = line.split_once(" - ")?;
         Some((first.split(' ').nth(2)?.to_owned(), second.split(' ').nth(1)?.to_owned()))
     }))
+}
+
+/// The kind of file system that is mounted at `path`, the uppermost where several are.
+pub(crate) fn kind_at(files: &Files, path: &str) -> Result<Option<String>> {
+    let mounts = files.read_text("/proc/self/mountinfo")?.unwrap_or_default();
+    let line = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some(path));
+    Ok(line.and_then(|line| Some(line.split_once(" - ")?.1.split(' ').next()?.to_owned())))
 }
 
 #[cfg(test)]

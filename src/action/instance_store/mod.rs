@@ -4,7 +4,7 @@
 //! A label is what says that the file system is whole: it is made under another one, and gets its own at the end.
 
 mod array;
-mod device;
+pub(crate) mod device;
 
 use std::time::Duration;
 
@@ -20,9 +20,9 @@ use crate::host::exec::Call;
 /// The label of a file system that is whole. XFS takes twelve characters.
 pub const LABEL: &str = "gpu-store";
 /// The label while it is being made.
-const UNFINISHED: &str = "gpu-making";
+pub(crate) const UNFINISHED: &str = "gpu-making";
 /// Terabytes are ready in seconds, as nothing is discarded and ext4's tables are written later.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
 /// A file system on the instance store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
