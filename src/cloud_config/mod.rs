@@ -348,7 +348,8 @@ impl Keys<'_> {
         let passwords = self.logins();
         let [apt, ntp] = self.services();
         let [lists, reboot] = self.around_packages(apt.as_ref(), packages.is_some());
-        let first = [bootcmd, files, growth, disks, mounts, hostname, hosts, certs, users, host_keys, keys, locale];
+        let first =
+            [bootcmd, files, growth, disks, mounts, hostname, hosts, certs, users, host_keys, keys, locale];
         let then = [apt, ntp, timezone, lists, packages, reboot, deferred, runcmd];
         first.into_iter().chain(passwords).chain(then).chain(self.last()).flatten().collect()
     }
