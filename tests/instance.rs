@@ -701,7 +701,9 @@ fn a_run_at_boot_does_not_wait_for_the_rsa_key() {
     let still = rsa.try_wait().unwrap().is_none();
     // Whatever was found: nothing is left running.
     fs::write(machine.outside("/go"), "").unwrap();
-    (rsa.wait().unwrap(), run.wait().unwrap());
+    for child in [&mut rsa, &mut run] {
+        child.wait().unwrap();
+    }
     assert!(began && still, "no RSA key was being made: {began}, {still}");
     assert!(ended, "the run waits for the RSA key");
 }
