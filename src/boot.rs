@@ -18,7 +18,7 @@ use crate::config::{Config, layers};
 use crate::engine::converge::{Outcome, converge, failed};
 use crate::engine::receipt::{self, Found, Receipt};
 use crate::engine::signals::Signals;
-use crate::engine::{change, lock, reboot};
+use crate::engine::{change, lock, reboot, self_wait};
 use crate::error::{Code, Error, Result, exit};
 use crate::facts::{self, Facts};
 use crate::host::Host;
@@ -276,6 +276,7 @@ async fn run_plan(
     let result = tokio::select! {
         result = converge(&plan, host, &mut receipt, reports) => result,
         error = signals.next() => fail(reports, error),
+        never = self_wait::watch(host) => match never {},
     };
     let result = note_end(&mut receipt, result, reports);
     // Only what is installed is a choice to be kept: one that the repository could not meet is made anew.

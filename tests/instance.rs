@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use imds::scripted_http::Reply;
 use imds::{Imds, Running, document};
@@ -689,6 +689,37 @@ fn a_run_at_boot_waits_until_the_root_has_grown() {
     drop(held);
     child.wait().unwrap();
     assert!(result.exists());
+}
+
+#[test]
+fn a_run_at_boot_does_not_wait_for_the_rsa_key() {
+    let (machine, service) = (image(), service().start());
+    boot(&machine, &service);
+    tool(&machine, "ssh-keygen", "until [ -e /go ]; do :; done; exit 1");
+    let start = |args: &[&str]| {
+        let mut command = binary();
+        command.args(args).arg("--root").arg(machine.root()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    };
+    let ends = |what: &mut dyn FnMut() -> bool| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !what() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        what()
+    };
+    let mut rsa = start(&["early", "--rsa"]);
+    let began = ends(&mut || asked(&machine).contains("ssh-keygen -q -t rsa"));
+    let mut run = start(&["run", "--boot", "--no-reboot", "--no-imds"]);
+    let ended = ends(&mut || run.try_wait().unwrap().is_some());
+    let still = rsa.try_wait().unwrap().is_none();
+    // Whatever was found: nothing is left running.
+    fs::write(machine.outside("/go"), "").unwrap();
+    for child in [&mut rsa, &mut run] {
+        child.wait().unwrap();
+    }
+    assert!(began && still, "no RSA key was being made: {began}, {still}");
+    assert!(ended, "the run waits for the RSA key");
 }
 
 #[test]

@@ -5,4 +5,5 @@ pub mod converge;
 pub mod lock;
 pub mod reboot;
 pub mod receipt;
+pub mod self_wait;
 pub mod signals;

@@ -218,6 +218,8 @@ pub mod paths {
     pub const METADATA: &str = "/run/gpu-bootstrap/metadata.json";
     /// Held by flock while the early part is at work.
     pub const EARLY_LOCK: &str = "/run/gpu-bootstrap/early.lock";
+    /// Held by flock while the RSA host key is made.
+    pub const RSA_LOCK: &str = "/run/gpu-bootstrap/rsa.lock";
     /// What of the user-data is done, and for which instance.
     pub const USER_DATA: &str = "/var/lib/gpu-bootstrap/user-data.json";
     /// What `#include` named, verified, by its SHA-256.

@@ -101,7 +101,7 @@ pub async fn early(options: &Options) -> Result<u8> {
     umask(Mode::from_bits_truncate(0o022));
     boot::require_root()?;
     let host = Host::new(options.inputs.root.clone());
-    let _turn = turn(&host.files)?;
+    let _turn = if options.rsa { turn_behind(&host.files)? } else { vec![turn(&host.files)?] };
     if let Some(path) = cloud_init::enabled_by(&host.files)? {
         let mut report = Report::default();
         report.is("not-ours", format!("cloud-init is at work here ({path}), so that nothing is done"));
@@ -373,15 +373,25 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let _ = serde_json::from_slice::<State>(bytes);
 }
 
-/// Waits for an early part that is still at work behind sshd's start: a run needs the room that it makes.
+/// Waits for an early part that is still at work behind sshd's start: a run needs the room that it makes. The RSA key is not
+/// waited for.
 pub fn wait(files: &Files) -> Result<()> {
-    turn(files).map(drop)
+    held(files, paths::EARLY_LOCK, FlockArg::LockShared).map(drop)
 }
 
 /// One call at a time: the second one waits for the first.
 fn turn(files: &Files) -> Result<Flock<File>> {
-    let file = files.open_rw(paths::EARLY_LOCK)?;
-    fault::point(Kind::Lock, paths::EARLY_LOCK).map_err(|e| Error::io("lock", paths::EARLY_LOCK, e))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| Error::io("lock", paths::EARLY_LOCK, errno.into()))
+    held(files, paths::EARLY_LOCK, FlockArg::LockExclusive)
+}
+
+/// The same for the RSA key, beside which a run may begin.
+fn turn_behind(files: &Files) -> Result<Vec<Flock<File>>> {
+    let rsa = held(files, paths::RSA_LOCK, FlockArg::LockExclusive)?;
+    Ok(vec![rsa, held(files, paths::EARLY_LOCK, FlockArg::LockShared)?])
+}
+
+fn held(files: &Files, path: &str, how: FlockArg) -> Result<Flock<File>> {
+    let file = files.open_rw(path)?;
+    fault::point(Kind::Lock, path).map_err(|e| Error::io("lock", path, e))?;
+    Flock::lock(file, how).map_err(|(_, errno)| Error::io("lock", path, errno.into()))
 }

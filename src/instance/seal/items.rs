@@ -85,7 +85,8 @@ fn state(scene: &Scene<'_>, found: &mut Found) -> Result<()> {
     let (stub, directory) = split(CONFIG_FILE);
     found.take_in(scene, directory, |name| name == stub);
     let (lock, directory) = split(paths::EARLY_LOCK);
-    found.take_in(scene, directory, |name| name != lock);
+    let (of_rsa, _) = split(paths::RSA_LOCK);
+    found.take_in(scene, directory, |name| name != lock && name != of_rsa);
     Ok(())
 }
 

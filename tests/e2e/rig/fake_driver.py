@@ -1,6 +1,7 @@
 """The packages that Debian's own driver consists of, with a simulated driver inside: kernel modules for one kernel, built
 from fake_driver_module/ with that kernel's headers, and libcuda and NVML as the rehearsal has them."""
 import os
+import re
 import shutil
 import subprocess
 
@@ -13,6 +14,15 @@ RIG = os.path.dirname(os.path.abspath(__file__))
 SUITE, VERSION = "bookworm", "535.261.03"
 CUDA = "12.2"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
+# What the simulated driver is told of the GPUs; a machine with another one is told so by `gpu_is`.
+SETTINGS = "etc/simulated-driver"
+# As in the world: the package starts its own service while it is configured.  And what a scene wants it to do besides.
+SERVICE = "nvidia-persistenced.service"
+UNIT = "[Unit]\nDescription=stands in for NVIDIA's\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
+HOOK = "/srv/e2e-postinst"
+START = f"""\
+if [ -d /run/systemd/system ]; then systemctl daemon-reload; systemctl start {SERVICE}; fi
+if [ -x {HOOK} ]; then {HOOK}; fi"""
 SOURCES = ["cuda.c", "nvml.c", "libraries.c", "settings.c"]
 COMPONENTS = ["main", "contrib", "non-free", "non-free-firmware"]
 
@@ -44,10 +54,19 @@ def driver(build, kernel, gpu_address, say):
         return debs.Package(name, f"{VERSION}-1", "amd64", entries=list(entries), **more)
     return [
         package("nvidia-kernel-dkms", *made, scripts={"postinst": f"depmod {kernel}"}),
-        package("libcuda1", *library(build, "libcuda.so.1"), debs.file("etc/simulated-driver", settings),
+        package("libcuda1", *library(build, "libcuda.so.1"), debs.file(SETTINGS, settings),
                 control={"triggers": "activate-noawait ldconfig\n"}),
         package("libnvidia-ml1", *library(build, "libnvidia-ml.so.1"), control={"triggers": "activate-noawait ldconfig\n"}),
-        package("nvidia-smi"), package("nvidia-modprobe"), package("nvidia-persistenced")]
+        package("nvidia-smi"), package("nvidia-modprobe"),
+        package("nvidia-persistenced", debs.file(f"lib/systemd/system/{SERVICE}", UNIT), scripts={"postinst": START})]
+
+
+def gpu_is(place, device):
+    """The machine whose root is `place` has another GPU now, by its PCI device id; the file keeps its size."""
+    path = os.path.join(place, SETTINGS)
+    text = read(path).decode()
+    with open(path, "w", encoding="utf-8") as out:
+        out.write(re.sub(r"(?<=^gpus=1x)....$", device, text, count=1, flags=re.M))
 
 
 def library(build, soname):

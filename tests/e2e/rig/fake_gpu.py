@@ -16,11 +16,14 @@ MODULES, SHARES = "/usr/lib/x86_64-linux-gnu/qemu", ["/usr/share/qemu", "/usr/sh
 OF_TESTDEV = (0x1B36, 0x0005)
 # vendor, device, class, revision
 T4 = (0x10DE, 0x1EB8, 0x0302, 0xA1)
+A10G = (0x10DE, 0x2237, 0x0302, 0xA1)
 OTHERS = 0x00FF  # the class of pci-testdev
 LOAD = re.compile(rb"\x8b[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]")  # mov CONSTANT(%rip),%r32
 REVISION = re.compile(rb"\xc6[\x80-\x87]\xd4\x00\x00\x00(.)", re.S)  # movb $REVISION,0xd4(%r64)
 CLASS = re.compile(rb"[\xb8-\xbf]" + re.escape(struct.pack("<I", OTHERS)))  # mov $CLASS,%r32
 NEAR = (32, 96)
+# Where the guest sees it.
+ADDRESS = "0000:00:1e.0"
 
 
 @dataclasses.dataclass
@@ -32,16 +35,16 @@ class FakeGpu:
     address: str
 
 
-def make(target):
+def make(target, gpu=T4):
     """Writes the patched copy as `target`."""
     with open(QEMU, "rb") as source:
         program = bytearray(source.read())
-    patch(program, OF_TESTDEV, T4)
+    patch(program, OF_TESTDEV, gpu)
     with open(target, "wb") as out:
         out.write(program)
     os.chmod(target, 0o755)
     return FakeGpu([target, *(part for share in SHARES for part in ("-L", share))],
-                   ["-device", "pci-testdev,membar=256M,addr=1e.0"], {"QEMU_MODULE_DIR": MODULES}, "0000:00:1e.0")
+                   ["-device", "pci-testdev,membar=256M,addr=1e.0"], {"QEMU_MODULE_DIR": MODULES}, ADDRESS)
 
 
 def sections(program):

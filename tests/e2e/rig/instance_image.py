@@ -42,8 +42,9 @@ def root(archive, name="root-instance", more=""):
     return vm_image.root(archive, name, PACKAGES + more)
 
 
-def make(folder, tree, deb, file_system="ext4", sysctl=""):
-    """Makes the image below `folder` from the root file system `tree` and the project's package `deb`."""
+def make(folder, tree, deb, file_system="ext4", sysctl="", adapt=lambda place: None):
+    """Makes the image below `folder` from the root file system `tree` and the project's package `deb` (None: without it);
+    `adapt`, called with the mounted root, does the rest."""
     image = vm_image.Image(folder, "/dev/vda1", BEGIN)
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
@@ -60,6 +61,7 @@ def make(folder, tree, deb, file_system="ext4", sysctl=""):
         try:
             subprocess.run(["cp", "--archive", f"{tree}/.", place], check=True)
             fill(place, deb, file_system, sysctl)
+            adapt(place)
             for name, target in (("vmlinuz", image.kernel), ("initrd.img", image.initial)):
                 shutil.copyfile(vm_image.newest(place, name), target)
         finally:
@@ -76,12 +78,14 @@ def fill(place, deb, file_system, sysctl):
             "/etc/systemd/network/zz-gpu-bootstrap.network.d/e2e.conf": DRIVER, "/etc/sysctl.d/90-e2e.conf": sysctl,
             "/etc/sudoers.d/e2e": f"{USER} ALL=(ALL) NOPASSWD:ALL\n"}.items():
         write(place + path, text)
-    shutil.copy(deb, f"{place}/tmp/package.deb")
     chroot = ["chroot", place]
-    for command in (["useradd", "--create-home", "--shell", "/bin/bash", USER], ["dpkg", "--install", "/tmp/package.deb"],
+    for command in (["useradd", "--create-home", "--shell", "/bin/bash", USER],
                     ["systemctl", "--quiet", "enable", "systemd-networkd"], ["systemctl", "--quiet", "mask", *vm_image.MASKED]):
         subprocess.run([*chroot, *command], check=True, stdout=subprocess.DEVNULL)
-    os.unlink(f"{place}/tmp/package.deb")
+    if deb:
+        shutil.copy(deb, f"{place}/tmp/package.deb")
+        subprocess.run([*chroot, "dpkg", "--install", "/tmp/package.deb"], check=True, stdout=subprocess.DEVNULL)
+        os.unlink(f"{place}/tmp/package.deb")
     with os.scandir(f"{place}/etc/ssh") as found:
         for entry in found:
             if entry.name.startswith("ssh_host_"):

@@ -39,6 +39,16 @@ DOCUMENT = {
 TOKENS = {}
 
 
+def card(mac, name, address=META_DATA["local-ipv4"]):
+    """Items of an instance's only network card; cloud-init asks for all of them."""
+    about = {"device-number": "0", "interface-id": "eni-0123456789abcdef0", "local-hostname": f"{name}.ec2.internal",
+             "local-ipv4s": address, "mac": mac, "owner-id": DOCUMENT["accountId"],
+             "security-group-ids": "sg-0123456789abcdef0", "security-groups": "default",
+             "subnet-id": "subnet-0123456789abcdef0", "subnet-ipv4-cidr-block": "10.0.0.0/24",
+             "vpc-id": "vpc-0123456789abcdef0", "vpc-ipv4-cidr-block": "10.0.0.0/16", "vpc-ipv4-cidr-blocks": "10.0.0.0/16"}
+    return {f"meta-data/network/interfaces/macs/{mac}/{item}": text for item, text in about.items()}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "EC2ws", ""

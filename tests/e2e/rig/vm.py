@@ -26,7 +26,8 @@ NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mk
 FILES_URL = f"http://{GATEWAY}:{PORT}"
 # Ends with the process that started it, whatever kills that one.
 DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
-KERNEL_LINE = "ro console=ttyS0 quiet net.ifnames=1 systemd.show_status=0 mitigations=off"
+# no_timer_check: on a busy machine the emulated timer fails the kernel's check of it, and the guest goes on with a slower one.
+KERNEL_LINE = "ro console=ttyS0 quiet net.ifnames=1 systemd.show_status=0 mitigations=off no_timer_check"
 MAC = "0a:ff:d2:11:22:33"
 # An emulated processor does in minutes what takes seconds, and this machine may have other work.
 PATIENCE_SECONDS = 900
@@ -128,9 +129,10 @@ class Disk:
         return raw
 
     def look(self, question):
-        """`question(directory)`, asked of the disk as the next boot will find it; the disk itself stays as it is."""
+        """`question(directory)`, asked of the disk as the next boot will find it; the disk itself stays as it is.  A machine
+        may run on it: then what its kernel has not written yet is not seen."""
         copy = f"{self.path}.look"
-        subprocess.run(["qemu-img", "convert", "-q", "-f", self.format, "-O", "raw", self.path, copy], check=True)
+        subprocess.run(["qemu-img", "convert", "-q", "-U", "-f", self.format, "-O", "raw", self.path, copy], check=True)
         try:
             with mounted(copy, "rw", self.begin) as place:
                 return question(place)
@@ -146,16 +148,16 @@ class Machine:
     """One boot of a disk: `power on` at construction.  Times are of time.monotonic()."""
 
     def __init__(self, site, image, disk, serial, kernel=None, initial=None, gpu=None, ahead=0, mac=MAC,
-                 instance_id=pci.DMI["board_asset_tag"], ssh_port=None):
+                 instance_id=pci.DMI["board_asset_tag"], ssh_port=None, instance_type=pci.INSTANCE_TYPE, uuid=pci.UUID):
         """`serial`: the file that gets the console.  `gpu`: what fake_gpu.py made, for a machine that has one.  `ahead`: days
-        by which its clock is wrong.  `instance_id`: by its firmware.  `ssh_port`: of the site's loopback interface, where its
-        sshd is reached."""
+        by which its clock is wrong.  `instance_id`, `instance_type`, `uuid` (of which systemd makes a machine-id): by its
+        firmware.  `ssh_port`: of the site's loopback interface, where its sshd is reached."""
         self.site, self.serial = site, serial
         self.requests = os.path.getsize(site.log) if os.path.exists(site.log) else 0
         machine = ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults",
                    "-display", "none", "-no-user-config", "-no-reboot", "-monitor", "none"]
-        identity = ["-smbios", f"type=1,manufacturer={pci.DMI['sys_vendor']},product={pci.INSTANCE_TYPE},uuid={pci.UUID},"
-                               f"serial={pci.UUID}",
+        identity = ["-smbios", f"type=1,manufacturer={pci.DMI['sys_vendor']},product={instance_type},uuid={uuid},"
+                               f"serial={uuid}",
                     "-smbios", f"type=0,vendor={pci.DMI['bios_vendor']},version={pci.DMI['bios_version']}",
                     "-smbios", f"type=2,asset={instance_id}"]
         boot = ["-kernel", kernel or image.kernel, "-initrd", initial or image.initial, "-append",

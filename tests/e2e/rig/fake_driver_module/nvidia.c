@@ -1,5 +1,6 @@
 /* A kernel module with the face of NVIDIA's: what it shows below /proc/driver/nvidia, and nothing else. */
 #include <linux/module.h>
+#include <linux/pci.h>
 #include <linux/proc_fs.h>
 #include <linux/seq_file.h>
 
@@ -14,7 +15,11 @@ static int show_version(struct seq_file *out, void *unused)
 
 static int show_gpu(struct seq_file *out, void *unused)
 {
-	seq_puts(out, "Model: \t\t Tesla T4\nIRQ:   \t\t 10\n"
+	struct pci_dev *gpu = pci_get_device(0x10de, PCI_ANY_ID, NULL);
+
+	seq_printf(out, "Model: \t\t %s\n", gpu && gpu->device == 0x2237 ? "NVIDIA A10G" : "Tesla T4");
+	pci_dev_put(gpu);
+	seq_puts(out, "IRQ:   \t\t 10\n"
 		      "GPU UUID: \t GPU-00000000-0000-0000-0000-000000000000\n"
 		      "Bus Type: \t PCIe\nBus Location: \t " GPU_ADDRESS "\nDevice Minor: \t 0\n");
 	return 0;
