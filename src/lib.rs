@@ -31,3 +31,4 @@ pub mod text;
 pub mod user_data;
 pub mod user_data_run;
 pub mod user_data_stub;
+mod yaml;

@@ -6,10 +6,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::read::Reader;
-use super::yaml::Node;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
+use crate::yaml::Node;
 
 const KEYS: [&str; 2] = ["remove_defaults", "trusted"];
 /// The administrator's, of which nothing belongs to a package.
@@ -111,8 +111,8 @@ fn none_of(choice: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     #[test]
     fn certificates_are_told_from_what_is_none() {

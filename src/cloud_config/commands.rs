@@ -1,7 +1,7 @@
 //! `runcmd` and `bootcmd`: a list of commands as one shell script, as cloud-init writes it.
 
 use super::read::Reader;
-use super::yaml::{Node, Value};
+use crate::yaml::{Node, Value};
 
 /// The script: a text is a line of shell, a list is a program with its arguments.
 pub(super) fn read(reader: &mut Reader, key: &str, node: &Node) -> Option<String> {
@@ -42,8 +42,8 @@ pub(super) fn read(reader: &mut Reader, key: &str, node: &Node) -> Option<String
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     #[test]
     fn commands_become_a_script() {

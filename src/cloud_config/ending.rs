@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::read::Reader;
 use super::template;
-use super::yaml::{Node, Value};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
+use crate::yaml::{Node, Value};
 
 const KEYS: [&str; 5] = ["mode", "delay", "message", "timeout", "condition"];
 /// Modes, and what shutdown(8) calls them.
@@ -205,8 +205,8 @@ pub(crate) fn message(host: &Host, text: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn power_state(text: &str) -> (Option<PowerState>, Vec<String>) {
         let mut reader = Reader::default();

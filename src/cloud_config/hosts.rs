@@ -3,10 +3,10 @@
 use super::Instance;
 use super::read::Reader;
 use super::system::Hostname;
-use super::yaml::{Node, Value};
 use crate::error::Result;
 use crate::host::Host;
 use crate::instance::hostname as name;
+use crate::yaml::{Node, Value};
 
 /// How much of the file is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,13 +2,13 @@
 //! `disable_root: false` lets root log in by the same keys.
 
 use super::read::Reader;
-use super::yaml::Node;
 use crate::error::{Code, Error, Result};
 use crate::host::files::Files;
 use crate::instance::account::{self, Account};
 use crate::instance::authorized_keys::{has, refusal};
 use crate::instance::home::AuthorizedKeys;
 use crate::instance::public_key::PublicKey;
+use crate::yaml::Node;
 
 /// Keys of the login user.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 
 use super::read::Reader;
 use super::system;
-use super::yaml::{Node, Value};
 use crate::error::{Code, Error, Result};
 use crate::facts::os;
 use crate::host::Host;
 use crate::host::files::Files;
+use crate::yaml::{Node, Value};
 
 const KEYS: [&str; 4] = ["enabled", "ntp_client", "servers", "pools"];
 /// Amazon's own, on every instance and without a way out.
@@ -232,8 +232,8 @@ fn chosen(files: &Files, ntp: &Ntp) -> Result<Client> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn ntp(text: &str) -> (Option<Ntp>, Vec<String>) {
         let mut reader = Reader::default();

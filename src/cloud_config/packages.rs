@@ -1,9 +1,9 @@
 //! `packages`, `package_update` and `package_upgrade`: by apt alone, with the options that no configuration may override.
 
 use super::read::Reader;
-use super::yaml::{Node, Value};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::yaml::{Node, Value};
 
 /// What apt is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,8 +96,8 @@ pub(super) async fn apply(host: &Host, packages: &Packages) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     #[test]
     fn names_versions_and_what_is_neither() {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::read::Reader;
 use super::sshd;
-use super::yaml::{Node, Value};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
 use crate::instance::account;
+use crate::yaml::{Node, Value};
 
 const KEYS: [&str; 3] = ["expire", "users", "list"];
 const USER_KEYS: [&str; 3] = ["name", "password", "type"];
@@ -201,8 +201,8 @@ pub(super) async fn apply_pwauth(host: &Host, is_on: bool) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn passwords(text: &str) -> (Option<Passwords>, Vec<String>) {
         let mut reader = Reader::default();

@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::Instance;
 use super::read::Reader;
 use super::template;
-use super::yaml::{Node, Value};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::fetch;
+use crate::yaml::{Node, Value};
 
 const KEYS: [&str; 3] = ["url", "post", "tries"];
 /// What can be posted, in cloud-init's order.
@@ -111,8 +111,8 @@ pub(super) async fn apply(host: &Host, instance: &Instance<'_>, wanted: &PhoneHo
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn phone_home(text: &str) -> (Option<PhoneHome>, Vec<String>) {
         let mut reader = Reader::default();

@@ -1,6 +1,6 @@
 //! Reading nodes as what a key takes. What is wrong is collected with its place, so that one look shows every mistake.
 
-use super::yaml::{Node, Place, Problem, Value};
+use crate::yaml::{Node, Place, Problem, Value};
 
 /// What was wrong so far.
 #[derive(Debug, Default)]

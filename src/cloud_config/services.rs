@@ -1,8 +1,8 @@
 //! Which keys about services and about the end of a boot become which tasks. [`super::Keys::wishes`] puts them in order.
 
 use super::read::Reader;
-use super::yaml::Node;
 use super::{Keys, Task, Wish, apt, ca_certs, ending, hosts, ntp, passwords, phone_home, system};
+use crate::yaml::Node;
 
 impl Keys<'_> {
     /// `/etc/hosts` and certificates.

@@ -2,10 +2,10 @@
 
 use super::read::Reader;
 use super::system;
-use super::yaml::Node;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
+use crate::yaml::Node;
 
 const CONFIG: &str = "/etc/ssh/sshd_config";
 /// The first word on a setting is the one that sshd takes, so that ours come before what an image may have.

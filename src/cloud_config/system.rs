@@ -2,12 +2,12 @@
 
 use super::Instance;
 use super::read::Reader;
-use super::yaml::Node;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
 use crate::host::files::Files;
 use crate::instance::hostname::{self as name, Name};
+use crate::yaml::Node;
 
 const ZONES: &str = "/usr/share/zoneinfo";
 /// A daemon reads its configuration in less.

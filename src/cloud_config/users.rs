@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::keys;
 use super::read::{Map, Reader};
-use super::yaml::{Node, Value};
 use crate::config::validate::is_user_name;
 use crate::error::{Code, Error, Result};
 use crate::facts::accounts::Accounts;
 use crate::host::Host;
 use crate::host::exec::Call;
+use crate::yaml::{Node, Value};
 
 const KEYS: [&str; 23] = [
     "name",
@@ -401,8 +401,8 @@ impl Users {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn users(text: &str) -> (Users, Vec<String>) {
         let mut reader = Reader::default();

@@ -4,11 +4,11 @@
 use base64::Engine as _;
 
 use super::read::Reader;
-use super::yaml::{Node, Value};
 use crate::error::{Code, Error, Result};
 use crate::facts::accounts::Accounts;
 use crate::host::Host;
 use crate::host::guarded::Wanted;
+use crate::yaml::{Node, Value};
 
 const KEYS: [&str; 7] = ["path", "content", "encoding", "owner", "permissions", "append", "defer"];
 /// What one file may unpack to.
@@ -206,8 +206,8 @@ impl WantedFile {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn files(text: &str) -> (Vec<WantedFile>, Vec<String>) {
         let mut reader = Reader::default();

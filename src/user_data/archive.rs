@@ -4,8 +4,8 @@
 use std::str::from_utf8;
 
 use super::{ARCHIVE, INCLUDES, type_by_beginning};
-use crate::cloud_config::yaml::{Node, Place, Problem, Value, parse};
 use crate::text;
+use crate::yaml::{Node, Place, Problem, Value, parse};
 
 const KEYS: [&str; 3] = ["content", "type", "filename"];
 /// What begins like nothing that is known.

@@ -8,13 +8,13 @@ mod sources_list;
 use std::time::{Duration, Instant};
 
 use super::read::{Map, Reader};
-use super::yaml::{Node, Value};
 use crate::error::{Code, Error, Result};
 use crate::facts::os;
 use crate::host::Host;
 use crate::host::apt::locks;
 use crate::host::exec::Call;
 use crate::host::fetch::redact_url;
+use crate::yaml::{Node, Value};
 use source::Source;
 use sources_list::SourcesList;
 
@@ -207,8 +207,8 @@ async fn configuration(host: &Host, apt: &Apt) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     pub(super) fn apt(text: &str) -> (Option<Apt>, Vec<String>) {
         let mut reader = Reader::default();

@@ -2,12 +2,12 @@
 
 use super::super::read::Reader;
 use super::super::template;
-use super::super::yaml::{Node, Value};
 use super::key::{self, Key};
 use super::sources_list::Mirrors;
 use crate::action::repository::sources::{self, PARTS_DIR};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::yaml::{Node, Value};
 
 const KEYS: [&str; 6] = ["source", "key", "keyid", "keyserver", "filename", "append"];
 /// What a source may name.
@@ -172,8 +172,8 @@ fn merged(before: &str, lines: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     const KEY: &str = include_str!("../../../tests/fixtures/keys/throw-away.asc");
 

@@ -3,13 +3,13 @@
 
 use super::super::read::{Map, Reader};
 use super::super::template;
-use super::super::yaml::Node;
 use super::key::{self, Key};
 use crate::action::repository::sources::{MAIN_FILE, PARTS_DIR};
 use crate::error::{Code, Error, Result};
 use crate::facts::os::{Arch, Os};
 use crate::host::Host;
 use crate::host::fetch;
+use crate::yaml::Node;
 
 const MIRROR_KEYS: [&str; 5] = ["arches", "uri", "key", "keyid", "keyserver"];
 /// What a list may name, in the spellings of cloud-init's own templates as well.

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::devices::{self, Block};
-use super::disks::{Disks, FileSystem, FsKind, Place, Purpose, Table, TableKind};
+use super::setup::{Disks, FileSystem, FsKind, Place, Purpose, Table, TableKind};
 use super::{fstab, swap};
 use crate::action::instance_store::{LIMIT, UNFINISHED, device};
 use crate::error::{Code, Error, Result};
@@ -37,7 +37,7 @@ enum Holds {
 }
 
 /// Does everything; each part is tried, and the first failure is what is told.
-pub(super) async fn apply(host: &Host, disks: &Disks) -> Result<String> {
+pub(in crate::cloud_config) async fn apply(host: &Host, disks: &Disks) -> Result<String> {
     let mut told = Vec::new();
     let mut failures = Vec::new();
     for table in &disks.tables {

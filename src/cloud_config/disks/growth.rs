@@ -1,13 +1,13 @@
 //! `growpart` and `resize_rootfs`. The root grows in the early part of the boot ([`crate::instance`]), which asks here whether
 //! it may; other partitions grow when the rest of the user-data is acted on, at every boot.
 
+use super::super::read::Reader;
 use super::devices::{Aliases, Name, is_partition, kernel_name};
-use super::read::Reader;
-use super::yaml::{Node, Value};
 use crate::action::instance_store::device;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::instance::grow;
+use crate::yaml::{Node, Value};
 
 /// What may grow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ fn mode(reader: &mut Reader, node: &Node) -> bool {
 
 impl Growth {
     /// What `user-data check` says.
-    pub(super) fn sentence(&self) -> String {
+    pub(in crate::cloud_config) fn sentence(&self) -> String {
         let root = match (self.partition, self.file_system) {
             (true, true) => "the root grows early in the first boot",
             (true, false) => "the root's partition grows early in the first boot, its file system does not",
@@ -87,7 +87,7 @@ impl Growth {
     }
 
     /// Grows the other partitions.
-    pub(super) async fn apply(&self, host: &Host) -> Result<String> {
+    pub(in crate::cloud_config) async fn apply(&self, host: &Host) -> Result<String> {
         let mut told = vec![Self { others: Vec::new(), ..self.clone() }.sentence()];
         let mut failure = None;
         for other in &self.others {
@@ -128,8 +128,8 @@ async fn grow_one(host: &Host, path: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn growth(growpart: &str, resize: &str) -> (Growth, Vec<String>) {
         let (growpart, resize) = (parse(growpart).unwrap(), parse(resize).unwrap());

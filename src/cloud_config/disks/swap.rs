@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use super::read::Reader;
-use super::yaml::{Node, Value};
+use super::super::read::Reader;
 use crate::action::instance_store::{LIMIT, device};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
 use crate::host::files::Files;
+use crate::yaml::{Node, Value};
 
 const MB: u64 = 1 << 20;
 const GB: u64 = 1 << 30;
@@ -227,8 +227,8 @@ fn failed(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn swap(text: &str) -> (Option<Swap>, Vec<String>) {
         let mut reader = Reader::default();

@@ -1,9 +1,9 @@
 //! `disk_setup` and `fs_setup`: partition tables and file systems on disks that are named. Nothing is made over anything unless
 //! `overwrite` is said, and nothing in use is touched in any case: see [`super::formatting`], which does it.
 
+use super::super::read::Reader;
 use super::devices::{Aliases, Name};
-use super::read::Reader;
-use super::yaml::{Node, Value};
+use crate::yaml::{Node, Value};
 
 /// Everything that is to be made, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -321,7 +321,7 @@ impl TableKind {
 
 impl Disks {
     /// What `user-data check` says.
-    pub(super) fn sentence(&self) -> String {
+    pub(in crate::cloud_config) fn sentence(&self) -> String {
         let over =
             |overwrite| if overwrite { "whatever it holds is LOST" } else { "only if it holds nothing" };
         let table = |table: &Table| {
@@ -349,8 +349,8 @@ impl Disks {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn disks(tables: &str, file_systems: &str) -> (Option<Disks>, Vec<String>) {
         let (tables, file_systems) = (parse(tables).unwrap(), parse(file_systems).unwrap());

@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use super::read::Reader;
-use super::yaml::{Node, Value};
+use super::super::read::Reader;
 use crate::action::instance_store::device;
 use crate::error::{Code, Error, Result};
 use crate::facts::instance_store::{self, BLOCK};
 use crate::host::Host;
 use crate::host::exec::Call;
 use crate::host::files::Files;
+use crate::yaml::{Node, Value};
 
 /// Links from one name to the next; udev makes one.
 const MOST_LINKS: usize = 8;

@@ -1,10 +1,10 @@
 //! `mounts`, `mount_default_fields` and `swap`: lines of `/etc/fstab`, by cloud-init's rules. Lines with its mark are replaced,
 //! all others stay as they are. Every line of ours has `nofail`: a disk that is missing must not stop a boot.
 
+use super::super::read::Reader;
 use super::devices::{Aliases, Name};
-use super::read::Reader;
 use super::swap::{self, Swap};
-use super::yaml::{Node, Value};
+use crate::yaml::{Node, Value};
 
 /// What cloud-init marks its lines with, and reads as its own.
 const MARK: &str = "comment=cloudconfig";
@@ -174,7 +174,7 @@ fn unfailing(options: &str) -> String {
 
 impl Mounts {
     /// What `user-data check` says.
-    pub(super) fn sentence(&self) -> String {
+    pub(in crate::cloud_config) fn sentence(&self) -> String {
         let entry = |entry: &Entry| {
             let place = if entry.kind == "swap" { "used as swap" } else { entry.place.as_str() };
             let words = if entry.kind == "swap" { "is" } else { "is mounted at" };
@@ -247,8 +247,8 @@ pub(super) fn joined(foreign: &[&[u8]], ours: &[String]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::yaml::parse;
     use super::*;
+    use crate::yaml::parse;
 
     fn read_from(mounts: &str, defaults: Option<&str>) -> (Vec<String>, Vec<String>) {
         let mounts = parse(mounts).unwrap();

@@ -34,7 +34,7 @@ struct Ready<'a> {
 }
 
 /// Writes, mounts, makes the swap file. Every part is tried; the first failure is what is told.
-pub(super) async fn apply(host: &Host, wanted: &Mounts) -> Result<String> {
+pub(in crate::cloud_config) async fn apply(host: &Host, wanted: &Mounts) -> Result<String> {
     let mut outcome = Outcome::default();
     let old = host.files.read(FSTAB)?.unwrap_or_default();
     let (lines, ready) = found(host, wanted, &mounts::foreign(&old), &mut outcome).await;
