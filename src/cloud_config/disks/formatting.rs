@@ -387,9 +387,9 @@ fn not_empty(key: &str, name: &str, kernel: &str, holds: &Holds) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::devices::{Aliases, Name};
+    use super::super::setup::Partition;
     use super::*;
-    use crate::cloud_config::devices::{Aliases, Name};
-    use crate::cloud_config::disks::Partition;
 
     #[test]
     fn sizes_are_parts_of_the_disk_and_the_last_gets_the_rest() {
