@@ -70,6 +70,8 @@ enum Command {
     UserData(UserDataCommand),
     /// Take away what is this instance's, before an image is captured of the machine.
     Seal(SealArgs),
+    /// Read every file of the installed packages once, so that a new volume has fetched its blocks before they are needed.
+    Prewarm(PrewarmArgs),
     /// Run on a throw-away copy of this machine, with a simulated GPU, metadata service and repository.
     Rehearse(rehearse::Options),
     #[command(hide = true)]
@@ -186,6 +188,17 @@ struct SealArgs {
     /// Print a JSON document.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args, Debug)]
+struct PrewarmArgs {
+    /// The machine's root, or a directory treated as if chrooted into it.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    /// How many files are read at the same time.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..))]
+    jobs: u8,
 }
 
 #[derive(Args, Debug)]
@@ -465,6 +478,13 @@ fn dispatch(cli: Cli) -> Result<u8> {
             };
             runtime()?.block_on(instance::seal::seal(&options))
         }
+        Command::Prewarm(args) => {
+            log::start(0);
+            instance::prewarm::prewarm(&instance::prewarm::Options {
+                root: args.root,
+                jobs: args.jobs.into(),
+            })
+        }
         Command::Deliver => runtime()?.block_on(deliver::main()).map(|()| exit::CONVERGED),
     }
 }
@@ -481,6 +501,7 @@ impl Command {
             Self::UserData(UserDataCommand::Run(args)) => Some(&args.inputs.root),
             Self::Status(args) => Some(&args.root),
             Self::Seal(args) => Some(&args.root),
+            Self::Prewarm(args) => Some(&args.root),
             _ => None,
         }
     }

@@ -171,3 +171,38 @@ fn an_instance_is_new_on_an_image_until_it_has_a_receipt() {
     files.remove(paths::RECEIPT).unwrap();
     assert!(is_new("i-first"), "a sealed one");
 }
+
+#[test]
+fn prewarming_reads_every_file_of_the_packages_and_says_what_is_gone() {
+    let machine = image();
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400);
+    let prewarm = || {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap"))
+            .args(["prewarm", "--jobs", "2", "--root"])
+            .arg(machine.root.path())
+            .output()
+            .unwrap();
+        let said = [&out.stdout[..], &out.stderr].concat();
+        (out.status.code(), String::from_utf8(said).unwrap())
+    };
+    let data = "/usr/lib/image/data";
+    for path in [LIBRARY, data] {
+        never_read(&machine, path);
+    }
+    let (code, said) = prewarm();
+    assert!(code == Some(0) && said.starts_with("read 2 files, 0 MB, in "), "{code:?} {said}");
+    for path in [LIBRARY, data] {
+        assert_ne!(when_read(&machine, path), long_ago, "{path} was not read");
+    }
+
+    fs::remove_file(machine.root.at(LIBRARY)).unwrap();
+    fs::remove_file(machine.root.at(data)).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", machine.root.at(data)).unwrap();
+    let (code, said) = prewarm();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.starts_with("read 0 files") && said.contains(LIBRARY) && said.contains(data), "{said}");
+
+    fs::remove_dir_all(machine.root.at(RECORDS)).unwrap();
+    let (code, said) = prewarm();
+    assert!(code == Some(7) && said.contains("no run has installed a package here"), "{code:?} {said}");
+}

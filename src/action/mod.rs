@@ -23,6 +23,7 @@ mod package_set;
 pub(crate) mod repository;
 pub mod service;
 
+pub(crate) use package_set::recorded_files;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;

@@ -21,6 +21,8 @@ use crate::text::hex;
 
 /// First line of a record; another one is not ours to interpret.
 const HEADER: &str = "gpu-bootstrap packages 1";
+/// How the name of a record ends.
+const RECORD: &str = ".record";
 
 /// A package that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -449,7 +451,7 @@ pub(super) fn key(kind: &str, parts: &[String]) -> String {
 
 impl Record {
     fn path(key: &str) -> String {
-        format!("{}/{key}.record", paths::PACKAGE_FILES_DIR)
+        format!("{}/{key}{RECORD}", paths::PACKAGE_FILES_DIR)
     }
 
     /// The record of this request; `None` when there is none that this version can read (it is then made anew).
@@ -526,6 +528,18 @@ impl Record {
     fn write(&self, host: &Host, key: &str) -> Result<()> {
         host.files.write(Self::path(key), &self.text(), 0o644)
     }
+}
+
+/// Every regular file of every package that runs have installed, as recorded then.
+pub(crate) fn recorded_files(host: &Host) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for name in host.files.list(paths::PACKAGE_FILES_DIR)? {
+        let Some(key) = name.strip_suffix(RECORD) else { continue };
+        let files = Record::read(host, key)?.into_iter().flat_map(|record| record.packages);
+        let files = files.flat_map(|package| package.files);
+        paths.extend(files.filter(|(_, content)| matches!(content, Content::Size(_))).map(|(path, _)| path));
+    }
+    Ok(paths)
 }
 
 /// Installs what was found missing, and looks again: apt's success is no proof. The package lists are renewed

@@ -11,6 +11,7 @@ pub(crate) mod grow;
 pub(crate) mod home;
 mod host_keys;
 pub(crate) mod hostname;
+pub mod prewarm;
 pub mod public_key;
 mod report;
 pub mod seal;
