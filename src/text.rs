@@ -33,6 +33,18 @@ pub(crate) fn parse_url(url: &str) -> Result<Url, String> {
     })
 }
 
+/// Numbers that look random, the same in every run: what tests damage their inputs by.
+#[cfg(test)]
+pub(crate) fn noise() -> impl FnMut() -> usize {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 16).unwrap_or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -271,14 +271,11 @@ mod tests {
             "cat", " >/f", " <<'E'", "\n", "E", "\\", "'", "\"", "<<", "-", "|", "\u{fc}", "#", "$", "\t",
             "&",
         ];
-        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = crate::text::noise();
         for _ in 0..20_000 {
             let mut script = String::new();
             for _ in 0..24 {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                script.push_str(pieces[usize::try_from(state >> 32).unwrap() % pieces.len()]);
+                script.push_str(pieces[random() % pieces.len()]);
             }
             for document in of(&script) {
                 assert!(document.line <= script.lines().count());

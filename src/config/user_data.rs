@@ -549,13 +549,7 @@ mod tests {
             ])
             .into_bytes(),
         ];
-        let mut state = 0x2545_f491_4f6c_dd1d_u64;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            usize::try_from(state >> 16).unwrap()
-        };
+        let mut random = crate::text::noise();
         for round in 0..20_000 {
             let mut bytes = seeds[round % seeds.len()].clone();
             for _ in 0..=random() % 6 {

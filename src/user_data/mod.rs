@@ -376,13 +376,7 @@ mod tests {
             "MIME-Version: 1.0\nContent-Transfer-Encoding: quoted-printable\nContent-Disposition: a; filename*1=\"b;c\"; \
              filename*0*=utf-8''%C3%BC\n\n#!/bin/sh=3D=\n",
         ];
-        let mut state = 0x2545_f491_4f6c_dd1d_u64;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            usize::try_from(state >> 16).unwrap()
-        };
+        let mut random = crate::text::noise();
         let signs = [
             &b"\n"[..],
             b"\r\n--b",

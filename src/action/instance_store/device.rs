@@ -114,19 +114,23 @@ pub(crate) fn number(host: &Host, name: &str) -> Result<Option<String>> {
 
 /// Number and source of what is mounted at `path`, the uppermost where several are.
 pub(crate) fn mounted_at(host: &Host, path: &str) -> Result<Option<(String, String)>> {
-    let mounts = host.files.read_text("/proc/self/mountinfo")?.unwrap_or_default();
-    let line = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some(path));
-    Ok(line.and_then(|line| {
-        let (first, second) = line.split_once(" - ")?;
-        Some((first.split(' ').nth(2)?.to_owned(), second.split(' ').nth(1)?.to_owned()))
-    }))
+    Ok(mount(&host.files, path)?.map(|[number, _, source]| (number, source)))
 }
 
 /// The kind of file system that is mounted at `path`, the uppermost where several are.
 pub(crate) fn kind_at(files: &Files, path: &str) -> Result<Option<String>> {
+    Ok(mount(files, path)?.map(|[_, kind, _]| kind))
+}
+
+/// Number, kind and source.
+fn mount(files: &Files, path: &str) -> Result<Option<[String; 3]>> {
     let mounts = files.read_text("/proc/self/mountinfo")?.unwrap_or_default();
     let line = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some(path));
-    Ok(line.and_then(|line| Some(line.split_once(" - ")?.1.split(' ').next()?.to_owned())))
+    Ok(line.and_then(|line| {
+        let (first, second) = line.split_once(" - ")?;
+        let mut second = second.split(' ').map(str::to_owned);
+        Some([first.split(' ').nth(2)?.to_owned(), second.next()?, second.next()?])
+    }))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::host::files::Files;
 
 /// How long a partition may take to be seen once the kernel knows of it.
 const SEEN: Duration = Duration::from_secs(10);
+const MOUNTS: &str = "/proc/self/mountinfo";
 /// sysfs counts in these.
 const SECTOR: u64 = 512;
 
@@ -321,7 +322,14 @@ fn unused(host: &Host, name: &str, kernel: &str) -> Result<()> {
 /// Where a device is mounted.
 fn mounted_place(files: &Files, kernel: &str) -> Result<Option<String>> {
     let own = files.read_text(format!("{BLOCK}/{kernel}/dev"))?.unwrap_or_default();
-    let mounts = files.read_text("/proc/self/mountinfo")?.unwrap_or_default();
+    // What cannot be read is no empty table: whatever is formatted may be in use.
+    let mounts = files.read_text(MOUNTS)?.ok_or_else(|| {
+        Error::new(
+            Code::FactsUnreadable,
+            format!("{MOUNTS} is missing, so that nobody knows what is mounted"),
+        )
+        .with_hint("mount /proc, then run again; nothing was written to a disk")
+    })?;
     for line in mounts.lines() {
         let Some((first, second)) = line.split_once(" - ") else { continue };
         let (number, place) = (first.split(' ').nth(2), first.split(' ').nth(4));
@@ -417,5 +425,14 @@ mod tests {
         let fs = |label: &str| Holds::FileSystem { kind: "ext4".into(), label: label.into() };
         assert!(is_free(&fs(UNFINISHED)) && is_free(&Holds::EmptyTable) && is_free(&Holds::Nothing));
         assert!(!is_free(&fs("")) && !is_free(&fs("data")) && !is_free(&Holds::Table));
+    }
+
+    #[test]
+    fn without_a_table_of_mounts_nothing_counts_as_unused() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().into());
+        assert_eq!(mounted_place(&files, "nvme1n1").unwrap_err().code(), Code::FactsUnreadable);
+        files.write(MOUNTS, b"1 0 0:20 / /proc rw - proc proc rw\n", 0o644).unwrap();
+        assert_eq!(mounted_place(&files, "nvme1n1").unwrap(), None);
     }
 }
