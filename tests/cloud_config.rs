@@ -38,23 +38,16 @@ fn image() -> Machine {
     symlink("usr/bin", machine.outside("/bin")).unwrap();
     fs::set_permissions(machine.root(), fs::Permissions::from_mode(0o755)).unwrap();
     chown(machine.outside("/home/admin"), Some(1001), Some(1002)).unwrap();
-    tool(
-        &machine,
+    machine.tool(
         "useradd",
         "for name; do :; done; echo \"$name:x:1500:1500::/home/$name:/bin/sh\" >>/etc/passwd",
     );
-    tool(&machine, "groupadd", "echo \"$1:x:1500:\" >>/etc/group");
+    machine.tool("groupadd", "echo \"$1:x:1500:\" >>/etc/group");
     for name in ["usermod", "passwd", "apt-get"] {
-        tool(&machine, name, "");
+        machine.tool(name, "");
     }
-    tool(&machine, "chpasswd", "cat >>/secrets");
+    machine.tool("chpasswd", "cat >>/secrets");
     machine
-}
-
-fn tool(machine: &Machine, name: &str, rest: &str) {
-    let path = machine.outside(&format!("/usr/bin/{name}"));
-    fs::write(&path, format!("#!/bin/sh\necho \"{name} $*\" >>/asked\n{rest}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 fn act(machine: &Machine, user_data: &str, args: &[&str]) -> Ran {
@@ -165,7 +158,7 @@ fn users_are_made_by_the_systems_tools_and_passwords_by_standard_input() {
 #[test]
 fn rules_that_sudo_does_not_take_are_not_written() {
     let machine = image().dir("/usr/sbin").file("/usr/sbin/visudo", "");
-    tool(&machine, "visudo", "echo 'parse error near line 4' >&2; exit 1");
+    machine.tool("visudo", "echo 'parse error near line 4' >&2; exit 1");
     let ran = act(&machine, "#cloud-config\nusers:\n- name: anna\n  sudo: ALL=(ALL\n", &[]);
     assert_eq!(ran.code, 1, "{ran:#?}");
     assert!(
@@ -269,9 +262,9 @@ fn nitro() -> Machine {
         .file("/sys/class/block/nvme0n1/nvme0n1p1/partition", "1\n")
         .file("/sys/class/block/nvme0n1p1/partition", "1\n")
         .file("/sys/class/block/nvme0n1p1/dev", "259:1\n");
-    tool(&machine, "ebsnvme-id", "case $2 in */nvme2n1) echo sdf ;; *) echo /dev/xvda ;; esac");
-    tool(&machine, "blkid", "for device; do :; done; echo TYPE=ext4; echo UUID=of-${device#/dev/}");
-    tool(&machine, "mount", "echo \"40 27 0:9 / $1 rw - ext4 /dev/any rw\" >>/proc/self/mountinfo");
+    machine.tool("ebsnvme-id", "case $2 in */nvme2n1) echo sdf ;; *) echo /dev/xvda ;; esac");
+    machine.tool("blkid", "for device; do :; done; echo TYPE=ext4; echo UUID=of-${device#/dev/}");
+    machine.tool("mount", "echo \"40 27 0:9 / $1 rw - ext4 /dev/any rw\" >>/proc/self/mountinfo");
     machine
 }
 
@@ -325,7 +318,7 @@ fn another_partition_grows_at_every_boot() {
         .file("/sys/devices/nvme2n1/nvme2n1p1/partition", "1\n")
         .file("/dev/nvme2n1p1", "");
     symlink("../../devices/nvme2n1/nvme2n1p1", machine.outside("/sys/class/block/nvme2n1p1")).unwrap();
-    tool(&machine, "growpart", "echo 62910000 >/sys/devices/nvme2n1/nvme2n1p1/size; echo CHANGED");
+    machine.tool("growpart", "echo 62910000 >/sys/devices/nvme2n1/nvme2n1p1/size; echo CHANGED");
     let user_data = "#cloud-config\ngrowpart: {devices: [/, /dev/sdf1, /dev/sdf]}\n";
     let ran = act(&machine, user_data, &[]);
     assert_eq!(ran.code, 1, "{ran:#?}");

@@ -9,7 +9,7 @@ mod imds;
 mod machine;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use imds::Imds;
@@ -41,17 +41,11 @@ fn image() -> Machine {
     symlink("dash", machine.outside("/usr/bin/sh")).unwrap();
     symlink("usr/bin", machine.outside("/bin")).unwrap();
     for name in ["shutdown", "systemctl", "apt-get", "passwd"] {
-        tool(&machine, name, "");
+        machine.tool(name, "");
     }
-    tool(&machine, "debconf-set-selections", "cat >>/selections");
-    tool(&machine, "chpasswd", "cat >>/secrets");
+    machine.tool("debconf-set-selections", "cat >>/selections");
+    machine.tool("chpasswd", "cat >>/secrets");
     machine
-}
-
-fn tool(machine: &Machine, name: &str, rest: &str) {
-    let path = machine.outside(&format!("/usr/bin/{name}"));
-    fs::write(&path, format!("#!/bin/sh\necho \"{name} $*\" >>/asked\n{rest}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 fn act(machine: &Machine, user_data: &str, args: &[&str], env: &[(&str, &str)]) -> Ran {
@@ -204,8 +198,7 @@ fn a_list_of_ones_own_takes_the_place_of_the_distributions_in_either_form() {
 #[test]
 fn configuration_that_apt_does_not_take_is_not_written_and_the_rest_is() {
     let machine = image().file("/usr/bin/apt-config", "");
-    tool(
-        &machine,
+    machine.tool(
         "apt-config",
         "case $(cat \"$APT_CONFIG\") in *proxy*) ;; *) echo 'Syntax error' >&2; exit 100 ;; esac",
     );
@@ -298,7 +291,7 @@ fn the_machine_goes_down_last_and_once_and_is_recorded_before() {
     let user_data = "#cloud-config\npower_state: {mode: poweroff, delay: +5, message: bye now, condition: test -e /marks}\n\
                      final_message: v $version by $datasource after $uptime s\nruncmd: [echo run >>/marks]\n";
     let machine = image();
-    tool(&machine, "shutdown", "cat /var/lib/gpu-bootstrap/user-data.json >/recorded; echo \"$*\" >>/marks");
+    machine.tool("shutdown", "cat /var/lib/gpu-bootstrap/user-data.json >/recorded; echo \"$*\" >>/marks");
     let ran = apply(&machine, user_data);
     assert_eq!(text(&machine, "/marks"), "run\n-P +5 bye now\n");
     let recorded: serde_json::Value = serde_json::from_str(&machine.read("/recorded")).unwrap();
@@ -384,7 +377,7 @@ fn packages_reboot_before_scripts_which_run_afterwards() {
     let user_data =
         "#cloud-config\npackages: [x]\npackage_reboot_if_required: true\nruncmd: [echo run >>/marks]\n";
     let machine = image();
-    tool(&machine, "apt-get", "echo >/run/reboot-required");
+    machine.tool("apt-get", "echo >/run/reboot-required");
     apply(&machine, user_data);
     assert_eq!(
         (asked(&machine).last().unwrap().as_str(), text(&machine, "/marks").as_str()),
@@ -483,11 +476,11 @@ fn sshd_takes_passwords_only_by_a_file_that_it_takes() {
     let include = "Include /etc/ssh/sshd_config.d/*.conf\n";
     let machine =
         image().file("/etc/ssh/sshd_config", include).file("/usr/sbin/sshd", "").dir("/run/systemd/system");
-    tool(&machine, "sshd", "");
+    machine.tool("sshd", "");
     apply(&machine, "#cloud-config\nssh_pwauth: true\n");
     assert!(text(&machine, FILE).ends_with("\nPasswordAuthentication yes\n"));
     assert_eq!(asked(&machine), ["sshd -t", "systemctl try-reload-or-restart ssh"]);
-    tool(&machine, "sshd", "echo 'bad line' >&2; exit 255");
+    machine.tool("sshd", "echo 'bad line' >&2; exit 255");
     let ran = act(&machine, "#cloud-config\nssh_pwauth: false\n", &[], &[]);
     assert_eq!(ran.code, 1, "{ran:#?}");
     assert!(
@@ -565,7 +558,7 @@ fn certificates_are_trusted_one_by_one_and_alone_if_it_is_asked_for() {
         .file("/usr/sbin/update-ca-certificates", "")
         .file("/etc/ca-certificates.conf", "# choice\na.crt\n!b.crt\n")
         .file("/usr/local/share/ca-certificates/gpu-bootstrap/07.crt", "old");
-    tool(&machine, "update-ca-certificates", "");
+    machine.tool("update-ca-certificates", "");
     apply(
         &machine,
         &format!("#cloud-config\nca_certs:\n  remove_defaults: true\n  trusted:\n  - |\n    {two}\n"),

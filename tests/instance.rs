@@ -10,7 +10,7 @@ mod machine;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -78,10 +78,9 @@ fn image() -> Machine {
     }
     symlink("dash", machine.outside("/usr/bin/sh")).unwrap();
     symlink("usr/bin", machine.outside("/bin")).unwrap();
-    tool(&machine, "resize2fs", "");
+    machine.tool("resize2fs", "");
     // What growpart says, and what the kernel knows afterwards.
-    tool(
-        &machine,
+    machine.tool(
         "growpart",
         "echo 62650368 >/sys/devices/pci/nvme0n1/nvme0n1p1/size; echo 'CHANGED: partition=1 start=262144'",
     );
@@ -111,13 +110,6 @@ fn disk(machine: &Machine, sectors: u64) {
             symlink(target, link).unwrap();
         }
     }
-}
-
-/// A tool that notes its arguments and then does `rest`.
-fn tool(machine: &Machine, name: &str, rest: &str) {
-    let path = machine.outside(&format!("/usr/bin/{name}"));
-    fs::write(&path, format!("#!/bin/sh\necho \"{name} $*\" >>/asked\n{rest}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 fn early(machine: &Machine, service: Option<&Running>, args: &[&str]) -> Ran {
@@ -604,7 +596,7 @@ fn the_rsa_key_follows_and_is_made_once() {
 #[test]
 fn a_key_that_cannot_be_made_leaves_the_old_ones() {
     let machine = image();
-    tool(&machine, "ssh-keygen", "echo no entropy >&2; exit 1");
+    machine.tool("ssh-keygen", "echo no entropy >&2; exit 1");
     let report = boot(&machine, &service().start());
     assert!(sentence(&report, "host-keys").contains("no entropy"), "{report:#}");
     assert_eq!(machine.read("/etc/ssh/ssh_host_ed25519_key"), "another instance's secret");
@@ -635,8 +627,7 @@ fn hears_that_sshd_may_start(socket: &UnixDatagram) {
 #[test]
 fn sshd_starts_when_people_can_log_in_and_before_the_root_has_grown() {
     let (machine, service) = (image(), service().start());
-    tool(
-        &machine,
+    machine.tool(
         "growpart",
         "until [ -e /go ]; do :; done; echo 62650368 >/sys/devices/pci/nvme0n1/nvme0n1p1/size",
     );
@@ -695,7 +686,7 @@ fn a_run_at_boot_waits_until_the_root_has_grown() {
 fn a_run_at_boot_does_not_wait_for_the_rsa_key() {
     let (machine, service) = (image(), service().start());
     boot(&machine, &service);
-    tool(&machine, "ssh-keygen", "until [ -e /go ]; do :; done; exit 1");
+    machine.tool("ssh-keygen", "until [ -e /go ]; do :; done; exit 1");
     let start = |args: &[&str]| {
         let mut command = binary();
         command.args(args).arg("--root").arg(machine.root()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -743,7 +734,7 @@ fn growing_tells_what_stands_in_its_way() {
         ("echo 'CHANGED: partition=1'", "failed", "changed nothing that the kernel knows of"),
     ] {
         let machine = image();
-        tool(&machine, "growpart", rest);
+        machine.tool("growpart", rest);
         let report = boot(&machine, &service().start());
         assert_eq!(outcomes(&report)["grow-root"], outcome, "{report:#}");
         assert!(sentence(&report, "grow-root").contains(words), "{report:#}");
@@ -806,7 +797,7 @@ fn other_file_systems_have_their_own_tools() {
         disk(&machine, 262_144 + 16_512_991);
         let mounts = machine.read("/proc/self/mountinfo").replace("ext4", file_system);
         fs::write(machine.outside("/proc/self/mountinfo"), mounts).unwrap();
-        tool(&machine, tool_name, "");
+        machine.tool(tool_name, "");
         boot(&machine, &service().start());
         assert_eq!(asked(&machine), call);
     }

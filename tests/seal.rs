@@ -296,20 +296,13 @@ fn shell(machine: &Machine) {
     symlink("usr/bin", machine.outside("/bin")).unwrap();
 }
 
-/// A program that notes what it was asked, and then does `rest`.
-fn tool(machine: &Machine, name: &str, rest: &str) {
-    let path = machine.outside(&format!("/usr/bin/{name}"));
-    fs::write(&path, format!("#!/bin/sh\necho \"{name} $*\" >>/asked\n{rest}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
 /// Something lets a key in again while the machine is being sealed.
 #[test]
 fn what_comes_again_is_an_error_and_nothing_looks_sealed() {
     let machine = used().dir("/run/systemd/system").file("/dev/null", "");
     shell(&machine);
-    tool(&machine, "systemctl", "echo 'ssh-rsa AAAA again' >/root/.ssh/authorized_keys");
-    tool(&machine, "journalctl", "");
+    machine.tool("systemctl", "echo 'ssh-rsa AAAA again' >/root/.ssh/authorized_keys");
+    machine.tool("journalctl", "");
     let ran = seal(&machine, &[]);
     assert!(ran.code == 1 && ran.stderr.contains("[verify-failed]"), "{ran:#?}");
     assert!(
@@ -330,8 +323,8 @@ fn the_next_instance_gets_keys_and_a_name_of_its_own() {
     machine.bring("ssh-keygen");
     shell(&machine);
     // systemd's part: told once, before what it would write is taken away.
-    tool(&machine, "systemctl", "test -s /var/lib/systemd/random-seed");
-    tool(&machine, "journalctl", "test -d /var/log/journal");
+    machine.tool("systemctl", "test -s /var/lib/systemd/random-seed");
+    machine.tool("journalctl", "test -d /var/log/journal");
     for _ in 0..2 {
         let ran = sealed(&machine, &["--shell-history"]);
         assert!(

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -86,6 +87,13 @@ impl Machine {
         for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
             fs::copy(library, to(library)).unwrap();
         }
+    }
+
+    /// A program that notes its arguments in `/asked`, and then does `rest`.
+    pub(crate) fn tool(&self, name: &str, rest: &str) {
+        let path = self.outside(&format!("/usr/bin/{name}"));
+        fs::write(&path, format!("#!/bin/sh\necho \"{name} $*\" >>/asked\n{rest}\n")).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// Where a path of the machine lies on the host.
