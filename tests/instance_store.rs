@@ -334,6 +334,7 @@ fn simulated(devices: &[&str]) -> Root {
         root.write(&format!("/dev/{name}"), "");
     }
     root.write("/calls", "");
+    root.write("/proc/self/mountinfo", "");
     fs::create_dir_all(root.at("/state")).unwrap();
     root
 }

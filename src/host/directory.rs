@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::fault::{self, Kind};
 use super::files::Files;
+use super::mounts;
 use crate::error::{Code, Error, Result};
 
 /// How deep a tree is removed; each level costs an open file.
@@ -68,33 +69,9 @@ impl Mounts {
     /// it, so a file that cannot be read is an error.
     pub(crate) fn read() -> Result<Self> {
         // The /proc of our own namespace, whatever the root.
-        const OURS: &str = "/proc/self/mountinfo";
-        Ok(Self::parse(&fs::read_to_string(OURS).map_err(|e| Error::io("read", OURS, e))?))
+        let table = fs::read_to_string(mounts::TABLE).map_err(|e| Error::io("read", mounts::TABLE, e))?;
+        Ok(Self(mounts::parse(&table).into_iter().map(|mount| mount.place).collect()))
     }
-
-    fn parse(mountinfo: &str) -> Self {
-        Self(mountinfo.lines().filter_map(|line| Some(unescape(line.split(' ').nth(4)?))).collect())
-    }
-}
-
-/// `\040` and the like, as proc(5) writes them.
-fn unescape(text: &str) -> PathBuf {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let number = after.get(..3).and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
-        match number {
-            Some(byte) if first == b'\\' => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    OsString::from_vec(bytes).into()
 }
 
 impl Directory {
@@ -352,11 +329,5 @@ mod tests {
         directory.remove("sub".as_ref(), &mut left).unwrap();
         assert_eq!(left.len(), 1, "{left:?}");
         assert!(dir.path().join("d/sub/deeper/f").exists());
-    }
-
-    #[test]
-    fn mount_points_are_read_as_the_kernel_writes_them() {
-        let text = "27 1 259:1 / / rw - ext4 /dev/x rw\n40 27 0:3 / /a\\040b\\134c rw - tmpfs t rw\nodd\n";
-        assert_eq!(Mounts::parse(text).0, [PathBuf::from("/"), PathBuf::from("/a b\\c")]);
     }
 }

@@ -13,6 +13,7 @@ pub mod files;
 pub(crate) mod guarded;
 pub mod ld_cache;
 mod look;
+pub(crate) mod mounts;
 pub mod notify;
 pub(crate) mod proxy;
 pub mod retry;

@@ -11,8 +11,8 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
 use crate::host::files::Files;
+use crate::host::mounts::{self, Mount};
 
-const MOUNTS: &str = "/proc/self/mountinfo";
 const BLOCK: &str = "/sys/class/block";
 /// sysfs counts in these, whatever the disk's own sectors are.
 const SECTOR: u64 = 512;
@@ -24,15 +24,6 @@ const DISABLED: &str = "/etc/growroot-disabled";
 const TOOL: &str = "growpart";
 /// Online growth writes some blocks for every 128 MiB; a slow new volume takes its time for them.
 const LIMIT: Duration = Duration::from_secs(300);
-
-/// What is mounted as `/`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    /// `259:1`
-    device: String,
-    file_system: String,
-    source: String,
-}
 
 /// A partition, in sectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,16 +52,16 @@ pub(super) async fn apply(host: &Host, growth: &Growth) -> Result<Told> {
         };
         return Ok(Told { changed: false, text });
     }
-    let mounts = files.read_text(MOUNTS)?.unwrap_or_default();
-    let mount = root_mount(&mounts).ok_or_else(|| unknown(format!("{MOUNTS} does not say what / is on")))?;
-    let Some(resize) = Resize::of(&mount.file_system) else {
+    let mount = mounts::at(files, "/")?;
+    let mount = mount.ok_or_else(|| unknown(format!("{} does not say what / is on", mounts::TABLE)))?;
+    let Some(resize) = Resize::of(&mount.kind) else {
         return Ok(Told {
             changed: false,
-            text: format!("the root is {}, which is not grown here", mount.file_system),
+            text: format!("the root is {}, which is not grown here", mount.kind),
         });
     };
     let name = device(files, &mount)?;
-    let mut told = Told { changed: false, text: format!("the root ({name}, {}) has", mount.file_system) };
+    let mut told = Told { changed: false, text: format!("the root ({name}, {}) has", mount.kind) };
     if grows_partition {
         told.changed = partition_to_its_end(host, &name).await?;
     }
@@ -168,21 +159,9 @@ async fn grow(host: &Host, partition: &Partition) -> Result<bool> {
     Ok(now > partition.size)
 }
 
-/// The last line for `/`: what is mounted over something hides it.
-fn root_mount(mounts: &str) -> Option<Mount> {
-    let line = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some("/"))?;
-    let (first, second) = line.split_once(" - ")?;
-    let mut second = second.split(' ');
-    Some(Mount {
-        device: first.split(' ').nth(2)?.to_owned(),
-        file_system: second.next()?.to_owned(),
-        source: second.next()?.to_owned(),
-    })
-}
-
 /// The kernel's name of the root's device. btrfs has a number that is no device's, and then its source tells.
 fn device(files: &Files, mount: &Mount) -> Result<String> {
-    let link = files.read_link(format!("/sys/dev/block/{}", mount.device))?;
+    let link = files.read_link(format!("/sys/dev/block/{}", mount.number))?;
     let name = link.as_deref().and_then(last).or_else(|| last(Path::new(&mount.source)));
     let name = name.ok_or_else(|| unknown(format!("/ is on {}, which is no device", mount.source)))?;
     // A link of udev's, such as /dev/disk/by-uuid/….
@@ -238,21 +217,9 @@ fn unknown(message: String) -> Error {
     Error::new(Code::FactsUnreadable, message).with_hint("the root was left as it is")
 }
 
-#[cfg(any(test, fuzzing))]
-pub(super) fn fuzz(text: &str) {
-    root_mount(text);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    // Lines as Linux 6.1 writes them; the sysfs of a Nitro instance with Debian's own image.
-    const NVME: &str = "\
-22 27 0:20 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
-27 1 259:1 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p1 rw,discard,errors=remount-ro
-28 27 259:3 / /boot/efi rw,relatime shared:30 - vfat /dev/nvme0n1p15 rw,fmask=0022
-";
 
     struct Disk {
         dir: tempfile::TempDir,
@@ -288,19 +255,6 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_found_by_its_last_mount() {
-        let mount = root_mount(NVME).unwrap();
-        assert_eq!((mount.device.as_str(), mount.file_system.as_str()), ("259:1", "ext4"));
-        let btrfs = "30 1 0:26 /@rootfs / rw shared:1 - btrfs /dev/xvda1 rw,subvol=/@rootfs\n";
-        assert_eq!(root_mount(&format!("{NVME}{btrfs}")).unwrap().source, "/dev/xvda1");
-        // No optional fields.
-        assert_eq!(root_mount("1 1 259:1 / / rw - xfs /dev/root rw").unwrap().file_system, "xfs");
-        for odd in ["", "\n", "27 1 259:1 / /x rw - ext4 /dev/a rw", "27 1 259:1 / / rw", "a b c d / - "] {
-            assert_eq!(root_mount(odd), None, "{odd:?}");
-        }
-    }
-
-    #[test]
     fn room_is_what_lies_behind_up_to_the_next_partition() {
         let disk = Disk::new("nvme0n1", 62_914_560)
             .partition("nvme0n1", "nvme0n1p1", [1, 262_144, 16_512_991])
@@ -321,8 +275,9 @@ mod tests {
     fn the_device_is_found_by_its_number_or_else_by_its_source() {
         let disk = Disk::new("xvda", 100).partition("xvda", "xvda1", [1, 10, 20]);
         let mount = |device: &str, source: &str| Mount {
-            device: device.into(),
-            file_system: "btrfs".into(),
+            number: device.into(),
+            place: "/".into(),
+            kind: "btrfs".into(),
             source: source.into(),
         };
         assert_eq!(device(&disk.files, &mount("0:26", "/dev/xvda1")).unwrap(), "xvda1");

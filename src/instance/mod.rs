@@ -369,7 +369,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     authorized_keys::fuzz(bytes);
     account::fuzz(&text);
-    grow::fuzz(&text);
+    crate::host::mounts::parse(&text);
     hostname::fuzz(bytes);
     let _ = serde_json::from_slice::<State>(bytes);
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::error::{Code, Error, Result};
+use crate::host::mounts;
 
 /// Directories that may be file systems of their own and without which a copy is not this machine.
 const PARTS: &[&str] = &["/usr", "/usr/local", "/etc", "/opt", "/var", "/var/cache", "/var/lib", "/var/log"];
@@ -123,15 +124,9 @@ fn try_to_write(dir: &Path) -> Result<()> {
 /// Those of [`PARTS`] that are mount points of real file systems: an overlay does not reach into what is mounted
 /// below its lower layer.
 fn own_file_systems() -> Result<Vec<PathBuf>> {
-    let path = "/proc/self/mountinfo";
-    let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let points = mount_points(&text);
-    Ok(PARTS.iter().map(PathBuf::from).filter(|p| points.contains(p)).collect())
-}
-
-/// Mount points in mountinfo, which has them in the fifth field.
-fn mount_points(mountinfo: &str) -> Vec<PathBuf> {
-    mountinfo.lines().filter_map(|l| l.split(' ').nth(4)).map(PathBuf::from).collect()
+    let text = fs::read_to_string(mounts::TABLE).map_err(|e| Error::io("read", mounts::TABLE, e))?;
+    let mounts = mounts::parse(&text);
+    Ok(PARTS.iter().map(PathBuf::from).filter(|p| mounts.iter().any(|mount| mount.place == *p)).collect())
 }
 
 pub(super) fn make_dir(dir: &Path) -> Result<()> {
@@ -143,16 +138,5 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir, e)),
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_the_fifth_field() {
-        let text = "22 1 254:0 / / rw - ext4 /dev/vda rw\n30 22 254:1 / /var rw shared:1 - xfs /dev/vdb rw\n";
-        assert_eq!(mount_points(text), [PathBuf::from("/"), PathBuf::from("/var")]);
     }
 }

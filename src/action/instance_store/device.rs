@@ -5,7 +5,6 @@ use crate::error::{Code, Error, Result};
 use crate::facts::instance_store::BLOCK;
 use crate::host::Host;
 use crate::host::exec::Call;
-use crate::host::files::Files;
 
 /// blkid's exit status where it finds no signature.
 const NO_SIGNATURE: i32 = 2;
@@ -110,27 +109,6 @@ fn judge(signatures: &str) -> Holds {
 /// `259:1`, the kernel's number of a device.
 pub(crate) fn number(host: &Host, name: &str) -> Result<Option<String>> {
     Ok(host.files.read_text(format!("{BLOCK}/{name}/dev"))?.map(|text| text.trim().to_owned()))
-}
-
-/// Number and source of what is mounted at `path`, the uppermost where several are.
-pub(crate) fn mounted_at(host: &Host, path: &str) -> Result<Option<(String, String)>> {
-    Ok(mount(&host.files, path)?.map(|[number, _, source]| (number, source)))
-}
-
-/// The kind of file system that is mounted at `path`, the uppermost where several are.
-pub(crate) fn kind_at(files: &Files, path: &str) -> Result<Option<String>> {
-    Ok(mount(files, path)?.map(|[_, kind, _]| kind))
-}
-
-/// Number, kind and source.
-fn mount(files: &Files, path: &str) -> Result<Option<[String; 3]>> {
-    let mounts = files.read_text("/proc/self/mountinfo")?.unwrap_or_default();
-    let line = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some(path));
-    Ok(line.and_then(|line| {
-        let (first, second) = line.split_once(" - ")?;
-        let mut second = second.split(' ').map(str::to_owned);
-        Some([first.split(' ').nth(2)?.to_owned(), second.next()?, second.next()?])
-    }))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::error::{Code, Error, Result};
 use crate::facts::instance_store;
 use crate::host::Host;
 use crate::host::exec::Call;
+use crate::host::mounts::{self, Mount};
 
 /// The label of a file system that is whole. XFS takes twelve characters.
 pub const LABEL: &str = "gpu-store";
@@ -136,7 +137,7 @@ impl InstanceStore {
             Error::new(Code::StoreInUse, format!("{} {why}", self.path))
                 .with_hint("name another directory in [instance] store, or free this one")
         };
-        if let Some((number, source)) = device::mounted_at(host, &self.path)? {
+        if let Some(Mount { number, source, .. }) = mounts::at(&host.files, &self.path)? {
             let is_ours = match stand {
                 Stand::Whole(target) => device::number(host, target)? == Some(number),
                 Stand::Work(_) => false,

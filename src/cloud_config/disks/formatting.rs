@@ -15,10 +15,10 @@ use crate::facts::instance_store::BLOCK;
 use crate::host::Host;
 use crate::host::exec::Call;
 use crate::host::files::Files;
+use crate::host::mounts::{self, Mount};
 
 /// How long a partition may take to be seen once the kernel knows of it.
 const SEEN: Duration = Duration::from_secs(10);
-const MOUNTS: &str = "/proc/self/mountinfo";
 /// sysfs counts in these.
 const SECTOR: u64 = 512;
 
@@ -322,25 +322,14 @@ fn unused(host: &Host, name: &str, kernel: &str) -> Result<()> {
 /// Where a device is mounted.
 fn mounted_place(files: &Files, kernel: &str) -> Result<Option<String>> {
     let own = files.read_text(format!("{BLOCK}/{kernel}/dev"))?.unwrap_or_default();
-    // What cannot be read is no empty table: whatever is formatted may be in use.
-    let mounts = files.read_text(MOUNTS)?.ok_or_else(|| {
-        Error::new(
-            Code::FactsUnreadable,
-            format!("{MOUNTS} is missing, so that nobody knows what is mounted"),
-        )
-        .with_hint("mount /proc, then run again; nothing was written to a disk")
-    })?;
-    for line in mounts.lines() {
-        let Some((first, second)) = line.split_once(" - ") else { continue };
-        let (number, place) = (first.split(' ').nth(2), first.split(' ').nth(4));
+    for Mount { number, place, source, .. } in mounts::read(files)? {
         // btrfs has numbers of its own, and its source tells.
-        let source = second.split(' ').nth(1).unwrap_or_default();
-        let is_by_number = !own.trim().is_empty() && number == Some(own.trim());
+        let is_by_number = !own.trim().is_empty() && number == own.trim();
         if is_by_number
             || (source.starts_with("/dev/")
-                && devices::kernel_name(files, source)?.as_deref() == Some(kernel))
+                && devices::kernel_name(files, &source)?.as_deref() == Some(kernel))
         {
-            return Ok(place.map(str::to_owned));
+            return Ok(Some(place.display().to_string()));
         }
     }
     Ok(None)
@@ -432,7 +421,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path().into());
         assert_eq!(mounted_place(&files, "nvme1n1").unwrap_err().code(), Code::FactsUnreadable);
-        files.write(MOUNTS, b"1 0 0:20 / /proc rw - proc proc rw\n", 0o644).unwrap();
+        files.write(mounts::TABLE, b"1 0 0:20 / /proc rw - proc proc rw\n", 0o644).unwrap();
         assert_eq!(mounted_place(&files, "nvme1n1").unwrap(), None);
     }
 }

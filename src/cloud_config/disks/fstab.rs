@@ -12,6 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
 use crate::host::guarded::Wanted;
+use crate::host::mounts::{self as mounted, Mount};
 
 const FSTAB: &str = "/etc/fstab";
 /// Where the new one lies while it is looked at.
@@ -197,9 +198,7 @@ async fn activate(host: &Host, Ready { entry, source, block }: &Ready<'_>) -> Re
     if !place.starts_with('/') {
         return Ok(format!("{source} is mounted nowhere"));
     }
-    // As the kernel writes it.
-    let seen = place.trim_end_matches('/').replace(' ', "\\040");
-    if let Some((number, other)) = device::mounted_at(host, &seen)? {
+    if let Some(Mount { number, source: other, .. }) = mounted::at(&host.files, place)? {
         let own = block.as_ref().map(|block| device::number(host, &block.kernel)).transpose()?.flatten();
         let is_ours = match (&own, block) {
             (Some(own), _) => *own == number,
@@ -223,7 +222,7 @@ async fn activate(host: &Host, Ready { entry, source, block }: &Ready<'_>) -> Re
             .because(error)
     })?;
     // With nofail a device that is not there is no failure to mount(8).
-    if device::mounted_at(host, &seen)?.is_none() {
+    if mounted::at(&host.files, place)?.is_none() {
         return Err(failed(format!("mounts: {source} is not there, so that nothing is mounted at {place}")));
     }
     Ok(format!("{source} is mounted at {place}"))

@@ -3,9 +3,8 @@
 
 use super::super::read::Reader;
 use super::devices::{Aliases, Name, is_partition, kernel_name};
-use crate::action::instance_store::device;
 use crate::error::{Code, Error, Result};
-use crate::host::Host;
+use crate::host::{Host, mounts};
 use crate::instance::grow;
 use crate::yaml::{Node, Value};
 
@@ -113,8 +112,8 @@ async fn grow_one(host: &Host, path: &str) -> Result<String> {
         };
         block.map(|block| block.kernel)
     } else {
-        match device::mounted_at(host, path.trim_end_matches('/'))? {
-            Some((_, source)) => kernel_name(&host.files, &source)?,
+        match mounts::at(&host.files, path)? {
+            Some(mount) => kernel_name(&host.files, &mount.source)?,
             None => None,
         }
     };

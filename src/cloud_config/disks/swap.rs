@@ -4,11 +4,12 @@
 use std::path::Path;
 
 use super::super::read::Reader;
-use crate::action::instance_store::{LIMIT, device};
+use crate::action::instance_store::LIMIT;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
 use crate::host::files::Files;
+use crate::host::mounts;
 use crate::yaml::{Node, Value};
 
 const MB: u64 = 1 << 20;
@@ -211,14 +212,9 @@ fn memory(files: &Files) -> Result<u64> {
 
 /// The kind of file system that a directory is on: that of the longest mount point above it.
 fn file_system(files: &Files, directory: &str) -> Result<String> {
-    let mut above = Some(Path::new(directory));
-    while let Some(path) = above {
-        if let Some(kind) = device::kind_at(files, &path.to_string_lossy())? {
-            return Ok(kind);
-        }
-        above = path.parent();
-    }
-    Ok("unknown".into())
+    let mounts = mounts::read(files)?;
+    let mount = Path::new(directory).ancestors().find_map(|above| mounts::uppermost(&mounts, above));
+    Ok(mount.map_or_else(|| "unknown".into(), |mount| mount.kind.clone()))
 }
 
 fn failed(message: String) -> Error {
