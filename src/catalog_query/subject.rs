@@ -158,7 +158,8 @@ fn title(catalog: &Catalog, name: Option<&str>, bus: &GpuFacts, t: Option<&Insta
 
 /// `10de:1eb8`, or the device id alone.
 fn pci_id(text: &str) -> Result<(u16, u16)> {
-    let hex = |part: &str| u16::from_str_radix(part, 16).ok().filter(|_| part.len() == 4);
+    let is_hex = |part: &str| part.len() == 4 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    let hex = |part: &str| u16::from_str_radix(part, 16).ok().filter(|_| is_hex(part));
     let parsed = match text.split_once(':') {
         Some((vendor, device)) => hex(vendor).zip(hex(device)),
         None => hex(text).map(|device| (NVIDIA, device)),
