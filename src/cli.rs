@@ -10,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::analyze;
 use crate::boot::{self, Inputs, RunOptions};
 use crate::catalog::Choice;
+use crate::catalog_query::{self, CatalogArgs};
 use crate::config;
 use crate::device_query::checks::Verdict;
 use crate::device_query::libraries::Promised;
@@ -62,6 +63,8 @@ enum Command {
     Detect(DetectArgs),
     /// Enumerate, compute on and judge every GPU; exits 5 where one does not work.
     DeviceQuery(DeviceQueryArgs),
+    /// Show which stack fits a machine, and why nothing else does: this one, or one that is not here.
+    Catalog(CatalogArgs),
     /// Work with configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -422,6 +425,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Report(args) => report(&args.inputs),
         Command::Detect(args) => detect(&args.inputs, args.json),
         Command::DeviceQuery(args) => query_devices(&args),
+        Command::Catalog(args) => runtime()?.block_on(catalog_query::run(&args)),
         Command::Config(ConfigCommand::Check { file }) => {
             streams::out(&config::check(&file)?)?;
             Ok(exit::CONVERGED)
@@ -499,6 +503,7 @@ impl Command {
             Self::Detect(args) => Some(&args.inputs.root),
             Self::Early(args) => Some(&args.inputs.root),
             Self::UserData(UserDataCommand::Run(args)) => Some(&args.inputs.root),
+            Self::Catalog(args) => Some(&args.root),
             Self::Status(args) => Some(&args.root),
             Self::Seal(args) => Some(&args.root),
             Self::Prewarm(args) => Some(&args.root),

@@ -8,6 +8,7 @@ pub mod analyze;
 pub mod aws;
 pub mod boot;
 pub mod catalog;
+pub mod catalog_query;
 pub mod cli;
 mod cloud_config;
 pub mod config;

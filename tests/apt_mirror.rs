@@ -82,6 +82,7 @@ fn it_is_planned_on_ubuntu_in_a_known_region_where_it_is_asked_for() {
         fabric_manager: None,
         expect_gpus: None,
         reasons: Vec::new(),
+        unverified: Vec::new(),
     };
     let planned = |distro: &str, mirror: AptMirror, on_ec2: bool| {
         let mut facts = facts::with_gpu(distro, 0x1eb8);

@@ -174,6 +174,7 @@ fn stack() -> Stack {
         fabric_manager: None,
         expect_gpus: None,
         reasons: Vec::new(),
+        unverified: Vec::new(),
     }
 }
 

@@ -12,9 +12,13 @@ use crate::facts::Facts;
 mod alternative;
 mod cudnn;
 mod driver;
+pub mod explain;
 mod place;
 mod target;
 mod toolkit;
+mod unverified;
+
+pub use unverified::{Unverified, words as unverified_words};
 
 /// What there is to do on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +54,9 @@ pub struct Stack {
     pub expect_gpus: Option<u32>,
     /// One sentence per choice, for `plan` and the status file.
     pub reasons: Vec<String>,
+    /// What this rests on that no source confirms; also the last of the reasons.
+    #[serde(default)]
+    pub unverified: Vec<Unverified>,
 }
 
 impl Stack {
@@ -120,6 +127,9 @@ pub struct Driver {
     pub modules: Vec<String>,
     /// What keeps apt on the branch, where the package names alone do not.
     pub pin: Option<VersionPin>,
+    /// Whether the kernel modules come compiled and signed from the distribution, instead of being built here.
+    #[serde(default)]
+    pub prebuilt: bool,
 }
 
 /// A pin by version, for package names that a repository has in several branches.
@@ -178,13 +188,21 @@ enum Outcome<T> {
 /// GPUs' architectures are the same, it is kept.
 pub fn choose(catalog: &Catalog, facts: &Facts, config: &Config, earlier: Option<&Stack>) -> Result<Choice> {
     let ctx = Context { catalog, facts, config };
-    attempt(ctx, earlier).map_err(|error| match (error.code(), error.has_own_hint()) {
-        (Code::ImpossibleWish, false) => match alternative::find(ctx) {
-            Some(hint) => error.with_hint(hint),
-            None => error.with_hint("no other setting helps on this machine"),
-        },
-        _ => error,
-    })
+    attempt(ctx, earlier).map_err(|error| with_alternative(ctx, error))
+}
+
+/// Adds what would be possible. A hint that an error has already is something else that helps.
+fn with_alternative(ctx: Context, error: Error) -> Error {
+    let wishes = [Code::ImpossibleWish, Code::UnsupportedArch, Code::RepositoryKeyUnknown];
+    if !wishes.contains(&error.code()) {
+        return error;
+    }
+    let own = error.has_own_hint().then(|| error.hint().unwrap_or_default().to_owned());
+    let ways: Vec<_> = alternative::find(ctx).into_iter().chain(own).collect();
+    match ways.as_slice() {
+        [] => error.with_hint("no other setting helps on this machine"),
+        ways => error.with_hint(ways.join("; or ")),
+    }
 }
 
 /// One choice, without looking for alternatives where it fails.
@@ -201,12 +219,12 @@ fn attempt(ctx: Context, earlier: Option<&Stack>) -> Result<Choice> {
         )
         .with_hint("run on the host; for the toolkit alone set driver.branch = \"none\""));
     }
-    let place = place::find(&ctx)?;
     let mut reasons = Vec::new();
     let target = match target::find(ctx.catalog, ctx.facts, ctx.config, &mut reasons)? {
         Outcome::Go(target) => target,
         Outcome::Nothing(why) => return Ok(Choice::Nothing { why }),
     };
+    let place = place::find(&ctx)?;
     let earlier = still_fitting(&target, place, earlier, &mut reasons);
     let driver = choose_driver(&ctx, &target, place, &wish, earlier, &mut reasons)?;
     let version = driver.as_ref().map(|d| d.version.clone()).or_else(|| loaded(ctx.facts));
@@ -220,7 +238,7 @@ fn attempt(ctx: Context, earlier: Option<&Stack>) -> Result<Choice> {
         None
     };
     let (driver, fabric_manager) = driver.map_or((None, None), |d| (Some(d.driver), d.fabric_manager));
-    Ok(Choice::Install(Box::new(Stack {
+    let mut stack = Stack {
         gpu_architectures: target.architectures(),
         source: place::source(&ctx, place),
         driver,
@@ -230,7 +248,11 @@ fn attempt(ctx: Context, earlier: Option<&Stack>) -> Result<Choice> {
         fabric_manager,
         expect_gpus: target.expect,
         reasons,
-    })))
+        unverified: Vec::new(),
+    };
+    stack.unverified = unverified::of_choice(&ctx, &target, place, version.as_ref(), &stack);
+    stack.reasons.extend(unverified::sentence(&stack.unverified));
+    Ok(Choice::Install(Box::new(stack)))
 }
 
 fn check_expectation(config: &Config) -> Result<()> {
@@ -323,4 +345,26 @@ fn choose_toolkits(
 /// A wish that cannot come true; `choose` adds what would.
 fn impossible(message: impl Into<String>) -> Error {
     Error::new(Code::ImpossibleWish, message)
+}
+
+/// The versions just below and above one that does not exist.
+fn nearest<'a>(known: impl IntoIterator<Item = &'a Version>, wished: &Version) -> Vec<&'a Version> {
+    let (mut below, mut above): (Option<&Version>, Option<&Version>) = (None, None);
+    for version in known {
+        if version < wished {
+            below = below.max(Some(version));
+        } else if above.is_none_or(|least| version < least) {
+            above = Some(version);
+        }
+    }
+    below.into_iter().chain(above).collect()
+}
+
+/// Part of a sentence.
+fn the_nearest(near: &[&Version]) -> String {
+    match near {
+        [] => "it lists none".to_owned(),
+        [only] => format!("the nearest is {only}"),
+        [first, second, ..] => format!("the nearest are {first} and {second}"),
+    }
 }

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::tables::{
     CudnnFile, Distros, Drivers, Gpus, Instances, KeyRow, RepositoriesFile, RepositoryRow, ToolkitRow,
-    Toolkits,
+    Toolkits, matches,
 };
 use super::version::Version;
 use crate::embedded::inflate_text;
@@ -76,12 +76,21 @@ pub struct InstanceType {
     pub subsystem: Option<u16>,
     /// GPUs.
     pub gpus: u32,
+    /// Whether no source confirms how many GPUs there are.
+    pub gpus_unverified: bool,
     /// NVSwitch PCI device id; `None` without NVSwitch.
     pub nvswitch: Option<u16>,
     /// NVSwitches on the bus.
     pub nvswitches: u32,
     /// Marketing name of the GPU, for people.
     pub gpu_name: String,
+}
+
+impl InstanceType {
+    /// How many GPUs the machine must have. A number that no source confirms is none: it would call a healthy machine broken.
+    pub fn expected_gpus(&self) -> Option<u32> {
+        (!self.gpus_unverified).then_some(self.gpus)
+    }
 }
 
 /// A file of the catalog: its name for messages, and its text.
@@ -172,6 +181,7 @@ impl Catalog {
             class: row.class.map_or(CLASS_3D, |c| c.0),
             subsystem: row.subsystems.get(size).map(|s| s.0),
             gpus,
+            gpus_unverified: row.unverified.iter().any(|key| key == "sizes"),
             nvswitch: nvswitch.map(|s| s.0),
             nvswitches: if nvswitch.is_some() { row.nvswitches } else { 0 },
             gpu_name: self.gpu_name(row.gpu.0),
@@ -180,7 +190,7 @@ impl Catalog {
 
     /// Accelerators that CUDA cannot use: one device stands for however many there are.
     fn refused_type(&self, name: &str, family: &str) -> Option<InstanceType> {
-        let row = self.instances.refused.iter().find(|r| r.families.iter().any(|f| f == family))?;
+        let row = self.instances.refused.iter().find(|r| matches(&r.families, family))?;
         let id = row.ids.first();
         Some(InstanceType {
             name: name.to_owned(),
@@ -191,10 +201,30 @@ impl Catalog {
             class: row.class.map_or(0, |c| c.0),
             subsystem: None,
             gpus: 1,
+            gpus_unverified: false,
             nvswitch: None,
             nvswitches: 0,
             gpu_name: row.accelerator.clone(),
         })
+    }
+
+    /// The PCI class that an accelerator of the catalog has; 3D for a GPU by NVIDIA that it does not list.
+    pub fn class_of(&self, vendor: u16, device: u16) -> Option<u16> {
+        if vendor == NVIDIA {
+            let family = self.instances.family.iter().find(|f| f.gpu.0 == device);
+            return Some(family.and_then(|f| f.class).map_or(CLASS_3D, |c| c.0));
+        }
+        let is_it = |id: &super::tables::VendorDevice| (id.0, id.1) == (vendor, device);
+        self.instances.refused.iter().find(|r| r.ids.iter().any(is_it))?.class.map(|c| c.0)
+    }
+
+    /// Whether this looks like a type of a family without accelerators: those with accelerators have these prefixes.
+    pub fn is_plain_type(&self, name: &str) -> bool {
+        const ACCELERATED: &[&str] = &["dl", "f", "g", "inf", "p", "trn", "vt"];
+        let Some((family, size)) = name.split_once('.') else { return false };
+        let letters = family.split(|c: char| !c.is_ascii_lowercase()).next().unwrap_or_default();
+        let has_generation = !letters.is_empty() && family.bytes().any(|b| b.is_ascii_digit());
+        has_generation && !size.is_empty() && !ACCELERATED.contains(&letters)
     }
 
     /// The name of a GPU for people; its id when the catalog does not list it.
@@ -297,7 +327,18 @@ fn take<T>(place: &mut T, stated: Option<T>) {
     }
 }
 
+/// What an override states is its author's to know: it counts as confirmed, unless the override says otherwise.
 fn overlay_row(known: &mut RepositoryRow, stated: RepositoryRow) {
+    let stated_keys = [
+        ("toolkits", stated.toolkits.is_some()),
+        ("branches", stated.branches.is_some()),
+        ("cudnn-last", stated.cudnn_last.is_some()),
+        ("directories", stated.directories.is_some()),
+    ];
+    let settled =
+        |key: &String| stated_keys.iter().any(|(name, is)| *is && key.split('.').next() == Some(*name));
+    known.unverified.retain(|key| !settled(key));
+    known.unverified.extend(stated.unverified);
     known.title = stated.title.or(known.title.take());
     known.directories = stated.directories.or(known.directories.take());
     known.key = stated.key.or(known.key.take());

@@ -3,8 +3,11 @@
 
 pub mod choose;
 pub mod data;
+mod distributions;
+pub mod machine;
 mod tables;
 pub mod version;
 
 pub use choose::{Choice, Stack, choose};
 pub use data::Catalog;
+pub use distributions::{Distribution, all as distributions};

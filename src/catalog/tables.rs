@@ -1,5 +1,6 @@
 //! The shapes of the catalog's files, `steps/catalog/*.toml`. Each file explains itself in its first lines;
-//! here stands what serde must know. `unverified` is read everywhere, so that a typing error in it is found.
+//! here stands what serde must know. `unverified` names keys that no source confirms; `choose/unverified.rs` says so
+//! wherever an answer rests on one.
 
 use std::collections::BTreeMap;
 
@@ -109,8 +110,8 @@ pub(crate) struct Architecture {
     pub shared_high_bytes: Vec<HighByte>,
     #[serde(default)]
     pub ids: Vec<Hex>,
-    #[serde(default, rename = "unverified")]
-    pub _unverified: Vec<String>,
+    #[serde(default)]
+    pub unverified: Vec<String>,
 }
 
 /// Who runs the fabric manager where the bus does not show it.
@@ -131,9 +132,10 @@ pub(crate) struct Gpu {
     pub first_toolkit: Option<Version>,
     pub last_toolkit: Option<Version>,
     pub first_branch: Option<Version>,
+    pub modules: Option<ModuleRule>,
     pub fabric: Option<Fabric>,
-    #[serde(default, rename = "unverified")]
-    pub _unverified: Vec<String>,
+    #[serde(default)]
+    pub unverified: Vec<String>,
 }
 
 /// An NVSwitch, for people.
@@ -177,8 +179,8 @@ pub(crate) struct Family {
     #[serde(default)]
     pub subsystems: BTreeMap<String, Hex>,
     pub sizes: BTreeMap<String, u32>,
-    #[serde(default, rename = "unverified")]
-    pub _unverified: Vec<String>,
+    #[serde(default)]
+    pub unverified: Vec<String>,
 }
 
 /// Families with accelerators that CUDA cannot use.
@@ -242,8 +244,8 @@ pub(crate) struct Branch {
     pub name: Version,
     pub kind: BranchKind,
     pub until: Option<String>,
-    #[serde(default, rename = "unverified")]
-    pub _unverified: Vec<String>,
+    #[serde(default)]
+    pub unverified: Vec<String>,
 }
 
 /// Kernel module flavour, in the catalog's files.
@@ -262,8 +264,8 @@ pub(crate) struct DriverPackages {
     pub distros: Vec<String>,
     pub first_branch: Option<Version>,
     pub packages: Vec<String>,
-    #[serde(default, rename = "unverified")]
-    pub _unverified: Vec<String>,
+    #[serde(default)]
+    pub unverified: Vec<String>,
 }
 
 /// How NVIDIA's repository packages fabric manager.
@@ -295,8 +297,8 @@ pub(crate) struct ToolkitRow {
     pub releases: BTreeMap<Version, Version>,
     /// All, unless given.
     pub architectures: Option<Vec<Arch>>,
-    #[serde(default, rename = "unverified")]
-    pub _unverified: Vec<String>,
+    #[serde(default)]
+    pub unverified: Vec<String>,
 }
 
 /// `cudnn.toml`
@@ -322,6 +324,7 @@ pub(crate) struct CudnnSeries {
     pub last: Option<Version>,
     pub cuda: Vec<Version>,
     pub first_architecture: Option<String>,
+    pub last_architecture: Option<String>,
     #[serde(default = "yes")]
     pub auto: bool,
     #[serde(default = "yes")]
@@ -330,8 +333,8 @@ pub(crate) struct CudnnSeries {
     pub packages: Vec<String>,
     #[serde(default)]
     pub version_suffix: String,
-    #[serde(default, rename = "unverified")]
-    pub _unverified: Vec<String>,
+    #[serde(default)]
+    pub unverified: Vec<String>,
 }
 
 /// `repositories.toml`, whole or as an override: then only what differs is stated.
@@ -376,8 +379,8 @@ pub(crate) struct RepositoryRow {
     pub branches: Option<Range>,
     pub cudnn_last: Option<Version>,
     pub components: Option<Vec<String>>,
-    #[serde(default, rename = "unverified")]
-    pub _unverified: Vec<String>,
+    #[serde(default)]
+    pub unverified: Vec<String>,
 }
 
 /// `distro.toml`
@@ -413,8 +416,8 @@ pub(crate) struct DistroRow {
     pub toolkit: Version,
     pub toolkit_packages: Vec<String>,
     pub driver: Vec<DistroDriver>,
-    #[serde(default, rename = "unverified")]
-    pub _unverified: Vec<String>,
+    #[serde(default)]
+    pub unverified: Vec<String>,
 }
 
 /// Drivers that are packaged alike.

@@ -223,7 +223,7 @@ fn parse(layer: &Layer) -> Result<Parsed> {
     })
 }
 
-fn merge(layers: &[Layer]) -> Result<Loaded> {
+pub(crate) fn merge(layers: &[Layer]) -> Result<Loaded> {
     let mut merged = toml::Table::new();
     let mut set_by = BTreeMap::new();
     let mut places = BTreeMap::new();

@@ -436,7 +436,8 @@ fn count(e: &Examination) -> Check {
     }
     let or_more = e.options.expect_gpus.is_some_and(|expected| expected.or_more);
     let wanted = e.options.expect_gpus.map(|expected| (expected.by, expected.number));
-    let wanted = wanted.or_else(|| e.instance_type.as_ref().map(|t| (t.name.as_str(), t.gpus)));
+    let of_type = e.instance_type.as_ref().and_then(|t| Some((t.name.as_str(), t.expected_gpus()?)));
+    let wanted = wanted.or(of_type);
     let mut evidence: Vec<String> = counts.iter().map(|(who, n)| format!("{who} {n}")).collect();
     if with_mig {
         evidence.push(format!("{mig} MIG devices"));

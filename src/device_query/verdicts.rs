@@ -7,6 +7,7 @@ use super::Examination;
 use super::checks::{Check, Place, Verdict};
 use super::numa::sysfs_name;
 use super::record::{CudaDevice, NvmlGpu};
+use crate::catalog::data::InstanceType;
 
 /// The verdicts on all GPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +84,8 @@ impl Verdicts {
             Verdict::Pass
         };
         let expected = e.options.expect_gpus.map(|expected| expected.number);
-        let expected = expected.or_else(|| e.instance_type.as_ref().map(|t| t.gpus)).filter(|n| *n > 0);
+        let of_type = || e.instance_type.as_ref().and_then(InstanceType::expected_gpus);
+        let expected = expected.or_else(of_type).filter(|n| *n > 0);
         Self { found: u32::try_from(seen.len()).unwrap_or(u32::MAX), expected, result, gpus, machine }
     }
 

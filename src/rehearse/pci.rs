@@ -289,6 +289,7 @@ mod tests {
             class: 0x0302,
             subsystem: None,
             gpus: 8,
+            gpus_unverified: false,
             nvswitch: Some(0x22a3),
             nvswitches: 4,
             gpu_name: "NVIDIA H100 80GB HBM3".into(),

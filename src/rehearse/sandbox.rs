@@ -296,7 +296,8 @@ fn make_namespaces() -> Result<()> {
 
 /// `None` for a type without accelerator: the catalog has accelerated types only.
 fn find_instance_type(name: &str, os: &Os) -> Result<Option<InstanceType>> {
-    if let Some(found) = Catalog::embedded()?.instance_type(name) {
+    let catalog = Catalog::embedded()?;
+    if let Some(found) = catalog.instance_type(name) {
         if found.arch != os.arch.value {
             let text = format!(
                 "{name} is an {} machine, and this one is {}",
@@ -308,20 +309,11 @@ fn find_instance_type(name: &str, os: &Os) -> Result<Option<InstanceType>> {
         }
         return Ok(Some(found));
     }
-    if is_plain_family(name) {
+    if catalog.is_plain_type(name) {
         return Ok(None);
     }
     Err(Error::new(Code::UnknownInstanceType, format!("the catalog has no instance type {name}"))
         .with_hint("write it as in the EC2 console, for example g5.xlarge or p5.48xlarge"))
-}
-
-/// Whether this looks like a type of a family without accelerators: those with accelerators have these prefixes.
-fn is_plain_family(name: &str) -> bool {
-    const ACCELERATED: &[&str] = &["dl", "f", "g", "inf", "p", "trn", "vt"];
-    let Some((family, size)) = name.split_once('.') else { return false };
-    let letters =
-        family.trim_end_matches(|c: char| !c.is_ascii_digit()).trim_end_matches(|c: char| c.is_ascii_digit());
-    !letters.is_empty() && letters.len() < family.len() && !size.is_empty() && !ACCELERATED.contains(&letters)
 }
 
 /// What stands in for the machine's buses, firmware and drivers.
@@ -514,11 +506,21 @@ mod tests {
 
     #[test]
     fn types_without_accelerator_are_told_from_misspelt_ones() {
+        let catalog = Catalog::embedded().unwrap();
         for plain in ["t3.micro", "m7g.large", "c7i.2xlarge", "r6id.metal", "x2iedn.xlarge"] {
-            assert!(is_plain_family(plain), "{plain}");
+            assert!(catalog.is_plain_type(plain), "{plain}");
         }
-        for wrong in ["p5.48xlrge", "g99.xlarge", "inf2.huge", "trn1.x", "nonsense", "t.micro", "t3."] {
-            assert!(!is_plain_family(wrong), "{wrong}");
+        for wrong in [
+            "p5.48xlrge",
+            "p6-b200.48xlrge",
+            "g99.xlarge",
+            "inf2.huge",
+            "trn1.x",
+            "nonsense",
+            "t.micro",
+            "t3.",
+        ] {
+            assert!(!catalog.is_plain_type(wrong), "{wrong}");
         }
     }
 }

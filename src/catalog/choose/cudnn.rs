@@ -2,10 +2,13 @@
 
 use super::place::Place;
 use super::target::Target;
-use super::{Context, Cudnn, Deb, Toolkit, impossible};
+use super::{Context, Cudnn, Deb, Toolkit, impossible, nearest, the_nearest};
 use crate::catalog::tables::CudnnSeries;
 use crate::catalog::version::Version;
 use crate::error::{Code, Error, Result};
+
+/// What helps besides another setting.
+const BY_FILES: &str = "give the package files by cudnn.deb";
 
 /// The package files of `cudnn.deb`, their sums in lower case.
 pub(super) fn debs(ctx: &Context) -> Result<Vec<Deb>> {
@@ -45,8 +48,7 @@ pub(super) fn choose(
     let (cuda, version) = match (toolkit, wished) {
         (None, None) => return Ok(None),
         (None, Some(version)) => {
-            return Err(impossible(format!("cudnn.version = \"{version}\" has no toolkit to go with"))
-                .with_hint("set cuda.toolkit to \"auto\" or a version, or cudnn.version = \"none\""));
+            return Err(impossible(format!("cudnn.version = \"{version}\" has no toolkit to go with")));
         }
         (Some(cuda), version) => (cuda, version),
     };
@@ -60,7 +62,7 @@ pub(super) fn choose(
         }
         (Place::Distro(row), Some(version)) => {
             Err(impossible(format!("{} packages no cuDNN, so not cuDNN {version}", row.title))
-                .with_hint("set source.packages = \"nvidia\", or give the package files by cudnn.deb"))
+                .with_hint(BY_FILES))
         }
         (Place::Nvidia(_), Some(version)) => exact(ctx, target, place, &cuda, &version, reasons).map(Some),
         (Place::Nvidia(_), None) => Ok(newest(ctx, target, place, &cuda, reasons)),
@@ -72,7 +74,7 @@ fn major(cuda: &Version) -> Version {
 }
 
 /// Whether versions of a series go with CUDA, GPUs and repository; the error is the reason.
-fn check(
+pub(super) fn check(
     ctx: &Context,
     target: &Target,
     place: Place,
@@ -91,6 +93,12 @@ fn check(
     {
         return Err(format!("{name} needs {architecture} or newer, and {} is older", gpu.title()));
     }
+    let last = series.last_architecture.as_ref().and_then(|a| Some((a, generation(a)?)));
+    if let Some((architecture, last)) = last
+        && let Some(gpu) = target.gpus.iter().find(|g| g.generation > last)
+    {
+        return Err(format!("{name} knows GPUs up to {architecture}, and {} is newer", gpu.title()));
+    }
     if let Place::Nvidia(n) = place
         && let Some(last) = n.row.cudnn_last.as_ref().filter(|last| **last < series.first)
     {
@@ -99,13 +107,18 @@ fn check(
     if series.apt { Ok(()) } else { Err(format!("{name} is not in NVIDIA's CUDA repository")) }
 }
 
-/// Known versions of a series that were built for CUDA's major version, newest first.
-fn versions<'a>(ctx: &Context<'a>, series: &CudnnSeries, cuda: &Version) -> Vec<&'a Version> {
+/// Known versions of a series that were built for this CUDA, newest first. From CUDA 11 on a build serves its major version.
+pub(super) fn versions<'a>(ctx: &Context<'a>, series: &CudnnSeries, cuda: &Version) -> Vec<&'a Version> {
     let built = ctx.catalog.cudnn.versions.iter().rev();
     let fitting = built.filter(|(v, cudas)| {
         let minor = v.prefix(2);
         let inside = minor >= series.first && series.last.as_ref().is_none_or(|last| minor <= *last);
-        inside && cudas.iter().any(|c| c.major() == cuda.major())
+        let goes_with = |built: &Version| match built.depth() {
+            1 => built.major() == cuda.major(),
+            _ if cuda.major() >= 11 => built.major() == cuda.major(),
+            _ => *built == cuda.prefix(2),
+        };
+        inside && cudas.iter().any(goes_with)
     });
     fitting.map(|(v, _)| v).collect()
 }
@@ -121,6 +134,10 @@ fn newest(
     let fits = |s: &&CudnnSeries| s.auto && check(ctx, target, place, s, cuda).is_ok();
     let Some(series) = all.iter().find(fits) else {
         reasons.push(format!("No cuDNN in {} goes with CUDA {cuda} and these GPUs.", place.title()));
+        let older = all.iter().filter(|s| !s.auto && check(ctx, target, place, s, cuda).is_ok());
+        if let Some(version) = older.flat_map(|s| versions(ctx, s, cuda)).next() {
+            reasons.push(format!("cuDNN {version} may do, and is installed if cudnn.version asks for it."));
+        }
         return None;
     };
     // A name that a newer series shares, or that serves several CUDA versions, needs the version with it.
@@ -150,16 +167,9 @@ fn exact(
 ) -> Result<Cudnn> {
     let known: Vec<&Version> = ctx.catalog.cudnn.versions.keys().collect();
     if !known.iter().any(|v| v.refines(wished)) {
-        let near = [known.iter().rfind(|v| **v < wished), known.iter().find(|v| **v > wished)];
-        let near: Vec<_> = near.into_iter().flatten().map(ToString::to_string).collect();
-        return Err(impossible(format!(
-            "the catalog knows no cuDNN {wished}; the nearest are {}",
-            near.join(" and ")
-        ))
-        .with_hint(format!(
-            "write cudnn.version = \"{}\" or \"auto\", or give the package files by cudnn.deb",
-            near.first().map_or("auto", String::as_str)
-        )));
+        let near = nearest(known, wished);
+        return Err(impossible(format!("the catalog knows no cuDNN {wished}; {}", the_nearest(&near)))
+            .with_hint(BY_FILES));
     }
     let mut refused = None;
     for series in &ctx.catalog.cudnn.series {
@@ -182,8 +192,7 @@ fn exact(
         let cudas: Vec<_> = built.iter().flat_map(|(_, c)| c.iter().map(ToString::to_string)).collect();
         format!("it was built for CUDA {}, not {cuda}", cudas.join(" and "))
     });
-    Err(impossible(format!("cuDNN {wished} cannot be installed here: {why}"))
-        .with_hint("write cudnn.version = \"auto\", or give the package files by cudnn.deb"))
+    Err(impossible(format!("cuDNN {wished} cannot be installed here: {why}")).with_hint(BY_FILES))
 }
 
 fn packages(series: &CudnnSeries, cuda: &Version, version: Option<&Version>) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use super::place::Place;
 use super::target::{FabricNeed, GpuClass, Target};
-use super::{Context, Driver, VersionPin, impossible};
+use super::{Context, Driver, VersionPin, impossible, nearest, the_nearest};
 use crate::catalog::tables::{Branch, BranchKind, KernelRow, ModuleRule, PackagedFlavour, matches};
 use crate::catalog::version::Version;
 use crate::config::schema::{Flavour, Modules};
@@ -97,6 +97,7 @@ pub(super) fn choose(
         kernel_image: for_kernel(images.unwrap_or_default(), flavour),
         modules,
         pin,
+        prebuilt: kernel.prebuilt,
     };
     Ok(Some(Chosen { driver, version, fabric_manager }))
 }
@@ -109,17 +110,20 @@ fn ask_for(packages: &mut [String], name: Option<&String>, version: &str) {
     }
 }
 
-fn known_branch<'a>(ctx: &Context<'a>, version: &Version) -> Result<&'a Branch> {
+pub(super) fn known_branch<'a>(ctx: &Context<'a>, version: &Version) -> Result<&'a Branch> {
     let branches = &ctx.catalog.drivers.branch;
     branches.iter().find(|b| b.name == version.prefix(1)).ok_or_else(|| {
-        let names: Vec<_> = branches.iter().map(|b| b.name.to_string()).collect();
-        impossible(format!("driver.branch = \"{version}\": the catalog knows no branch {}", version.major()))
-            .with_hint(format!("known branches are {}; \"auto\" chooses one", names.join(", ")))
+        let near = nearest(branches.iter().map(|b| &b.name), &version.prefix(1));
+        impossible(format!(
+            "driver.branch = \"{version}\": the catalog knows no branch {}; {}",
+            version.major(),
+            the_nearest(&near)
+        ))
     })
 }
 
 /// A sentence about a branch whose support has an end.
-fn ended(branch: &Branch) -> String {
+pub(super) fn ended(branch: &Branch) -> String {
     branch
         .until
         .as_ref()
@@ -132,19 +136,17 @@ fn check_flavour(wish: Flavour, rule: ModuleRule, target: &Target) -> Result<()>
         (Flavour::Open, ModuleRule::Proprietary) => Err(impossible(format!(
             "driver.flavour = \"open\": the open kernel modules do not run {}, only Turing and newer",
             one(rule)
-        ))
-        .with_hint("set driver.flavour = \"auto\" or \"proprietary\"")),
+        ))),
         (Flavour::Proprietary, ModuleRule::Open) => Err(impossible(format!(
             "driver.flavour = \"proprietary\": {} runs with the open kernel modules only",
             one(rule)
-        ))
-        .with_hint("set driver.flavour = \"auto\" or \"open\"")),
+        ))),
         _ => Ok(()),
     }
 }
 
 /// Refuses a branch that one of the GPUs or the place does not have.
-fn check_branch(ctx: &Context, target: &Target, place: Place, branch: &Branch) -> Result<()> {
+pub(super) fn check_branch(ctx: &Context, target: &Target, place: Place, branch: &Branch) -> Result<()> {
     let name = &branch.name;
     if let Some((gpu, first)) = target.first_branch().filter(|(_, first)| *first > name) {
         return Err(impossible(format!(
@@ -177,11 +179,18 @@ fn newest(
     let there = ctx.catalog.branches_at(place);
     let supported =
         there.iter().filter_map(|name| ctx.catalog.drivers.branch.iter().find(|b| b.name == *name));
-    let mut fitting = supported
+    let mut without_modules = None;
+    let fitting = supported
         .filter(|b| b.kind != BranchKind::Feature)
         .filter(|b| check_branch(ctx, target, place, b).is_ok())
-        .filter(|b| flavour(ctx, target, place, rule, &b.name, &mut Vec::new()).is_ok());
-    if let Some(branch) = fitting.next() {
+        .find(|b| match flavour(ctx, target, place, rule, &b.name, &mut Vec::new()) {
+            Ok(_) => true,
+            Err(why) => {
+                without_modules.get_or_insert(why);
+                false
+            }
+        });
+    if let Some(branch) = fitting {
         let why = match (target.last_branch(), branch.kind) {
             (Some((gpu, last)), _) if *last == branch.name => format!("the last that runs {}", gpu.title()),
             (_, BranchKind::Lts) => "the newest with long-term support that fits".to_owned(),
@@ -189,6 +198,9 @@ fn newest(
         };
         reasons.push(format!("Driver branch {} is {why}.{}", branch.name, ended(branch)));
         return Ok(branch.name.clone());
+    }
+    if let Some(why) = without_modules {
+        return Err(why); // a branch is there, but not the modules that these GPUs need
     }
     let limit = match (target.first_branch(), target.last_branch()) {
         (Some((old, first)), Some((new, last))) if first > last => {
@@ -289,8 +301,9 @@ fn flavour(
             .push(format!("The {other} kernel modules are used: {title} has no others of branch {branch}."));
         return Ok((!open, found));
     }
+    let needs = if rule == ModuleRule::Either { String::new() } else { format!(", and {why}") };
     Err(impossible(format!(
-        "{} has no {} kernel modules of driver branch {branch}",
+        "{} has no {} kernel modules of driver branch {branch}{needs}",
         place.title(),
         word(open)
     )))
@@ -300,6 +313,8 @@ fn flavour(
 struct Kernel {
     modules: Vec<String>,
     patterns: Vec<String>,
+    /// Whether the modules are compiled already.
+    prebuilt: bool,
 }
 
 fn modules_and_kernel(
@@ -321,7 +336,7 @@ fn modules_and_kernel(
     if let Some((names, (_, flavour))) = prebuilt {
         reasons
             .push(format!("{} has these modules prebuilt and signed for {flavour} kernels.", place.title()));
-        return Ok(Kernel { modules: for_kernel(names, flavour), patterns });
+        return Ok(Kernel { modules: for_kernel(names, flavour), patterns, prebuilt: true });
     }
     if let Some(names) = recipe.dkms.as_ref().filter(|_| wish != Modules::Prebuilt) {
         check_secure_boot(ctx, place, wish, reasons)?;
@@ -332,7 +347,7 @@ fn modules_and_kernel(
                 ctx.facts.os.kernel.value
             )),
         }
-        return Ok(Kernel { modules: names.clone(), patterns });
+        return Ok(Kernel { modules: names.clone(), patterns, prebuilt: false });
     }
     let asked = if wish == Modules::Prebuilt { "prebuilt" } else { "dkms" };
     Err(impossible(format!(
@@ -362,7 +377,7 @@ fn check_secure_boot(ctx: &Context, place: Place, wish: Modules, reasons: &mut V
 }
 
 /// The kernel's flavour (`aws`) with the packages that follow it.
-fn running_kernel<'a>(ctx: &Context<'a>) -> Option<(&'a KernelRow, &'a str)> {
+pub(super) fn running_kernel<'a>(ctx: &Context<'a>) -> Option<(&'a KernelRow, &'a str)> {
     let (release, distro) = (&ctx.facts.os.kernel.value, ctx.facts.os.distro());
     let rows = ctx.catalog.distros.kernel.iter().filter(|row| matches(&row.distros, &distro));
     let ends = rows.flat_map(|row| row.flavours.iter().map(move |flavour| (row, flavour.as_str())));

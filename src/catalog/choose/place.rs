@@ -116,8 +116,7 @@ fn distro<'a>(ctx: &Context<'a>) -> Result<Place<'a>> {
     Err(Error::new(
         Code::UnsupportedArch,
         format!("{} packages no CUDA for {}", row.title, arch_name(ctx.facts.os.arch.value)),
-    )
-    .with_hint("set source.packages = \"nvidia\""))
+    ))
 }
 
 fn nvidia<'a>(ctx: &Context<'a>) -> Result<Place<'a>> {
@@ -126,25 +125,17 @@ fn nvidia<'a>(ctx: &Context<'a>) -> Result<Place<'a>> {
     let arch = ctx.facts.os.arch.value;
     let directories = row.directories.as_ref();
     let Some(directory) = directories.and_then(|d| d.get(arch.debian_name())) else {
-        let with = all.rows.iter().filter(|r| r.key.is_some());
-        let with =
-            with.filter(|r| r.directories.as_ref().is_some_and(|d| d.contains_key(arch.debian_name())));
-        let names: Vec<_> = with.map(title).collect();
         return Err(Error::new(
             Code::UnsupportedArch,
             format!("NVIDIA has no repository for {} on {}", title(row), arch_name(arch)),
-        )
-        .with_hint(or_distro(ctx, &format!("use {}", names.join(" or ")))));
+        ));
     };
     let Some(key) = all.key_of(row) else {
         return Err(Error::new(
             Code::RepositoryKeyUnknown,
             format!("nobody here knows the key that signs NVIDIA's repository for {}", title(row)),
         )
-        .with_hint(or_distro(
-            ctx,
-            "name the key in a repositories.toml and pass its directory by --catalog",
-        )));
+        .with_hint("name the key in a repositories.toml and pass its directory by --catalog"));
     };
     match (&row.toolkits, &row.branches) {
         (Some(toolkits), Some(branches)) => {
@@ -160,21 +151,6 @@ fn unsupported_os(ctx: &Context) -> Error {
     let names: Vec<_> = ctx.catalog.distros.distro.iter().map(|d| d.title.as_str()).collect();
     Error::new(Code::UnsupportedOs, format!("{} is not supported", shown.trim()))
         .with_hint(format!("use {}", names.join(", ")))
-}
-
-/// The hint, preceded by the distribution's own packages where it has some for this processor.
-fn or_distro(ctx: &Context, hint: &str) -> String {
-    let (name, arch) = (ctx.facts.os.distro(), ctx.facts.os.arch.value);
-    let row = ctx.catalog.distros.distro.iter().find(|r| r.name == name);
-    match row.filter(|r| r.architectures.contains(&arch)) {
-        Some(row) => {
-            format!(
-                "set source.packages = \"distro\" ({} packages CUDA {}), or {hint}",
-                row.title, row.toolkit
-            )
-        }
-        None => hint.to_owned(),
-    }
 }
 
 fn arch_name(arch: Arch) -> &'static str {

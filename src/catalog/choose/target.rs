@@ -6,13 +6,14 @@ use std::collections::BTreeSet;
 use super::{Outcome, impossible};
 use crate::catalog::Catalog;
 use crate::catalog::data::InstanceType;
-use crate::catalog::tables::{Architecture, Fabric, ModuleRule, Refused};
+use crate::catalog::machine;
+use crate::catalog::tables::{Architecture, Fabric, ModuleRule, Refused, matches};
 use crate::catalog::version::Version;
 use crate::config::Config;
 use crate::config::schema::{ExpectGpus, OnNoGpu};
 use crate::error::{Code, Error, Result};
 use crate::facts::Facts;
-use crate::facts::gpu::{Accelerator, AcceleratorKind, PciDevice};
+use crate::facts::gpu::{Accelerator, AcceleratorKind, GpuFacts, PciDevice};
 
 /// One kind of GPU and what it asks of driver and toolkit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,12 @@ pub(super) struct GpuClass {
     pub last_toolkit: Option<Version>,
     pub first_branch: Option<Version>,
     pub last_branch: Option<Version>,
+    /// Whether its device id is none that the catalog lists, so that its architecture is a guess.
+    pub unlisted: bool,
+    /// Whether this product is joined by NVLink 5, and no source confirms what that asks of the host.
+    pub fabric_unverified: bool,
+    /// Which of these limits no source confirms, by their names in the catalog.
+    pub unverified: Vec<String>,
 }
 
 impl GpuClass {
@@ -53,6 +60,8 @@ pub(super) struct Target {
     pub gpus: Vec<GpuClass>,
     pub fabric: FabricNeed,
     pub expect: Option<u32>,
+    /// The instance type of which no source says how many GPUs it has.
+    pub uncounted: Option<String>,
 }
 
 impl Target {
@@ -143,20 +152,17 @@ fn on_bus(
     let gpus = catalog.classes(&ids, reasons)?;
     let names: Vec<_> = gpus.iter().map(GpuClass::title).collect();
     reasons.push(format!("The PCI bus shows {}: {}.", count(devices.len(), "NVIDIA GPU"), names.join(", ")));
-    let nvlink5 = devices.iter().filter(|d| catalog.fabric(d.device) == Some(Fabric::Nvlink5)).count();
-    let fabric = match (facts.gpu.nvswitches.len(), nvlink5) {
-        (0, 0 | 1) => FabricNeed::None,
-        (0, _) => FabricNeed::Nvlink5,
-        _ => FabricNeed::Nvswitch,
-    };
     if devices.iter().any(|d| catalog.fabric(d.device) == Some(Fabric::Rack)) {
         reasons.push("The fabric manager of these GPUs runs in the rack, not on this host.".into());
     }
     let expect = match &config.policy.expect_gpus {
         ExpectGpus::Count(number) => Some(*number),
-        ExpectGpus::Auto(_) => instance_type.filter(|t| t.vendor == devices[0].vendor).map(|t| t.gpus),
+        ExpectGpus::Auto(_) => {
+            instance_type.filter(|t| t.vendor == devices[0].vendor).and_then(InstanceType::expected_gpus)
+        }
     };
-    Ok(Target { gpus, fabric, expect })
+    let uncounted = instance_type.filter(|t| t.gpus_unverified).map(|t| t.name.clone());
+    Ok(Target { gpus, fabric: fabric_need(catalog, &facts.gpu), expect, uncounted })
 }
 
 /// `policy.on-no-gpu = "install"`: everything follows from the instance types, which must agree.
@@ -170,7 +176,7 @@ fn baked_for(catalog: &Catalog, facts: &Facts, config: &Config, reasons: &mut Ve
         .with_hint("for example: for = [\"g5.xlarge\"]"));
     }
     let types = names.iter().map(|n| bakeable(catalog, facts, n)).collect::<Result<Vec<_>>>()?;
-    let needs: Vec<_> = types.iter().map(|t| fabric_of(catalog, t)).collect();
+    let needs: Vec<_> = types.iter().map(|t| fabric_need(catalog, &machine::bus(t))).collect();
     if let Some(other) = needs.iter().position(|n| *n != needs[0]) {
         let (with, without) = if needs[other] == FabricNeed::None { (0, other) } else { (other, 0) };
         return Err(impossible(format!(
@@ -183,12 +189,14 @@ fn baked_for(catalog: &Catalog, facts: &Facts, config: &Config, reasons: &mut Ve
     let gpus = catalog.classes(&ids, reasons)?;
     let titles: Vec<_> = gpus.iter().map(GpuClass::title).collect();
     reasons.push(format!("No GPU is here; the image is for {}: {}.", names.join(", "), titles.join(", ")));
-    let same_count = types.iter().all(|t| t.gpus == types[0].gpus).then_some(types[0].gpus);
+    let counts = types.iter().map(InstanceType::expected_gpus).collect::<BTreeSet<_>>();
+    let same_count = if counts.len() == 1 { types[0].expected_gpus() } else { None };
     let expect = match &config.policy.expect_gpus {
         ExpectGpus::Count(number) => Some(*number),
         ExpectGpus::Auto(_) => same_count,
     };
-    Ok(Target { gpus, fabric: needs[0], expect })
+    let uncounted = types.iter().find(|t| t.gpus_unverified).map(|t| t.name.clone());
+    Ok(Target { gpus, fabric: needs[0], expect, uncounted })
 }
 
 fn bakeable(catalog: &Catalog, facts: &Facts, name: &str) -> Result<InstanceType> {
@@ -213,11 +221,14 @@ fn bakeable(catalog: &Catalog, facts: &Facts, name: &str) -> Result<InstanceType
     Ok(found)
 }
 
-fn fabric_of(catalog: &Catalog, t: &InstanceType) -> FabricNeed {
-    match t.device.and_then(|d| catalog.fabric(d)) {
-        _ if t.nvswitches > 0 => FabricNeed::Nvswitch,
-        Some(Fabric::Nvlink5) if t.gpus > 1 => FabricNeed::Nvlink5,
-        _ => FabricNeed::None,
+/// What a bus asks for, be it here or that of an instance type for which an image is baked.
+fn fabric_need(catalog: &Catalog, bus: &GpuFacts) -> FabricNeed {
+    let is_nvlink5 = |id| catalog.fabric(id) == Some(Fabric::Nvlink5);
+    let nvlink5 = bus.gpus.iter().filter(|gpu| is_nvlink5(gpu.value.device)).count();
+    match (bus.nvswitches.len(), nvlink5) {
+        (0, 0 | 1) => FabricNeed::None,
+        (0, _) => FabricNeed::Nvlink5,
+        _ => FabricNeed::Nvswitch,
     }
 }
 
@@ -334,26 +345,38 @@ impl Catalog {
                     a.name
                 )),
             }
+            let unlisted = !matches!(found, Match::Exact(_));
             let (Match::Exact(a) | Match::Range(a) | Match::Unknown(a)) = found;
-            classes.push(self.class(*id, a));
+            classes.push(self.class(*id, a, unlisted));
         }
         classes.sort_by(|a, b| (a.generation, &a.name).cmp(&(b.generation, &b.name)));
         Ok(classes)
     }
 
-    fn class(&self, id: u16, a: &Architecture) -> GpuClass {
+    fn class(&self, id: u16, a: &Architecture, unlisted: bool) -> GpuClass {
         let product = self.gpus.gpu.iter().find(|g| g.id.0 == id);
         let narrower =
             |of_product: Option<&Version>, of_all: &Option<Version>| of_product.or(of_all.as_ref()).cloned();
+        let stated = |key: &str| match key {
+            "first-toolkit" => product.is_some_and(|g| g.first_toolkit.is_some()),
+            "last-toolkit" => product.is_some_and(|g| g.last_toolkit.is_some()),
+            "first-branch" => product.is_some_and(|g| g.first_branch.is_some()),
+            _ => false,
+        };
+        let of_product = product.map(|g| g.unverified.as_slice()).unwrap_or_default();
+        let unverified = a.unverified.iter().filter(|key| !stated(key)).chain(of_product).cloned().collect();
         GpuClass {
             name: product.map_or_else(|| format!("GPU 10de:{id:04x}"), |g| g.name.clone()),
             generation: self.gpus.architecture.iter().position(|x| x.name == a.name).unwrap_or_default(),
             architecture: a.name.clone(),
-            modules: a.modules,
+            modules: product.and_then(|g| g.modules).unwrap_or(a.modules),
             first_toolkit: narrower(product.and_then(|g| g.first_toolkit.as_ref()), &a.first_toolkit),
             last_toolkit: narrower(product.and_then(|g| g.last_toolkit.as_ref()), &a.last_toolkit),
             first_branch: narrower(product.and_then(|g| g.first_branch.as_ref()), &a.first_branch),
             last_branch: a.last_branch.clone(),
+            unlisted,
+            fabric_unverified: of_product.iter().any(|key| key == "fabric"),
+            unverified,
         }
     }
 
@@ -368,7 +391,7 @@ impl Catalog {
     }
 
     fn refused_family(&self, family: &str) -> Option<&Refused> {
-        self.instances.refused.iter().find(|r| r.families.iter().any(|f| f == family))
+        self.instances.refused.iter().find(|r| matches(&r.families, family))
     }
 
     fn refused_device(&self, device: &PciDevice) -> Option<&Refused> {
@@ -376,7 +399,8 @@ impl Catalog {
         self.instances.refused.iter().find(is_it)
     }
 
-    fn sizes_hint(&self, family: &str) -> String {
+    /// Which instance types there are instead of one that is not known.
+    pub(crate) fn sizes_hint(&self, family: &str) -> String {
         let row = self.instances.family.iter().find(|f| f.name == family);
         if let Some(row) = row.filter(|f| !f.sizes.is_empty()) {
             let sizes: Vec<_> = row.sizes.keys().map(|size| format!("{family}.{size}")).collect();

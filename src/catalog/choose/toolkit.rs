@@ -2,7 +2,7 @@
 
 use super::place::Place;
 use super::target::Target;
-use super::{Context, Toolkit, impossible};
+use super::{Context, Toolkit, impossible, nearest, the_nearest};
 use crate::catalog::tables::ToolkitRow;
 use crate::catalog::version::Version;
 use crate::config::schema::OneOrMany;
@@ -44,7 +44,7 @@ impl Wish {
 }
 
 /// How a toolkit gets on with the driver.
-enum Fit {
+pub(super) enum Fit {
     /// The driver is at least the one that the toolkit came with.
     Native,
     /// Only by minor-version compatibility.
@@ -119,7 +119,7 @@ fn note(fit: &Fit, version: &Version, driver: Option<&Version>, reasons: &mut Ve
 }
 
 /// Whether a toolkit exists, and fits GPUs, place and driver.
-fn check(
+pub(super) fn check(
     ctx: &Context,
     target: &Target,
     place: Place,
@@ -130,7 +130,7 @@ fn check(
     let row = ctx.catalog.toolkits.toolkit.iter().find(|t| t.version == minor);
     check_exists(ctx, place, version, row)?;
     check_gpus(target, &minor)?;
-    check_place(ctx, place, version)?;
+    check_place(place, version)?;
     match (row, driver) {
         (Some(row), Some(driver)) => check_driver(ctx, row, version, driver),
         // What is too old for the table runs on every driver in the catalog.
@@ -149,8 +149,7 @@ fn check_exists(ctx: &Context, place: Place, version: &Version, row: Option<&Too
             "CUDA {version} is not known; CUDA {} has {}",
             row.version,
             known.join(", ")
-        ))
-        .with_hint(format!("write cuda.toolkit = \"{}\" for its newest release", row.version)));
+        )));
     }
     let arch = ctx.facts.os.arch.value;
     if row.architectures.as_ref().is_some_and(|only| !only.contains(&arch)) {
@@ -163,18 +162,8 @@ fn check_exists(ctx: &Context, place: Place, version: &Version, row: Option<&Too
 }
 
 fn unknown(ctx: &Context, version: &Version) -> Error {
-    let known = || ctx.catalog.toolkits.toolkit.iter().map(|t| &t.version);
-    let below = known().filter(|v| *v < version).max();
-    let above = known().filter(|v| *v > version).min();
-    let near = match (below, above) {
-        (Some(a), Some(b)) => format!("the nearest are {a} and {b}"),
-        (Some(only), None) | (None, Some(only)) => format!("the nearest is {only}"),
-        (None, None) => "the catalog lists none".to_owned(),
-    };
-    let same_major = [below, above].into_iter().flatten().find(|v| v.major() == version.major());
-    let advice = same_major.or(below).or(above).map_or("auto".to_owned(), ToString::to_string);
-    impossible(format!("CUDA {version} does not exist in the catalog; {near}"))
-        .with_hint(format!("write cuda.toolkit = \"{advice}\" or \"auto\""))
+    let near = nearest(ctx.catalog.toolkits.toolkit.iter().map(|t| &t.version), version);
+    impossible(format!("CUDA {version} does not exist in the catalog; {}", the_nearest(&near)))
 }
 
 fn check_gpus(target: &Target, version: &Version) -> Result<()> {
@@ -193,7 +182,7 @@ fn check_gpus(target: &Target, version: &Version) -> Result<()> {
     Ok(())
 }
 
-fn check_place(ctx: &Context, place: Place, version: &Version) -> Result<()> {
+fn check_place(place: Place, version: &Version) -> Result<()> {
     let minor = version.prefix(2);
     match place {
         Place::Nvidia(n) if n.toolkits.contains(&minor) => Ok(()),
@@ -205,17 +194,7 @@ fn check_place(ctx: &Context, place: Place, version: &Version) -> Result<()> {
         ))),
         Place::Distro(row) if row.toolkit == *version => Ok(()),
         Place::Distro(row) => {
-            let there = ctx.catalog.repositories.rows.iter().find(|r| r.distro == row.name);
-            let nvidia = there.and_then(|r| r.toolkits.as_ref()).filter(|t| t.contains(&minor));
-            let error =
-                impossible(format!("{} packages CUDA {} only, not {version}", row.title, row.toolkit));
-            Err(match nvidia {
-                Some(_) => error.with_hint(format!(
-                    "set source.packages = \"nvidia\", or write cuda.toolkit = \"{}\"",
-                    row.toolkit
-                )),
-                None => error.with_hint(format!("write cuda.toolkit = \"{}\" or \"auto\"", row.toolkit)),
-            })
+            Err(impossible(format!("{} packages CUDA {} only, not {version}", row.title, row.toolkit)))
         }
     }
 }
