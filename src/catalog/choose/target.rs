@@ -52,6 +52,10 @@ pub(super) struct Target {
     /// One of each kind, oldest architecture first; never empty.
     pub gpus: Vec<GpuClass>,
     pub fabric: FabricNeed,
+    /// Whether the GPUs reach those of other hosts in their rack, for which this host runs IMEX.
+    pub rack: bool,
+    /// The GPUs' PCI device ids.
+    pub ids: BTreeSet<u16>,
     pub expect: Option<u32>,
 }
 
@@ -149,14 +153,15 @@ fn on_bus(
         (0, _) => FabricNeed::Nvlink5,
         _ => FabricNeed::Nvswitch,
     };
-    if devices.iter().any(|d| catalog.fabric(d.device) == Some(Fabric::Rack)) {
+    let rack = ids.iter().any(|id| catalog.fabric(*id) == Some(Fabric::Rack));
+    if rack {
         reasons.push("The fabric manager of these GPUs runs in the rack, not on this host.".into());
     }
     let expect = match &config.policy.expect_gpus {
         ExpectGpus::Count(number) => Some(*number),
         ExpectGpus::Auto(_) => instance_type.filter(|t| t.vendor == devices[0].vendor).map(|t| t.gpus),
     };
-    Ok(Target { gpus, fabric, expect })
+    Ok(Target { gpus, fabric, rack, ids, expect })
 }
 
 /// `policy.on-no-gpu = "install"`: everything follows from the instance types, which must agree.
@@ -188,7 +193,8 @@ fn baked_for(catalog: &Catalog, facts: &Facts, config: &Config, reasons: &mut Ve
         ExpectGpus::Count(number) => Some(*number),
         ExpectGpus::Auto(_) => same_count,
     };
-    Ok(Target { gpus, fabric: needs[0], expect })
+    let rack = ids.iter().any(|id| catalog.fabric(*id) == Some(Fabric::Rack));
+    Ok(Target { gpus, fabric: needs[0], rack, ids, expect })
 }
 
 fn bakeable(catalog: &Catalog, facts: &Facts, name: &str) -> Result<InstanceType> {
