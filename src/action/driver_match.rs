@@ -54,6 +54,8 @@ struct Findings {
 impl DriverMatch {
     async fn examine(&self, host: &Host, libraries: &str) -> Result<Findings> {
         let mut found = Findings::default();
+        // Prebuilt modules are for some kernels only, and nothing can be done about the others here.
+        let is_built_here = host.files.list("/var/lib/dkms")?.iter().any(|name| name.starts_with("nvidia"));
         for kernel in kernels(host)? {
             match module(host, &kernel).await? {
                 Some(module) if module.version == libraries => {
@@ -61,8 +63,8 @@ impl DriverMatch {
                     found.evidence.push(format!("module for {kernel} {signed}"));
                 }
                 Some(module) => found.other.push((kernel, module.version)),
-                None if host.files.exists(format!("/lib/modules/{kernel}/build"))? => {
-                    found.unbuilt.push(kernel)
+                None if is_built_here && host.files.exists(format!("/lib/modules/{kernel}/build"))? => {
+                    found.unbuilt.push(kernel);
                 }
                 // Without headers none can be built: loading it says so, with what to do.
                 None => {}
@@ -250,6 +252,30 @@ mod tests {
             host.files.write(format!("/boot/vmlinuz-{kernel}"), b"", 0o644).unwrap();
         }
         assert_eq!(kernels(&host).unwrap(), [KERNEL, NEWER]);
+    }
+
+    #[tokio::test]
+    async fn a_kernel_with_headers_and_without_a_module_is_built_for_or_the_compiler_says_why_not() {
+        let (_dir, host) = machine();
+        host.files.symlink("/usr/lib/libcuda.so.1", "libcuda.so.580.82.07").unwrap();
+        let listed = cache(&[("libcuda.so.1", "/usr/lib/libcuda.so.1")]);
+        host.files.write("/etc/ld.so.cache", &listed, 0o644).unwrap();
+        host.files.write(format!("/lib/modules/{KERNEL}/build/Makefile"), b"", 0o644).unwrap();
+        let action = DriverMatch { companions: Vec::new() };
+        let check = action.check(&host).await.unwrap();
+        assert_eq!(
+            check,
+            Check::satisfied("libraries 580.82.07 are alone"),
+            "nothing is built on this machine"
+        );
+        let log =
+            format!("DKMS make.log for nvidia-580.82.07 for kernel {KERNEL} (x86_64)\nnv.c:1:2: error: no\n");
+        host.files.write("/var/lib/dkms/nvidia/580.82.07/build/make.log", log.as_bytes(), 0o644).unwrap();
+        let check = action.check(&host).await.unwrap();
+        assert_eq!(check, Check::needed(format!("no module was built for kernel {KERNEL}")));
+        let error = action.apply(&host).await.unwrap_err();
+        assert_eq!(error.code(), Code::ModuleBuildFailed);
+        assert!(error.message().contains("nv.c:1:2: error: no"), "{error}");
     }
 
     #[tokio::test]

@@ -462,12 +462,11 @@ fn parameters(
 fn hold_kernel(ctx: &Context, without_headers: bool, reasons: &mut Vec<String>) -> Option<String> {
     let release = &ctx.facts.os.kernel.value;
     let why = match ctx.config.policy.hold_kernel {
-        HoldKernel::Never => return None,
         HoldKernel::Always => "as configured",
         HoldKernel::Auto if without_headers => {
             "an update would come without headers to build the modules with"
         }
-        HoldKernel::Auto => return None,
+        HoldKernel::Auto | HoldKernel::Never => return None,
     };
     reasons.push(format!("The packages of kernel {release} are held: {why}."));
     Some(release.clone())

@@ -238,10 +238,9 @@ impl Apt<'_> {
         };
         match self.plan_with(request, Holds::Ignored).await {
             Ok(plan) if self.may_ignore_holds(&plan)? => Ok(plan),
-            Ok(_) => Err(error),
             // What it would do to others is the better reason.
             Err(e) if e.code() == Code::WouldRemove => Err(e),
-            Err(_) => Err(error),
+            Ok(_) | Err(_) => Err(error),
         }
     }
 

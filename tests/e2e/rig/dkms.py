@@ -82,4 +82,6 @@ def looks(machine, agent, kernel, say):
     check.equal(magic and magic[1], kernel, "the kernel that the module is for")
     state = {step: (word, why) for step, _, word, why in agent.plan()}["driver-match"]
     check.equal(state[0], "satisfied", f"driver-match ({state[1]})")
-    say(f"{state[1]}")
+    say(state[1])
+    check.true('Package-Blacklist:: "libnvidia-.*$"' in machine.run("apt-config", "dump").stdout,
+               "apt's configuration does not keep unattended-upgrades from the driver")
