@@ -145,7 +145,8 @@ codes! {
     ComponentMissing "component-missing" FAILED "The distribution's archive cannot supply a wanted component.";
     // device query
     DriverNotLoaded "driver-not-loaded" UNHEALTHY "The NVIDIA kernel module is not loaded.";
-    DriverMismatch "driver-mismatch" UNHEALTHY "The loaded kernel module and the installed libraries have different versions.";
+    DriverMismatch "driver-mismatch" UNHEALTHY "Kernel module, libraries and services of the driver have different versions.";
+    ModuleBuildFailed "module-build-failed" FAILED "DKMS could not build the driver's kernel module; the message has the compiler's line.";
     ServiceFailed "service-failed" UNHEALTHY "A service that the GPUs need does not start.";
     GpuCount "gpu-count" UNHEALTHY "Fewer GPUs work than the machine should have.";
     LibraryMissing "library-missing" UNHEALTHY "A CUDA library that the plan installed cannot be found.";
@@ -253,6 +254,7 @@ impl Code {
             Self::DriverNotLoaded | Self::DriverMismatch => {
                 "reboot; then `gpu-bootstrap device-query` tells what is left"
             }
+            Self::ModuleBuildFailed => "`dkms status`, and make.log below /var/lib/dkms, say more",
             Self::ServiceFailed => "`systemctl status` and `journalctl -u` of the service say why",
             Self::GpuCount
             | Self::NvmlFailed

@@ -296,7 +296,7 @@ fn plan(steps: Vec<Step>) -> Plan {
 
 fn packages_step(package: &str) -> Step {
     let packages = vec![package.to_owned()];
-    step(package, Action::AptPackage(AptPackage { packages, recommends: false, hold: false }))
+    step(package, Action::AptPackage(AptPackage { packages, ..AptPackage::default() }))
 }
 
 /// The machine's host, as a run has it: with reports kept, and without the program that plays the stand-ins' part.

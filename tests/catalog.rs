@@ -333,6 +333,51 @@ fn the_bus_decides_not_the_instance_type() {
 }
 
 #[test]
+fn the_gsp_firmware_is_off_where_aws_says_so_and_only_with_the_proprietary_modules() {
+    let parameters = |facts: &Facts, wish: &str| {
+        let stack = chosen(facts, wish);
+        let told = stack.reasons.iter().any(|r| r.contains("EnableGpuFirmware=0: AWS"));
+        let driver = stack.driver.unwrap();
+        assert_eq!(told, !driver.parameters.is_empty(), "{:?}", stack.reasons);
+        driver.parameters.join(" ")
+    };
+    let proprietary = "driver.flavour = 'proprietary'";
+    for family in ["g4dn.xlarge", "g5.xlarge"] {
+        assert_eq!(parameters(&instance("ubuntu2204", family), proprietary), "EnableGpuFirmware=0");
+        assert_eq!(parameters(&instance("ubuntu2204", family), ""), "", "the open module needs it");
+    }
+    let old = "driver.flavour = 'proprietary'\ndriver.branch = '470'";
+    assert_eq!(parameters(&instance("ubuntu2204", "g5.xlarge"), old), "", "branch 470 has no such firmware");
+    assert_eq!(parameters(&instance("ubuntu2204", "g6.xlarge"), proprietary), "");
+}
+
+#[test]
+fn a_rack_s_hosts_get_imex_in_the_driver_s_version_and_no_fabric_manager() {
+    let facts = instance("ubuntu2404", "p6e-gb200.36xlarge");
+    let stack = chosen(&facts, "");
+    assert!(stack.fabric_manager.is_none());
+    assert_eq!(stack.driver.unwrap().imex, ["nvidia-imex"]);
+    let exact = chosen(&facts, "driver.branch = '580.95.05'").driver.unwrap();
+    assert_eq!(exact.imex, ["nvidia-imex=580.95.05-*"]);
+    assert!(exact.pin.unwrap().packages.contains(&"nvidia-imex*".to_owned()));
+    assert!(chosen(&instance("ubuntu2404", "p5.48xlarge"), "").driver.unwrap().imex.is_empty());
+}
+
+#[test]
+fn a_kernel_is_held_where_no_headers_follow_it_or_as_configured() {
+    let held = |kernel: &str, wish: &str| {
+        let mut facts = instance("ubuntu2204", "g5.xlarge");
+        kernel.clone_into(&mut facts.os.kernel.value);
+        chosen(&facts, wish).driver.unwrap().hold_kernel
+    };
+    assert_eq!(held("6.8.0-1021-aws", ""), None);
+    assert_eq!(held("6.5.0-mine", "").as_deref(), Some("6.5.0-mine"));
+    assert_eq!(held("6.5.0-mine", "policy.hold-kernel = 'never'"), None);
+    let always = held("6.8.0-1021-aws", "policy.hold-kernel = 'always'");
+    assert_eq!(always.as_deref(), Some("6.8.0-1021-aws"));
+}
+
+#[test]
 fn an_unknown_gpu_is_taken_for_the_newest_and_said_so() {
     let stack = chosen(&with_gpu("ubuntu2404", 0x3fff), "");
     assert!(stack.driver.unwrap().open);

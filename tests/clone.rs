@@ -47,7 +47,7 @@ fn plan(machine: &Machine) -> Plan {
         architecture: "amd64".into(),
         keyring: "/etc/apt/keyrings/repo.gpg".into(),
     };
-    let package = AptPackage { packages: vec!["image".into()], recommends: false, hold: false };
+    let package = AptPackage { packages: vec!["image".into()], ..AptPackage::default() };
     let steps = vec![step("source", Action::AptSource(source)), step("package", Action::AptPackage(package))];
     Plan { digest: digest::plan(&steps), steps }
 }

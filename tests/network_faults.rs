@@ -585,7 +585,7 @@ impl Mirrored {
 
     fn apply(&self, package: &str) -> Result<(), Error> {
         let packages = vec![package.to_owned()];
-        let action = Action::AptPackage(AptPackage { packages, recommends: false, hold: false });
+        let action = Action::AptPackage(AptPackage { packages, ..AptPackage::default() });
         block(action.apply(&self.host)).map(drop)
     }
 

@@ -131,6 +131,8 @@ fn packages(names: &[&str]) -> Action {
         packages: names.iter().map(|p| (*p).to_owned()).collect(),
         recommends: false,
         hold: true,
+        pinned: Vec::new(),
+        pinned_version: String::new(),
     })
 }
 

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::package_set::{self, Spec, Wanted};
+use super::module_build;
+use super::package_set::{self, Pin, Spec, Wanted};
 use super::{Applied, Check, Converge};
 use crate::error::Result;
 use crate::host::Host;
@@ -11,7 +12,7 @@ use crate::install::ahead::Wish;
 
 /// Packages, by apt. Satisfied when dpkg has each of them and everything that came with them installed, in the
 /// recorded versions as far as they are held, and every file of theirs has the size recorded at installation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AptPackage {
     /// Names, possibly `name=version`; the version may hold `*`.
@@ -23,6 +24,12 @@ pub struct AptPackage {
     /// must get their security updates, and kernel packages must follow the kernel.
     #[serde(default)]
     pub hold: bool,
+    /// Patterns of the packages that must have `pinned-version`, where the names alone do not tell branches apart.
+    #[serde(default)]
+    pub pinned: Vec<String>,
+    /// Pattern of that version (`580.*`); empty for none.
+    #[serde(default)]
+    pub pinned_version: String,
 }
 
 impl AptPackage {
@@ -33,7 +40,13 @@ impl AptPackage {
             key: package_set::key("apt", &parts),
             specs: self.packages.iter().map(|p| Spec::parse(p)).collect(),
             hold: self.hold,
+            pin: self.pin(),
         }
+    }
+
+    fn pin(&self) -> Option<Pin> {
+        let version = self.pinned_version.clone();
+        (!version.is_empty()).then(|| Pin { packages: self.pinned.clone(), version })
     }
 
     /// For people: the first package, and how many more were asked for.
@@ -58,7 +71,8 @@ impl Converge for AptPackage {
         Installer::new(host).recover().await?;
         let found = package_set::examine(host, &wanted)?;
         if found.need_apt() {
-            package_set::install(host, &wanted, &found, self.recommends, |_| None).await?;
+            let installed = package_set::install(host, &wanted, &found, self.recommends, |_| None).await;
+            installed.map_err(|e| module_build::explain(host, e))?;
         }
         package_set::hold_and_record(host, &wanted, &before, Vec::new()).await?;
         Ok(Applied::Done)

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::module_build;
 use crate::error::{Code, Error, Result};
 use crate::facts::gpu::{driver, module_on_disk};
 use crate::facts::os::secure_boot;
@@ -161,10 +162,10 @@ fn no_module(host: &Host, kernel: &str) -> Result<Option<(String, String)>> {
             others.push(other);
         }
     }
-    if let Some(log) = failed_build(host, kernel)? {
+    if let Some(failure) = module_build::failure(host, kernel)? {
         return Ok(Some((
-            format!("building it failed, see {log}"),
-            format!("read the end of {log}; then run again"),
+            format!("building it failed: {}", failure.message()),
+            failure.hint().unwrap_or_default().to_owned(),
         )));
     }
     if !others.is_empty() {
@@ -235,20 +236,6 @@ fn has_module(host: &Host, dir: &str) -> Result<bool> {
     Ok(false)
 }
 
-/// The log of a DKMS build that left no module for the kernel.
-fn failed_build(host: &Host, kernel: &str) -> Result<Option<String>> {
-    for package in host.files.list("/var/lib/dkms")?.iter().filter(|p| p.starts_with("nvidia")) {
-        for version in host.files.list(format!("/var/lib/dkms/{package}"))? {
-            let log = format!("/var/lib/dkms/{package}/{version}/build/make.log");
-            // The log's head names the kernel that it was built for.
-            if host.files.read_text(&log)?.is_some_and(|text| text.contains(kernel)) {
-                return Ok(Some(log));
-            }
-        }
-    }
-    Ok(None)
-}
-
 fn refused_by_signature(words: &str) -> bool {
     ["Key was rejected by service", "Required key not available", "Operation not permitted"]
         .iter()
@@ -260,12 +247,12 @@ pub(super) fn nouveau(host: &Host) -> Result<bool> {
     host.files.exists("/sys/module/nouveau")
 }
 
-/// Whether the next boot keeps nouveau away.
-pub(super) fn nouveau_is_blacklisted(host: &Host) -> Result<bool> {
+/// Whether the next boot does not load the module by itself.
+pub(super) fn is_blacklisted(host: &Host, module: &str) -> Result<bool> {
     for dir in ["/etc/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"] {
         for name in host.files.list(dir)? {
             let text = host.files.read_text(format!("{dir}/{name}"))?.unwrap_or_default();
-            if text.lines().any(|l| l.split_ascii_whitespace().eq(["blacklist", "nouveau"])) {
+            if text.lines().any(|l| l.split_ascii_whitespace().eq(["blacklist", module])) {
                 return Ok(true);
             }
         }
@@ -316,10 +303,9 @@ pub(super) mod tests {
             "/var/lib/dkms/nvidia/580.82.07/build/make.log",
             b"DKMS make.log for nvidia-580.82.07 for kernel 6.8.0-1021-aws (x86_64)\n",
         );
-        assert!(
-            says(&host, None)
-                .contains("building it failed, see /var/lib/dkms/nvidia/580.82.07/build/make.log")
-        );
+        assert!(says(&host, None).contains(
+            "building it failed: DKMS could not build the NVIDIA module for kernel 6.8.0-1021-aws"
+        ));
 
         write(&format!("{modules}/updates/dkms/nvidia-current.ko.xz"), b"");
         assert!(says(&host, None).ends_with("has an NVIDIA module, but it is not loaded"));

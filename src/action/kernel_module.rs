@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::driver::{self, Remedy};
+use super::unload;
 use super::{Applied, Check, Converge};
 use crate::error::{Code, Result};
 use crate::host::Host;
@@ -13,17 +14,44 @@ use crate::host::exec::Call;
 /// Initialising eight GPUs takes tens of seconds.
 const LOAD_LIMIT: Duration = Duration::from_secs(180);
 
+/// What the loaded driver was told.
+const PARAMS: &str = "/proc/driver/nvidia/params";
+
 /// Loaded kernel modules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KernelModule {
     /// Modules, in order.
     pub modules: Vec<String>,
+    /// `name=value` of the parameters that the driver must have been loaded with, by the names in
+    /// `/proc/driver/nvidia/params`.
+    #[serde(default)]
+    pub parameters: Vec<String>,
 }
 
 impl KernelModule {
     fn has_driver(&self) -> bool {
         self.modules.iter().any(|m| m == "nvidia")
+    }
+
+    /// Why the loaded driver is not the wanted one; `None` if it is, or if none is loaded.
+    fn wrong_driver(&self, host: &Host) -> Result<Option<String>> {
+        let Some(loaded) = driver::module_version(host)?.filter(|_| self.has_driver()) else {
+            return Ok(None);
+        };
+        if let Some(libraries) = driver::library_version(host)?
+            && loaded != libraries
+        {
+            return Ok(Some(format!("module {loaded} is loaded, and libraries {libraries} are installed")));
+        }
+        let Some(params) = host.files.read_text(PARAMS)? else { return Ok(None) };
+        let value = |name: &str| params.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+        for (name, wanted) in self.parameters.iter().filter_map(|p| p.split_once('=')) {
+            if let Some(value) = value(name).map(str::trim).filter(|v| *v != wanted) {
+                return Ok(Some(format!("module {loaded} is loaded with {name}={value}, wanted {wanted}")));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -48,29 +76,30 @@ impl Converge for KernelModule {
                 missing.join(", ")
             )));
         }
-        let module = driver::module_version(host)?;
-        if let (true, Some(module), Some(libraries)) =
-            (self.has_driver(), &module, driver::library_version(host)?)
-            && *module != libraries
-        {
-            return Ok(Check::needed(format!(
-                "module {module} is loaded, and libraries {libraries} are installed"
-            )));
+        if let Some(why) = self.wrong_driver(host)? {
+            return Ok(Check::needed(why));
         }
-        let version = module.map(|v| format!(" {v}")).unwrap_or_default();
+        let version = driver::module_version(host)?.map(|v| format!(" {v}")).unwrap_or_default();
         Ok(Check::satisfied(format!("loaded: {}{version}", self.modules.join(", "))))
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
         if self.has_driver() {
-            if let Some(loaded) = driver::module_version(host)?
-                && let Some(libraries) = driver::library_version(host)?
-                && loaded != libraries
+            if let Some(why) = self.wrong_driver(host)?
+                && let Some(loaded) = driver::module_version(host)?
             {
-                return match driver::remedy(host, &loaded, Some(&libraries)).await? {
-                    Remedy::Reboot(why) => Ok(Applied::RebootNeeded { why }),
-                    Remedy::None(error) => Err(error),
+                let libraries = driver::library_version(host)?;
+                let reboot = match driver::remedy(host, &loaded, libraries.as_deref()).await? {
+                    Remedy::Reboot(why) => why,
+                    // The same module, loaded anew, takes the parameters.
+                    Remedy::None(_) if libraries.is_none_or(|l| l == loaded) => {
+                        format!("{why}; the next boot loads it as wanted")
+                    }
+                    Remedy::None(error) => return Err(error),
                 };
+                if !unload::driver(host).await? {
+                    return Ok(Applied::RebootNeeded { why: reboot });
+                }
             }
             if let Some(next) = driver::next_kernel(host)? {
                 return Ok(Applied::RebootNeeded {
@@ -80,7 +109,10 @@ impl Converge for KernelModule {
                     ),
                 });
             }
-            if driver::nouveau(host)? && driver::nouveau_is_blacklisted(host)? {
+            if driver::nouveau(host)?
+                && driver::is_blacklisted(host, "nouveau")?
+                && !unload::module(host, "nouveau").await?
+            {
                 return Ok(Applied::RebootNeeded {
                     why: "nouveau holds the GPU now; it is blacklisted from the next boot on".into(),
                 });
@@ -128,7 +160,7 @@ mod tests {
     use super::*;
 
     fn action() -> KernelModule {
-        KernelModule { modules: vec!["nvidia".into(), "nvidia-uvm".into()] }
+        KernelModule { modules: vec!["nvidia".into(), "nvidia-uvm".into()], parameters: Vec::new() }
     }
 
     #[tokio::test]
@@ -145,6 +177,27 @@ mod tests {
         host.files.write("/proc/modules", b"nvidia_uvm 1 0 - Live 0\n", 0o444).unwrap();
         let check = action().check(&host).await.unwrap();
         assert_eq!(check, Check::satisfied("loaded: nvidia, nvidia-uvm 535.216.03"));
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_was_loaded_with_other_parameters_is_loaded_anew_or_asks_for_a_reboot() {
+        let (_dir, host) = machine();
+        let text = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.216.03  Thu Apr  3\n";
+        let put = |path: &str, text: &str| host.files.write(path, text.as_bytes(), 0o444).unwrap();
+        put("/proc/driver/nvidia/version", text);
+        put("/proc/modules", "nvidia_uvm 1 0 - Live 0\n");
+        put(PARAMS, "EnableMSI: 1\nEnableGpuFirmware: 18\n");
+        let action = KernelModule { parameters: vec!["EnableGpuFirmware=0".into()], ..action() };
+        let check = action.check(&host).await.unwrap();
+        assert_eq!(check, Check::needed("module 535.216.03 is loaded with EnableGpuFirmware=18, wanted 0"));
+        match action.apply(&host).await.unwrap() {
+            Applied::RebootNeeded { why } => {
+                assert!(why.ends_with("the next boot loads it as wanted"), "{why}")
+            }
+            Applied::Done => panic!("nobody can unload it here"),
+        }
+        put(PARAMS, "EnableGpuFirmware: 0\n");
+        assert_eq!(action.check(&host).await.unwrap().state(), "satisfied");
     }
 
     #[tokio::test]

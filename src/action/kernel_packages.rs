@@ -34,7 +34,12 @@ impl KernelPackages {
     }
 
     fn wanted(&self, names: &[String]) -> Wanted {
-        Wanted { key: self.key(), specs: names.iter().map(|p| Spec::parse(p)).collect(), hold: false }
+        Wanted {
+            key: self.key(),
+            specs: names.iter().map(|p| Spec::parse(p)).collect(),
+            hold: false,
+            pin: None,
+        }
     }
 
     /// What an earlier run chose, as its record tells; without a record, what is wanted in any case.

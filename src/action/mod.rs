@@ -13,15 +13,21 @@ pub mod command;
 pub mod deb;
 pub mod device_query;
 mod driver;
+pub mod driver_match;
 pub mod file;
 pub mod instance_store;
+pub mod kernel_hold;
 pub mod kernel_module;
 pub mod kernel_packages;
 pub mod library_path;
 pub mod link;
+pub mod module_blacklist;
+mod module_build;
+pub mod module_options;
 mod package_set;
 pub(crate) mod repository;
 pub mod service;
+mod unload;
 
 pub(crate) use package_set::recorded_files;
 use serde::{Deserialize, Serialize};
@@ -191,6 +197,14 @@ actions! {
     Deb(deb::Deb),
     /// Directories of the dynamic linker.
     LibraryPath(library_path::LibraryPath),
+    /// The running kernel's packages, on hold.
+    KernelHold(kernel_hold::KernelHold),
+    /// What modprobe tells a kernel module.
+    ModuleOptions(module_options::ModuleOptions),
+    /// A kernel module that is not loaded by itself.
+    ModuleBlacklist(module_blacklist::ModuleBlacklist),
+    /// One version of everything that belongs to the driver.
+    DriverMatch(driver_match::DriverMatch),
     /// Loaded kernel modules.
     KernelModule(kernel_module::KernelModule),
     /// A command of the administrator's own.

@@ -41,6 +41,16 @@ pub(super) struct Wanted {
     pub(super) specs: Vec<Spec>,
     /// Whether NVIDIA's packages in the set must be on hold.
     pub(super) hold: bool,
+    /// What the versions of some of them must be.
+    pub(super) pin: Option<Pin>,
+}
+
+/// A version for package names that a repository has in several branches.
+pub(super) struct Pin {
+    /// Patterns of names.
+    pub(super) packages: Vec<String>,
+    /// Pattern of the version.
+    pub(super) version: String,
 }
 
 /// What was installed, with the files as they were then.
@@ -107,8 +117,14 @@ impl Spec {
         Self { text: text.to_owned(), name: name.to_owned(), arch, version }
     }
 
-    fn find<'a>(&self, database: &'a Database) -> Option<&'a Package> {
+    pub(super) fn find<'a>(&self, database: &'a Database) -> Option<&'a Package> {
         database.installed(&self.name, self.arch.as_deref())
+    }
+}
+
+impl Pin {
+    fn refuses(&self, name: &str, version: &str) -> bool {
+        self.packages.iter().any(|p| nvidia::matches(p, name)) && !nvidia::matches(&self.version, version)
     }
 }
 
@@ -215,6 +231,9 @@ pub(super) fn examine(host: &Host, wanted: &Wanted) -> Result<Findings> {
     let record = record.unwrap_or_default();
     for spec in &wanted.specs {
         requested(&database, &record, spec, wanted.hold, &mut found);
+        if let Some(pin) = &wanted.pin {
+            of_another_branch(&database, spec, pin, &mut found);
+        }
     }
     let mut stats = dpkg::Stats::new(host);
     for package in &record.packages {
@@ -252,6 +271,21 @@ fn requested(database: &Database, record: &Record, spec: &Spec, hold: bool, foun
     }
 }
 
+/// A package that was asked for by its name alone, and is there as another branch's: its record says nothing against that.
+fn of_another_branch(database: &Database, spec: &Spec, pin: &Pin, found: &mut Findings) {
+    let package = spec.find(database).filter(|p| spec.version.is_none() && pin.refuses(&p.name, &p.version));
+    if let Some(package) = package {
+        let target = Target {
+            name: spec.name.clone(),
+            arch: spec.arch.clone(),
+            version: None,
+            spec: Some(spec.text.clone()),
+        };
+        let why = format!("{} is {}, wanted {}", spec.name, package.version, pin.version);
+        found.changed.push((target, why));
+    }
+}
+
 fn recorded(
     host: &Host,
     stats: &mut dpkg::Stats<'_>,
@@ -275,7 +309,9 @@ fn recorded(
     found.packages += 1;
     if there.version != package.version {
         let held = wanted.hold && nvidia::belongs_to_the_set(&package.name);
-        if held || compare_versions(&there.version, &package.version).is_lt() {
+        // What is on record is of another branch than the one that is wanted now.
+        let is_outdated = wanted.pin.as_ref().is_some_and(|pin| pin.refuses(&package.name, &package.version));
+        if !is_outdated && (held || compare_versions(&there.version, &package.version).is_lt()) {
             let word = if held { "held version" } else { "version" };
             let why =
                 format!("changed {word}: {} is {}, was {}", package.name, there.version, package.version);

@@ -18,12 +18,40 @@ const START_LIMIT: Duration = Duration::from_secs(180);
 pub struct Service {
     /// Unit name.
     pub unit: String,
+    /// Whether it is enough that the unit runs where it is installed, on machines with systemd.
+    #[serde(default)]
+    pub optional: bool,
+    /// A file without which the service has nothing to do: it is started once the file has a line that is no comment.
+    #[serde(default)]
+    pub configured_by: String,
+}
+
+impl Service {
+    fn is_configured(&self, host: &Host) -> Result<bool> {
+        if self.configured_by.is_empty() {
+            return Ok(true);
+        }
+        let text = host.files.read_text(&self.configured_by)?.unwrap_or_default();
+        Ok(text.lines().map(str::trim).any(|line| !line.is_empty() && !line.starts_with('#')))
+    }
 }
 
 impl Converge for Service {
     async fn check(&self, host: &Host) -> Result<Check> {
+        if !self.is_configured(host)? {
+            return Ok(Check::satisfied(format!(
+                "{} waits for {}, which lists nothing yet",
+                self.unit, self.configured_by
+            )));
+        }
         // systemd's own test for "systemd is running" (sd_booted).
         if !host.files.exists("/run/systemd/system")? {
+            if self.optional {
+                return Ok(Check::satisfied(format!(
+                    "systemd does not run here, so nobody starts {}",
+                    self.unit
+                )));
+            }
             return Ok(Check::unknown(format!(
                 "systemd does not run here, so {} cannot be looked at",
                 self.unit
@@ -32,7 +60,12 @@ impl Converge for Service {
         let properties = "--property=LoadState,ActiveState,UnitFileState";
         let output =
             host.exec.run(&Call::new("systemctl").args(["show", properties, self.unit.as_str()])).await?;
-        Ok(judge(&self.unit, &output.text()))
+        Ok(match judge(&self.unit, &output.text()) {
+            Check::Needed { why } if self.optional && why.ends_with(NOT_FOUND) => {
+                Check::satisfied(format!("{} is not installed here", self.unit))
+            }
+            check => check,
+        })
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
@@ -49,6 +82,9 @@ impl Converge for Service {
         format!("service {}", self.unit)
     }
 }
+
+/// systemd's word for a unit that there is not.
+const NOT_FOUND: &str = "is not-found";
 
 /// From `Name=value` lines.
 fn judge(unit: &str, shown: &str) -> Check {
@@ -87,8 +123,21 @@ mod tests {
     #[tokio::test]
     async fn without_systemd_nothing_can_be_told() {
         let dir = tempfile::tempdir().unwrap();
-        let action = Service { unit: "nvidia-fabricmanager.service".into() };
-        let check = action.check(&Host::new(dir.path().into())).await.unwrap();
-        assert_eq!(check.state(), "unknown");
+        let host = Host::new(dir.path().into());
+        let action = Service {
+            unit: "nvidia-fabricmanager.service".into(),
+            optional: false,
+            configured_by: String::new(),
+        };
+        assert_eq!(action.check(&host).await.unwrap().state(), "unknown");
+        let optional = Service { optional: true, ..action.clone() };
+        assert_eq!(optional.check(&host).await.unwrap().state(), "satisfied");
+        // Nobody has said yet which hosts work together; the template that comes with the package is comments only.
+        let nodes = Service { configured_by: "/etc/nvidia-imex/nodes_config.cfg".into(), ..action };
+        assert_eq!(nodes.check(&host).await.unwrap().state(), "satisfied");
+        host.files.write(&nodes.configured_by, b"# 10.0.0.1\n\n", 0o644).unwrap();
+        assert_eq!(nodes.check(&host).await.unwrap().state(), "satisfied");
+        host.files.write(&nodes.configured_by, b"10.0.0.1\n", 0o644).unwrap();
+        assert_eq!(nodes.check(&host).await.unwrap().state(), "unknown");
     }
 }

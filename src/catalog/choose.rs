@@ -125,6 +125,15 @@ pub struct Driver {
     pub kernel_image: Vec<String>,
     /// Kernel modules to load, in order.
     pub modules: Vec<String>,
+    /// `name=value` of the parameters that the module is loaded with, by the names in `/proc/driver/nvidia/params`.
+    #[serde(default)]
+    pub parameters: Vec<String>,
+    /// IMEX's packages, where the GPUs belong to a rack.
+    #[serde(default)]
+    pub imex: Vec<String>,
+    /// The running kernel, where its packages are to be held.
+    #[serde(default)]
+    pub hold_kernel: Option<String>,
     /// What keeps apt on the branch, where the package names alone do not.
     pub pin: Option<VersionPin>,
     /// Whether the kernel modules come compiled and signed from the distribution, instead of being built here.

@@ -83,6 +83,8 @@ pub(crate) struct Gpus {
     pub gpu: Vec<Gpu>,
     pub nvswitch: Vec<Nvswitch>,
     pub fractional: Vec<Fractional>,
+    #[serde(default)]
+    pub proprietary_parameter: Vec<ProprietaryParameter>,
 }
 
 /// Which kernel modules run an architecture.
@@ -155,6 +157,19 @@ pub(crate) struct Fractional {
     pub name: String,
 }
 
+/// A parameter of the proprietary kernel module that some GPUs need.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct ProprietaryParameter {
+    /// As `/proc/driver/nvidia/params` calls it: without the `NVreg_` of modprobe's files.
+    pub name: String,
+    pub value: String,
+    pub gpus: Vec<Hex>,
+    pub first_branch: Version,
+    /// One sentence.
+    pub why: String,
+}
+
 /// `instances.toml`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -221,6 +236,7 @@ pub(crate) struct Drivers {
     pub open_by_default_from: Version,
     pub nvlink5_packages: Vec<String>,
     pub nvlink5_modules: Vec<String>,
+    pub imex_packages: Vec<String>,
     pub pinned: Vec<String>,
     pub branch: Vec<Branch>,
     pub packages: Vec<DriverPackages>,

@@ -128,6 +128,9 @@ const ON_NO_GPU: &[&str] = &["fail", "skip", "install"];
 /// Values of `policy.reboot`.
 const REBOOT: &[&str] = &["auto", "never"];
 
+/// Values of `policy.hold-kernel`.
+const HOLD_KERNEL: &[&str] = &["auto", "always", "never"];
+
 /// Every key, in the order in which the documentation lists them. A test holds it against
 /// [`super::Config`]'s fields.
 pub const KEYS: &[Key] = &[
@@ -310,6 +313,14 @@ pub const KEYS: &[Key] = &[
         example: "\"never\"",
         meaning: "Whether the unit may reboot the machine when the work needs it. A run by hand never \
                   reboots; it exits 10.",
+    },
+    Key {
+        path: "policy.hold-kernel",
+        kind: Kind::Choice(HOLD_KERNEL),
+        example: "\"always\"",
+        meaning: "Whether the packages of the running kernel are held, so that no update brings another one. `auto` holds \
+                  them where DKMS builds the driver's modules and no package of headers follows the kernel's updates. A held \
+                  kernel gets no security updates; `apt-mark unhold` lets it go.",
     },
     Key {
         path: "policy.expect-gpus",

@@ -217,6 +217,8 @@ pub struct PolicyConfig {
     pub bake_for: Vec<String>,
     /// Whether the unit may reboot the machine.
     pub reboot: Reboot,
+    /// Whether the running kernel's packages are held.
+    pub hold_kernel: HoldKernel,
     /// `auto`, or how many GPUs there must be.
     pub expect_gpus: ExpectGpus,
 }
@@ -242,6 +244,19 @@ pub enum Reboot {
     #[default]
     Auto,
     /// Nobody reboots.
+    Never,
+}
+
+/// Whether the running kernel's packages are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldKernel {
+    /// Only where modules are built here and no package of headers follows the kernel's updates.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
     Never,
 }
 
@@ -424,6 +439,7 @@ impl Default for PolicyConfig {
             on_no_gpu: OnNoGpu::Fail,
             bake_for: Vec::new(),
             reboot: Reboot::Auto,
+            hold_kernel: HoldKernel::Auto,
             expect_gpus: ExpectGpus::Auto("auto".into()),
         }
     }

@@ -6,6 +6,7 @@ mod mount_unit;
 pub mod select;
 pub mod show;
 pub mod step;
+mod unattended;
 pub mod values;
 
 use serde::Serialize;

@@ -25,6 +25,11 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
             either(stack.driver.as_ref().is_some_and(|d| !d.kernel_packages.is_empty()), "wanted", "none"),
         ),
         ("driver", either(stack.driver.is_some(), "wanted", "none")),
+        (
+            "kernel-hold",
+            either(stack.driver.as_ref().is_some_and(|d| d.hold_kernel.is_some()), "wanted", "none"),
+        ),
+        ("imex", either(stack.driver.as_ref().is_some_and(|d| !d.imex.is_empty()), "needed", "none")),
         ("fabric-manager", either(stack.fabric_manager.is_some(), "needed", "none")),
         ("cuda", either(!stack.toolkits.is_empty(), "wanted", "none")),
         (
@@ -87,6 +92,8 @@ const POSSIBLE: &[(&str, &[&str])] = &[
     ("components", &["wanted", "none"]),
     ("kernel-packages", &["wanted", "none"]),
     ("driver", &["wanted", "none"]),
+    ("kernel-hold", &["wanted", "none"]),
+    ("imex", &["needed", "none"]),
     ("fabric-manager", &["needed", "none"]),
     ("cuda", &["wanted", "none"]),
     ("cuda-home", &["own", "system", "none"]),

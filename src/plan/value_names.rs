@@ -22,7 +22,12 @@ pub const VALUE_NAMES: &[&str] = &[
     "driver.pinned",             // list: patterns of packages that must have driver.pinned-version
     "driver.pinned-version",     // text: pattern of that version, "" when the names tell branches apart
     "driver.modules",            // list: kernel modules to load, in order
+    "driver.parameters",         // list: `name=value` that the driver's module is loaded with
+    "driver.companions",         // list: packages that must have exactly the driver's version
+    "driver.held-kernel",        // text: the running kernel, where its packages are to be held
+    "driver.unattended-upgrades", // text: what keeps unattended-upgrades from the driver
     "fabric-manager.packages",   // list
+    "imex.packages",             // list
     // Toolkit and cuDNN
     "cuda.version",              // text: versions of the toolkits, joined by ", "
     "cuda.packages",             // list

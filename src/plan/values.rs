@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::de::DeValue;
 use toml::{Spanned, Value};
 
-use super::mount_unit;
+use super::{mount_unit, unattended};
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
 use crate::config::Config;
@@ -159,6 +159,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
     let driver = stack.driver.as_ref().map(|d| d.packages.clone()).unwrap_or_default();
     let fabric = stack.fabric_manager.clone().unwrap_or_default();
+    let imex = stack.driver.as_ref().map(|d| d.imex.clone()).unwrap_or_default();
     match &stack.source {
         Source::Nvidia(r) => {
             v.set("repository.url", r.url.clone());
@@ -172,7 +173,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
             v.set("distro.components", r.components.clone());
             v.set(
                 "repository.packages",
-                [driver.clone(), fabric.clone(), toolkits.clone(), cudnn.clone()].concat(),
+                [driver.clone(), fabric.clone(), imex.clone(), toolkits.clone(), cudnn.clone()].concat(),
             );
         }
         Source::Distro { components } => v.set("distro.components", components.clone()),
@@ -184,11 +185,18 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
         v.set("driver.kernel-packages", d.kernel_packages.clone());
         v.set("driver.running-kernel-packages", d.running_kernel_packages.clone());
         v.set("driver.kernel-image", d.kernel_image.clone());
+        v.set("driver.parameters", d.parameters.clone());
+        v.set("driver.companions", [fabric.clone(), imex.clone()].concat());
+        v.set("driver.unattended-upgrades", unattended::blacklist());
+        if let Some(release) = &d.hold_kernel {
+            v.set("driver.held-kernel", release.clone());
+        }
     }
     let pin = stack.driver.as_ref().and_then(|d| d.pin.clone());
     v.set("driver.pinned", pin.as_ref().map(|p| p.packages.clone()).unwrap_or_default());
     v.set("driver.pinned-version", pin.map(|p| p.version).unwrap_or_default());
     v.set("fabric-manager.packages", fabric);
+    v.set("imex.packages", imex);
     let versions: Vec<_> = stack.toolkits.iter().map(|t| t.version.clone()).collect();
     v.set("cuda.version", versions.join(", "));
     v.set("expect.toolkits", versions);

@@ -112,6 +112,7 @@ pub fn inside(options: &InsideOptions) -> Result<u8> {
         ("modprobe", args) => programs::modprobe(args),
         ("modinfo", args) => programs::modinfo(args),
         ("systemctl", args) => programs::systemctl(args),
+        ("rmmod", args) => programs::rmmod(args),
         _ => Err(Error::new(Code::Usage, "this command is for `gpu-bootstrap rehearse` only")),
     }
 }

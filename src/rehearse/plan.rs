@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn what_nvidia_does_not_supply_comes_from_the_distribution() {
         let packages = ["dkms", "nvidia-open-580"].map(str::to_owned).to_vec();
-        let action = Action::AptPackage(AptPackage { packages, recommends: false, hold: true });
+        let action = Action::AptPackage(AptPackage { packages, hold: true, ..AptPackage::default() });
         let wanted = of([action].iter()).unwrap();
         assert_eq!(wanted.distribution, ["dkms", "nvidia-open-580"]);
         assert_eq!(wanted.nvidia, None);

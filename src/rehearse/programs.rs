@@ -1,5 +1,5 @@
 //! Programs that a rehearsal puts in the place of the machine's own, because they would reach the real kernel or
-//! the real service manager: `modprobe`, `modinfo` and `systemctl`. They say that they are simulated.
+//! the real service manager: `modprobe`, `rmmod`, `modinfo` and `systemctl`. They say that they are simulated.
 
 use std::fs;
 use std::path::Path;
@@ -67,6 +67,27 @@ pub(super) fn modprobe(args: &[String]) -> Result<u8> {
             eprintln!("modprobe (simulated): ERROR: could not insert '{name}': {why}");
             return Ok(exit::FAILED);
         }
+    }
+    Ok(exit::CONVERGED)
+}
+
+/// `rmmod [OPTION…] MODULE…`: a simulated module is no longer shown.
+pub(super) fn rmmod(args: &[String]) -> Result<u8> {
+    for name in args.iter().filter(|a| !a.starts_with('-')).map(|name| name.replace('-', "_")) {
+        let sysfs = format!("/sys/module/{name}");
+        if !Path::new(&sysfs).exists() {
+            eprintln!("rmmod (simulated): ERROR: Module {name} is not currently loaded");
+            return Ok(exit::FAILED);
+        }
+        let shown =
+            if name == "nvidia" { [sysfs.as_str(), DRIVER_DIR].to_vec() } else { vec![sysfs.as_str()] };
+        for dir in shown {
+            fs::remove_dir_all(dir).map_err(|e| Error::io("remove", dir, e))?;
+        }
+        let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
+        let left: Vec<&str> =
+            modules.lines().filter(|l| l.split(' ').next() != Some(name.as_str())).collect();
+        put("/proc/modules", &format!("{}\n", left.join("\n")))?;
     }
     Ok(exit::CONVERGED)
 }

@@ -51,7 +51,7 @@ const APT_CONFIG: &str = "/etc/apt/apt.conf.d/zz-gpu-bootstrap-rehearsal";
 const REPOSITORIES: &str = "/compute/cuda/repos";
 /// Programs that are covered by others, and the directory that comes first in the agent's and dpkg's PATH.
 const SIMULATED_PROGRAMS_DIR: &str = "/usr/local/sbin";
-const SIMULATED_PROGRAMS: &[&str] = &["modinfo", "modprobe", "systemctl"];
+const SIMULATED_PROGRAMS: &[&str] = &["modinfo", "modprobe", "rmmod", "systemctl"];
 /// How long the run inside has to write its receipt after Ctrl-C.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -451,7 +451,7 @@ fn simulated(
             "package repositories at {REPOSITORY}, signed by throw-away key {}; their packages are small stand-ins",
             signer.fingerprint()
         ),
-        "modprobe, modinfo, systemctl, and the driver that they load; no network leads out".to_owned(),
+        "modprobe, rmmod, modinfo, systemctl, and the driver that they load; no network leads out".to_owned(),
         "libcuda, NVML, CUDA runtime, cuBLAS and cuDNN, which compute on the processor".to_owned(),
     ];
     if !job.faults.is_empty() {

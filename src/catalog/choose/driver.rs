@@ -5,7 +5,7 @@ use super::target::{FabricNeed, GpuClass, Target};
 use super::{Context, Driver, VersionPin, impossible, nearest, the_nearest};
 use crate::catalog::tables::{Branch, BranchKind, KernelRow, ModuleRule, PackagedFlavour, matches};
 use crate::catalog::version::Version;
-use crate::config::schema::{Flavour, Modules};
+use crate::config::schema::{Flavour, HoldKernel, Modules};
 use crate::error::{Code, Error, Result};
 
 /// A driver with what belongs to it.
@@ -73,12 +73,16 @@ pub(super) fn choose(
     let mut packages = kernel.modules;
     packages.extend(recipe.libraries.iter().cloned());
     let mut fabric_manager = fabric_manager(ctx, target, place, &recipe, reasons)?;
+    let mut imex = imex(ctx, target, place, reasons)?;
     if let Some(exact) = &exact {
         // One package of the driver and fabric manager name the version, so that apt fails where it is not
         // there; the pin takes everything else to it.
         ask_for(&mut packages, recipe.libraries.first(), exact);
         ask_for(fabric_manager.as_deref_mut().unwrap_or_default(), None, exact);
+        ask_for(&mut imex, None, exact);
     }
+    let parameters = parameters(ctx, target, &branch, open, reasons);
+    let hold_kernel = hold_kernel(ctx, kernel.without_headers, reasons);
     let mut modules = ctx.catalog.drivers.modules.clone();
     if target.fabric == FabricNeed::Nvlink5 {
         modules.extend(ctx.catalog.drivers.nvlink5_modules.iter().cloned());
@@ -96,6 +100,9 @@ pub(super) fn choose(
         running_kernel_packages: for_kernel(&kernel.patterns, &ctx.facts.os.kernel.value),
         kernel_image: for_kernel(images.unwrap_or_default(), flavour),
         modules,
+        parameters,
+        imex,
+        hold_kernel,
         pin,
         prebuilt: kernel.prebuilt,
     };
@@ -315,6 +322,8 @@ struct Kernel {
     patterns: Vec<String>,
     /// Whether the modules are compiled already.
     prebuilt: bool,
+    /// Whether modules are built here, and no package brings headers along with the kernel's updates.
+    without_headers: bool,
 }
 
 fn modules_and_kernel(
@@ -336,7 +345,12 @@ fn modules_and_kernel(
     if let Some((names, (_, flavour))) = prebuilt {
         reasons
             .push(format!("{} has these modules prebuilt and signed for {flavour} kernels.", place.title()));
-        return Ok(Kernel { modules: for_kernel(names, flavour), patterns, prebuilt: true });
+        return Ok(Kernel {
+            modules: for_kernel(names, flavour),
+            patterns,
+            prebuilt: true,
+            without_headers: false,
+        });
     }
     if let Some(names) = recipe.dkms.as_ref().filter(|_| wish != Modules::Prebuilt) {
         check_secure_boot(ctx, place, wish, reasons)?;
@@ -347,7 +361,8 @@ fn modules_and_kernel(
                 ctx.facts.os.kernel.value
             )),
         }
-        return Ok(Kernel { modules: names.clone(), patterns, prebuilt: false });
+        let without_headers = running.is_none();
+        return Ok(Kernel { modules: names.clone(), patterns, prebuilt: false, without_headers });
     }
     let asked = if wish == Modules::Prebuilt { "prebuilt" } else { "dkms" };
     Err(impossible(format!(
@@ -423,4 +438,56 @@ fn fabric_manager(
     }
     reasons.push(why.into());
     Ok(Some(packages))
+}
+
+/// IMEX's packages, where memory of GPUs in other hosts of the rack is reached.
+fn imex(ctx: &Context, target: &Target, place: Place, reasons: &mut Vec<String>) -> Result<Vec<String>> {
+    if !target.rack {
+        return Ok(Vec::new());
+    }
+    if !matches!(place, Place::Nvidia(_)) {
+        return Err(impossible(format!(
+            "these GPUs reach others in their rack by IMEX, which {} does not have",
+            place.title()
+        ))
+        .with_hint("set source.packages = \"nvidia\""));
+    }
+    reasons.push(
+        "The GPUs belong to a rack: IMEX is installed in exactly the driver's version. It runs once \
+         /etc/nvidia-imex/nodes_config.cfg lists the hosts that work together."
+            .into(),
+    );
+    Ok(ctx.catalog.drivers.imex_packages.clone())
+}
+
+/// `name=value` of the parameters that the module is loaded with.
+fn parameters(
+    ctx: &Context,
+    target: &Target,
+    branch: &Version,
+    open: bool,
+    reasons: &mut Vec<String>,
+) -> Vec<String> {
+    let rows = ctx.catalog.gpus.proprietary_parameter.iter().filter(|row| {
+        !open && row.first_branch <= *branch && row.gpus.iter().any(|id| target.ids.contains(&id.0))
+    });
+    rows.map(|row| {
+        reasons.push(format!("The kernel module is loaded with {}={}: {}.", row.name, row.value, row.why));
+        format!("{}={}", row.name, row.value)
+    })
+    .collect()
+}
+
+/// The running kernel, where its packages are to be held.
+fn hold_kernel(ctx: &Context, without_headers: bool, reasons: &mut Vec<String>) -> Option<String> {
+    let release = &ctx.facts.os.kernel.value;
+    let why = match ctx.config.policy.hold_kernel {
+        HoldKernel::Always => "as configured",
+        HoldKernel::Auto if without_headers => {
+            "an update would come without headers to build the modules with"
+        }
+        HoldKernel::Auto | HoldKernel::Never => return None,
+    };
+    reasons.push(format!("The packages of kernel {release} are held: {why}."));
+    Some(release.clone())
 }

@@ -59,6 +59,10 @@ pub(super) struct Target {
     /// One of each kind, oldest architecture first; never empty.
     pub gpus: Vec<GpuClass>,
     pub fabric: FabricNeed,
+    /// Whether the GPUs reach those of other hosts in their rack, for which this host runs IMEX.
+    pub rack: bool,
+    /// The GPUs' PCI device ids.
+    pub ids: BTreeSet<u16>,
     pub expect: Option<u32>,
     /// The instance type of which no source says how many GPUs it has.
     pub uncounted: Option<String>,
@@ -152,7 +156,8 @@ fn on_bus(
     let gpus = catalog.classes(&ids, reasons)?;
     let names: Vec<_> = gpus.iter().map(GpuClass::title).collect();
     reasons.push(format!("The PCI bus shows {}: {}.", count(devices.len(), "NVIDIA GPU"), names.join(", ")));
-    if devices.iter().any(|d| catalog.fabric(d.device) == Some(Fabric::Rack)) {
+    let rack = ids.iter().any(|id| catalog.fabric(*id) == Some(Fabric::Rack));
+    if rack {
         reasons.push("The fabric manager of these GPUs runs in the rack, not on this host.".into());
     }
     let expect = match &config.policy.expect_gpus {
@@ -162,7 +167,8 @@ fn on_bus(
         }
     };
     let uncounted = instance_type.filter(|t| t.gpus_unverified).map(|t| t.name.clone());
-    Ok(Target { gpus, fabric: fabric_need(catalog, &facts.gpu), expect, uncounted })
+    let fabric = fabric_need(catalog, &facts.gpu);
+    Ok(Target { gpus, fabric, rack, ids, expect, uncounted })
 }
 
 /// `policy.on-no-gpu = "install"`: everything follows from the instance types, which must agree.
@@ -196,7 +202,8 @@ fn baked_for(catalog: &Catalog, facts: &Facts, config: &Config, reasons: &mut Ve
         ExpectGpus::Auto(_) => same_count,
     };
     let uncounted = types.iter().find(|t| t.gpus_unverified).map(|t| t.name.clone());
-    Ok(Target { gpus, fabric: needs[0], expect, uncounted })
+    let rack = ids.iter().any(|id| catalog.fabric(*id) == Some(Fabric::Rack));
+    Ok(Target { gpus, fabric: needs[0], rack, ids, expect, uncounted })
 }
 
 fn bakeable(catalog: &Catalog, facts: &Facts, name: &str) -> Result<InstanceType> {

@@ -63,6 +63,9 @@ pub async fn gather(host: &Host, witnesses: Witnesses) -> Result<GpuFacts> {
     Ok(facts)
 }
 
+/// What the module's file is called. On Debian the name that it is loaded by is an "install" line of modprobe's.
+pub const MODULE_NAMES: &[&str] = &["nvidia", "nvidia-current", "nvidia-tesla-470"];
+
 /// Version of the module file that the next boot of this kernel loads; `None` where there is none, or no modinfo that
 /// knows of it. One that is not done after `limit` is an error (`exec-timeout`).
 pub async fn module_on_disk(host: &Host, limit: Duration) -> Result<Option<String>> {
@@ -74,9 +77,8 @@ pub async fn module_on_disk(host: &Host, limit: Duration) -> Result<Option<Strin
     if !there {
         return Ok(None);
     }
-    // Debian's module has another file name; the name that it is loaded by is an "install" line of modprobe's.
-    for name in ["nvidia", "nvidia-current"] {
-        match host.exec.output(&Call::new("modinfo").args(["-F", "version", name]).limit(limit)).await {
+    for name in MODULE_NAMES {
+        match host.exec.output(&Call::new("modinfo").args(["-F", "version", *name]).limit(limit)).await {
             Ok(output) if output.ok() => {
                 let version = output.text().trim().to_owned();
                 return Ok(Some(version).filter(|version| !version.is_empty()));

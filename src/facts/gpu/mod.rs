@@ -7,7 +7,7 @@ mod gather;
 pub mod lspci;
 pub mod pci;
 
-pub use gather::{Witnesses, gather, module_on_disk};
+pub use gather::{MODULE_NAMES, Witnesses, gather, module_on_disk};
 
 use serde::Serialize;
 

@@ -21,7 +21,7 @@ use crate::host::exec::{Call, Output};
 use super::fetch::waiting;
 use super::retry::Backoff;
 use super::{Host, dpkg};
-use simulate::Plan;
+use simulate::{Holds, Plan};
 use watch::Watch;
 
 /// An archives directory that is never filled: apt lists only files that it does not have yet, and the list
@@ -228,9 +228,35 @@ impl Apt<'_> {
     }
 
     /// What apt would do, refused if it must not happen.
+    ///
+    /// apt leaves packages on hold alone unless they are named, so that another branch of the driver would meet "held
+    /// broken packages" in those that came with the last one. Where nothing else is in the way, their holds give way.
     pub(crate) async fn plan(&self, request: &Request) -> Result<Plan> {
+        let error = match self.plan_with(request, Holds::Kept).await {
+            Err(e) if e.code() == Code::AptUnsolvable && request.change_held => e,
+            other => return other,
+        };
+        match self.plan_with(request, Holds::Ignored).await {
+            Ok(plan) if self.may_ignore_holds(&plan)? => Ok(plan),
+            // What it would do to others is the better reason.
+            Err(e) if e.code() == Code::WouldRemove => Err(e),
+            Ok(_) | Err(_) => Err(error),
+        }
+    }
+
+    /// Whether of all packages on hold only those are changed that were held as NVIDIA's set.
+    fn may_ignore_holds(&self, plan: &Plan) -> Result<bool> {
+        let database = self.host.packages()?;
+        let held = |name: &str| database.named(name).any(|p| p.want == dpkg::Want::Hold);
+        let is_ours = |name: &str| nvidia::belongs_to_the_set(name) || nvidia::may_be_removed(name);
+        let changed = plan.installs.iter().filter(|i| i.old.is_some()).map(|i| i.name.as_str());
+        let mut changed = changed.chain(plan.removes.iter().map(String::as_str));
+        Ok(changed.all(|name| is_ours(name) || !held(name)))
+    }
+
+    async fn plan_with(&self, request: &Request, holds: Holds) -> Result<Plan> {
         self.host.files.make_dir(format!("{NO_ARCHIVES}/partial"), 0o755)?;
-        let base = request_call(request, call::SIMULATE_LIMIT);
+        let base = holds.option(request_call(request, call::SIMULATE_LIMIT));
         let archives = format!("Dir::Cache::archives={NO_ARCHIVES}");
         // Without the second option apt prints no sum at all where an index has nothing weaker than SHA-256.
         let hashes = "Acquire::ForceHash=SHA256";
@@ -247,6 +273,7 @@ impl Apt<'_> {
             return Err(failure::explain(&request.describe(), &uris));
         }
         let mut plan = Plan::read(&simulated.text(), &uris.text());
+        plan.holds = holds;
         // Package files among the request are there already.
         plan.downloads.retain(|d| !request.local_files().any(|path| d.uri == format!("file:{path}")));
         plan.judge(request.downgrade)?;
@@ -394,7 +421,7 @@ fn request_call(request: &Request, limit: Duration) -> Call {
 
 /// The real call: removals stay forbidden, unless the simulation showed permitted ones.
 fn install_call(request: &Request, plan: &Plan) -> Call {
-    let call = request_call(request, call::INSTALL_LIMIT);
+    let call = plan.holds.option(request_call(request, call::INSTALL_LIMIT));
     if plan.removes.is_empty() { call.args(["--no-remove"]) } else { call }
 }
 

@@ -8,6 +8,7 @@ use super::sources::Unsigned;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::dpkg::compare_versions;
+use crate::host::exec::Call;
 use crate::host::fetch::PARTIAL_PREFIX;
 use crate::host::paths::CACHE_DIR;
 
@@ -22,6 +23,28 @@ pub(crate) struct Plan {
     pub(crate) downloads: Vec<Download>,
     /// Bytes by which the installed system grows.
     pub(crate) unpacked: u64,
+    /// What it was computed with, and has to be done with.
+    pub(crate) holds: Holds,
+}
+
+/// Whether apt may change packages on hold that nobody named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// They stay.
+    #[default]
+    Kept,
+    /// They may be changed and removed like any other.
+    Ignored,
+}
+
+impl Holds {
+    /// The call with the option for it; the last of several counts.
+    pub(super) fn option(self, call: Call) -> Call {
+        match self {
+            Self::Kept => call,
+            Self::Ignored => call.args(["-o", "APT::Ignore-Hold=1"]),
+        }
+    }
 }
 
 /// One package that apt would install, upgrade or install again.
@@ -51,6 +74,7 @@ impl Plan {
             removes: simulated.lines().filter_map(remove).collect(),
             downloads: uris.lines().filter_map(download).collect(),
             unpacked: uris.lines().find_map(growth).unwrap_or(0),
+            holds: Holds::Kept,
         }
     }
 

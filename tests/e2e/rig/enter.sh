@@ -59,6 +59,7 @@ hostname ip-10-0-0-23
 mkdir -p "$root/.outside"
 cd "$root"
 pivot_root . .outside
+hash -r # programs may lie elsewhere here: Ubuntu 18.04 has /bin apart from /usr/bin
 umount -l /.outside
 rmdir /.outside
 cd /
