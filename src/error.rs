@@ -202,7 +202,6 @@ impl Code {
             Self::StepInvalid | Self::CatalogInvalid => {
                 "correct the file that the message names, or leave the override away; the built-in files are tested"
             }
-            Self::ContainerConfig => "correct the file that the message names, then run again",
             Self::StoreInUse => "free what the message names, or leave [instance] store away",
             Self::StepUntrusted => "let root own it and every directory above it, writable by nobody else",
             Self::UserDataInvalid => {
@@ -250,7 +249,7 @@ impl Code {
             Self::PackageNotOffered | Self::ComponentMissing => {
                 "wish for another version, or use a mirror that has it ([source] packages)"
             }
-            Self::PinConflict | Self::SourceConflict => {
+            Self::PinConflict | Self::SourceConflict | Self::ContainerConfig => {
                 "correct the file that the message names, then run again"
             }
             Self::DriverNotLoaded | Self::DriverMismatch => {

@@ -26,7 +26,8 @@ toolkit = "none"
 node-labels = true
 "#;
 const DAEMON: &str = "{\n\t\"data-root\": \"/srv/docker\"\n}\n";
-const CONTAINERD: &str = "version = 2\n# by hand\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"pause:3.9\"\n";
+const CONTAINERD: &str =
+    "version = 2\n# by hand\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"pause:3.9\"\n";
 
 /// Two GPUs, their device nodes, and runtimes that others have configured.
 fn machine(config: &str) -> Simulated {
@@ -41,14 +42,20 @@ fn machine(config: &str) -> Simulated {
         .file("/etc/containerd/config.toml", CONTAINERD)
         .linked(&[LIBRARIES]);
     for node in ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"] {
-        mknod(&machine.at("/dev").join(node), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, 3)).unwrap();
+        mknod(&machine.at("/dev").join(node), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, 3))
+            .unwrap();
     }
     machine
 }
 
 fn agent(machine: &Simulated, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap"));
-    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").args(args).arg("--root").arg(machine.at("/"));
+    command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .args(args)
+        .arg("--root")
+        .arg(machine.at("/"));
     if args[0] != "uninstall" {
         command.arg("--no-imds");
     }
@@ -76,7 +83,10 @@ fn assert_valid(spec: &Value) {
     assert_eq!(spec["cdiVersion"], "0.5.0");
     assert_eq!(spec["kind"], "nvidia.com/gpu");
     let devices = spec["devices"].as_array().unwrap();
-    let name = |n: &str| n.starts_with(|c: char| c.is_ascii_alphanumeric()) && n.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c));
+    let name = |n: &str| {
+        n.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && n.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c))
+    };
     assert!(!devices.is_empty() && devices.iter().all(|d| name(d["name"].as_str().unwrap())));
     let edits = devices.iter().chain([spec]).map(|d| d["containerEdits"].as_object().unwrap());
     for edit in edits {
@@ -101,19 +111,24 @@ fn a_run_describes_the_gpus_and_extends_what_others_have_configured() {
     ok(&machine, &["run"]);
     let spec = spec(&machine);
     assert_valid(&spec);
-    let names: Vec<_> = spec["devices"].as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap()).collect();
+    let names: Vec<_> =
+        spec["devices"].as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["0", "1", "all"]);
     let docker: Value = serde_json::from_str(&read(&machine, "/etc/docker/daemon.json")).unwrap();
     assert_eq!(docker, json!({"data-root": "/srv/docker", "features": {"cdi": true}}));
     let containerd = read(&machine, "/etc/containerd/config.toml");
     assert_eq!(containerd, CONTAINERD.replace("cri\"]\n", "cri\"]\n  enable_cdi = true\n"));
     let labels = read(&machine, "/etc/default/gpu-bootstrap-node-labels");
-    assert!(labels.contains("nvidia.com/gpu.count=2") && labels.contains("cuda.driver-version.major=580"), "{labels}");
+    assert!(
+        labels.contains("nvidia.com/gpu.count=2") && labels.contains("cuda.driver-version.major=580"),
+        "{labels}"
+    );
 
     let again = ok(&machine, &["plan"]);
     assert!(!again.contains("needed"), "{again}");
     // The driver got another library: the description is made anew, and by that step alone.
-    let machine = machine.library(&format!("{LIBRARIES}/libnvcuvid.so.580.95.05"), "580.95.05").linked(&[LIBRARIES]);
+    let machine =
+        machine.library(&format!("{LIBRARIES}/libnvcuvid.so.580.95.05"), "580.95.05").linked(&[LIBRARIES]);
     let plan = ok(&machine, &["plan"]);
     assert_eq!(plan.matches("needed").count(), 1, "{plan}");
     ok(&machine, &["run"]);
@@ -142,7 +157,8 @@ fn a_configuration_that_cannot_be_read_stays_and_the_error_names_its_line() {
     ] {
         let machine = machine(CONFIG).file(path, text);
         let output = agent(&machine, &["run"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        let said =
+            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("container-config") && said.contains(path) && said.contains(place), "{said}");
         assert_eq!(read(&machine, path), text);
@@ -153,7 +169,8 @@ fn a_configuration_that_cannot_be_read_stays_and_the_error_names_its_line() {
 fn without_a_driver_s_device_nodes_the_error_says_what_makes_them() {
     let machine = machine(CONFIG).gone("/dev/nvidia-uvm");
     let output = agent(&machine, &["run"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let said =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success() && said.contains("nvidia-modprobe"), "{said}");
     assert!(!machine.at(SPEC).exists());
 }
@@ -168,9 +185,13 @@ fn wrong_wishes_are_refused_with_their_place() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.toml");
         fs::write(&file, format!("[containers]\n{written}\n")).unwrap();
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap")).args(["config", "check"]).arg(&file).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        let output = Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap"))
+            .args(["config", "check"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(":2:") && said.contains(words), "{written}: {said}");
     }

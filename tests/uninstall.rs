@@ -62,7 +62,9 @@ fn machine() -> Machine {
 fn packages() -> Vec<Deb> {
     vec![
         Deb::new("gpu-lib", "1.0"),
-        Deb::new("gpu-tool", "1.0").field("Depends", "gpu-lib, gpu-shared").conffile("/etc/gpu-tool.conf", "a = 1\n"),
+        Deb::new("gpu-tool", "1.0")
+            .field("Depends", "gpu-lib, gpu-shared")
+            .conffile("/etc/gpu-tool.conf", "a = 1\n"),
         Deb::new("gpu-shared", "1.0"),
         Deb::new("user-app", "1.0").field("Depends", "gpu-shared"),
     ]
@@ -107,7 +109,12 @@ impl Machine {
 
     fn agent(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap"));
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").args(args).arg("--root").arg(self.root.path());
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .args(args)
+            .arg("--root")
+            .arg(self.root.path());
         if args[0] == "run" {
             command.arg("--no-imds");
         }
@@ -207,7 +214,10 @@ fn the_machine_is_the_one_before_the_run_and_the_next_run_installs_again() {
     assert_same(&with, &machine.tree());
     machine.ok(&["uninstall", "--yes", "--purge"]);
     assert_same(&before, &machine.tree());
-    let mut left: Vec<_> = fs::read_dir(machine.root.at("/var/lib/gpu-bootstrap")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut left: Vec<_> = fs::read_dir(machine.root.at("/var/lib/gpu-bootstrap"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     left.sort();
     assert_eq!(left, ["lock"]);
 }
@@ -250,7 +260,8 @@ fn without_a_yes_and_beside_another_run_nothing_is_changed() {
     let refused = machine.agent(&["uninstall"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--yes"), "{refused:?}");
-    let lock = fs::OpenOptions::new().write(true).open(machine.root.at("/var/lib/gpu-bootstrap/lock")).unwrap();
+    let lock =
+        fs::OpenOptions::new().write(true).open(machine.root.at("/var/lib/gpu-bootstrap/lock")).unwrap();
     let held = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap();
     for args in [&["uninstall", "--yes"][..], &["uninstall", "--dry-run"]] {
         assert_eq!(machine.agent(args).status.code(), Some(4), "{args:?}");
@@ -267,7 +278,8 @@ fn one_that_is_killed_is_begun_again() {
     // Killed between packages and files, by a package's script that does not end; the script is not there the next time.
     let script = "/var/lib/dpkg/info/gpu-tool.prerm";
     machine.root.write(script, "#!/bin/sh\ntouch /removing\nsleep 4\n");
-    fs::set_permissions(machine.root.at(script), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(machine.root.at(script), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap"))
         .args(["uninstall", "--yes", "--root"])
         .arg(machine.root.path())

@@ -36,8 +36,13 @@ const KIND: &str = "nvidia.com/gpu";
 const DRIVEN: &str = "/proc/driver/nvidia/gpus";
 /// Without these nothing computes; they may lie under a name without a version.
 const ESSENTIAL: [&str; 2] = ["libcuda.so.1", "libnvidia-ml.so.1"];
-const PROGRAMS: [&str; 5] =
-    ["nvidia-smi", "nvidia-debugdump", "nvidia-persistenced", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"];
+const PROGRAMS: [&str; 5] = [
+    "nvidia-smi",
+    "nvidia-debugdump",
+    "nvidia-persistenced",
+    "nvidia-cuda-mps-control",
+    "nvidia-cuda-mps-server",
+];
 const MOUNT_OPTIONS: [&str; 5] = ["ro", "nosuid", "nodev", "rbind", "rprivate"];
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +91,8 @@ struct Mount {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Hook {
-    hook_name: String,
+    #[serde(rename = "hookName")]
+    stage: String,
     path: String,
     args: Vec<String>,
 }
@@ -161,7 +167,8 @@ impl Cdi {
         let mut rivals = Vec::new();
         for name in host.files.list(dir)? {
             let path = dir.join(&name).display().to_string();
-            let read = ["json", "yaml", "yml"].iter().any(|e| Path::new(&name).extension().is_some_and(|x| x == *e));
+            let read =
+                ["json", "yaml", "yml"].iter().any(|e| Path::new(&name).extension().is_some_and(|x| x == *e));
             if !read || path == self.path {
                 continue;
             }
@@ -181,7 +188,9 @@ impl Cdi {
         if host.files.exists(&self.path)? {
             return Ok(Check::needed(format!("{} and {rival} both describe {KIND}", self.path)));
         }
-        Ok(Check::satisfied(format!("{rival}, which is not ours, describes {KIND}, and all that it names is there")))
+        Ok(Check::satisfied(format!(
+            "{rival}, which is not ours, describes {KIND}, and all that it names is there"
+        )))
     }
 }
 
@@ -208,7 +217,9 @@ fn values<'t>(text: &'t str, key: &'t str) -> impl Iterator<Item = &'t str> {
 /// What the machine says now, or why it says nothing.
 fn describe(host: &Host) -> Result<Result<Spec, String>> {
     let Some(version) = module_version(host)? else {
-        return Ok(Err("no NVIDIA driver is loaded, so nothing says which GPUs a container could get".into()));
+        return Ok(
+            Err("no NVIDIA driver is loaded, so nothing says which GPUs a container could get".into()),
+        );
     };
     let gpus = driven(host)?;
     if gpus.is_empty() {
@@ -266,7 +277,9 @@ fn nodes(host: &Host, gpu: &DrivenGpu, index: usize) -> Result<Vec<Node>> {
     // Only where nvidia-drm is loaded: for graphics and video.
     let drm = host.files.list(format!("/sys/bus/pci/devices/{}/drm", gpu.address))?;
     paths.extend(
-        drm.iter().filter(|n| n.starts_with("card") || n.starts_with("render")).map(|n| format!("/dev/dri/{n}")),
+        drm.iter()
+            .filter(|n| n.starts_with("card") || n.starts_with("render"))
+            .map(|n| format!("/dev/dri/{n}")),
     );
     Ok(paths.into_iter().map(|path| Node { path }).collect())
 }
@@ -296,7 +309,8 @@ fn libraries(host: &Host, version: &str) -> Result<Result<Paths, String>> {
         let Some(real) = host.files.real_path(&library.path)? else { continue };
         let file = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let is_essential = ESSENTIAL.contains(&library.soname.as_str());
-        if !file.ends_with(&ending) && !(is_essential && file == library.soname) {
+        let is_ours = file.ends_with(&ending) || is_essential && file == library.soname;
+        if !is_ours {
             if is_essential {
                 other = Some(real.display().to_string());
             }
@@ -312,9 +326,9 @@ fn libraries(host: &Host, version: &str) -> Result<Result<Paths, String>> {
         (Some(soname), None) => {
             Err(format!("the dynamic linker knows no {soname}, so there is no driver to give a container"))
         }
-        (Some(_), Some(other)) => {
-            Err(format!("driver {version} is loaded, and the dynamic linker finds the libraries of another: {other}"))
-        }
+        (Some(_), Some(other)) => Err(format!(
+            "driver {version} is loaded, and the dynamic linker finds the libraries of another: {other}"
+        )),
     })
 }
 
@@ -347,10 +361,11 @@ fn hook(host: &Host, mounts: &[Mount]) -> Result<Option<Hook>> {
         if !host.files.exists(&path)? {
             continue;
         }
-        let mut args: Vec<String> = std::iter::once(&program).chain(before).map(|s| (*s).to_owned()).collect();
+        let mut args: Vec<String> =
+            std::iter::once(&program).chain(before).map(|s| (*s).to_owned()).collect();
         args.push("update-ldcache".into());
         args.extend(folders.into_iter().flat_map(|folder| ["--folder".to_owned(), folder]));
-        return Ok(Some(Hook { hook_name: "createContainer".into(), path, args }));
+        return Ok(Some(Hook { stage: "createContainer".into(), path, args }));
     }
     Ok(None)
 }
@@ -361,7 +376,8 @@ impl Spec {
     }
 
     fn all_nodes(&self) -> impl Iterator<Item = &str> {
-        let edits = std::iter::once(&self.container_edits).chain(self.devices.iter().map(|d| &d.container_edits));
+        let edits =
+            std::iter::once(&self.container_edits).chain(self.devices.iter().map(|d| &d.container_edits));
         edits.flat_map(|e| &e.device_nodes).map(|n| n.path.as_str())
     }
 
@@ -411,9 +427,14 @@ async fn make_nodes(host: &Host, spec: &Spec) -> Result<()> {
     args.extend(minors.into_iter().flat_map(|minor| ["-c".to_owned(), minor.to_owned()]));
     let call = Call::new("nvidia-modprobe").args(args).limit(Duration::from_secs(180));
     host.exec.run(&call).await.map_err(|e| {
-        Error::new(Code::DriverNotLoaded, "the driver's device nodes are missing, and nvidia-modprobe does not make them")
-            .with_hint("install nvidia-modprobe, or run `gpu-bootstrap device-query` once as root, then run again")
-            .because(e)
+        Error::new(
+            Code::DriverNotLoaded,
+            "the driver's device nodes are missing, and nvidia-modprobe does not make them",
+        )
+        .with_hint(
+            "install nvidia-modprobe, or run `gpu-bootstrap device-query` once as root, then run again",
+        )
+        .because(e)
     })?;
     Ok(())
 }
@@ -432,14 +453,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path().into());
         let put = |path: &str, text: &str| host.files.write(path, text.as_bytes(), 0o644).unwrap();
-        put("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Thu\n");
+        put(
+            "/proc/driver/nvidia/version",
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Thu\n",
+        );
         put(
             "/proc/driver/nvidia/gpus/0000:00:1e.0/information",
             "Model: \t\t Tesla T4\nGPU UUID: \t GPU-6fd5\nBus Location: \t 0000:00:1e.0\nDevice Minor: \t 3\n",
         );
         for name in ["libcuda.so", "libnvidia-ml.so"] {
             put(&format!("{LIB}/nvidia/current/{name}.580.95.05"), "");
-            host.files.symlink(format!("{LIB}/{name}.1"), format!("nvidia/current/{name}.580.95.05")).unwrap();
+            host.files
+                .symlink(format!("{LIB}/{name}.1"), format!("nvidia/current/{name}.580.95.05"))
+                .unwrap();
         }
         put("/usr/bin/nvidia-smi", "");
         put("/usr/lib/x86_64-linux-gnu/libc.so.6", "");
@@ -503,7 +529,10 @@ mod tests {
         assert_eq!(state(&host).await.0, "needed");
         make_devices(dir.path(), &["nvidia3", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"]);
         cdi().apply(&host).await.unwrap();
-        assert_eq!(state(&host).await, ("satisfied", format!("{PATH} describes 1 GPU with 5 files of the driver")));
+        assert_eq!(
+            state(&host).await,
+            ("satisfied", format!("{PATH} describes 1 GPU with 5 files of the driver"))
+        );
         std::fs::remove_file(dir.path().join("dev/nvidia-uvm")).unwrap();
         assert_eq!(state(&host).await, ("needed", "/dev/nvidia-uvm is no device node".into()));
         // NVIDIA's toolkit came later: its hook belongs into it.
@@ -513,7 +542,9 @@ mod tests {
         let hook = describe(&host).unwrap().unwrap().container_edits.hooks.remove(0);
         assert_eq!(hook.args, ["nvidia-ctk", "hook", "update-ldcache", "--folder", LIB]);
         // The driver was upgraded, the module not yet.
-        host.files.write("/proc/driver/nvidia/version", b"NVRM version: X Kernel Module  590.1  T\n", 0o644).unwrap();
+        host.files
+            .write("/proc/driver/nvidia/version", b"NVRM version: X Kernel Module  590.1  T\n", 0o644)
+            .unwrap();
         let (state, why) = state(&host).await;
         assert!(state == "unknown" && why.contains("another"), "{why}");
     }
@@ -523,7 +554,9 @@ mod tests {
         let (_dir, host) = machine();
         let rival = "/etc/cdi/nvidia.yaml";
         let put = |text: &str| host.files.write(rival, text.as_bytes(), 0o644).unwrap();
-        put("cdiVersion: 0.5.0\nkind: \"nvidia.com/gpu\"\ndevices:\n- name: \"0\"\n  containerEdits:\n    mounts:\n      - hostPath: /usr/bin/nvidia-smi\n");
+        put(
+            "cdiVersion: 0.5.0\nkind: \"nvidia.com/gpu\"\ndevices:\n- name: \"0\"\n  containerEdits:\n    mounts:\n      - hostPath: /usr/bin/nvidia-smi\n",
+        );
         assert_eq!(state(&host).await.0, "satisfied");
         put("kind: nvidia.com/gpu\ndevices: [{hostPath: /usr/lib/libcuda.so.470.1}]\n");
         let (found, why) = state(&host).await;

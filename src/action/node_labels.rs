@@ -1,6 +1,6 @@
 //! `node-labels`: the labels of a Kubernetes node with these GPUs, by the names that NVIDIA's GPU feature discovery gives
 //! them, in an environment file for `kubelet --node-labels`. A kubelet may set labels of `nvidia.com` itself; it may not
-//! set those of `kubernetes.io` (NodeRestriction), so none of these is one.
+//! set those of `kubernetes.io` (the admission plugin `NodeRestriction`), so none of these is one.
 
 use serde::{Deserialize, Serialize};
 
@@ -123,9 +123,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path().into());
         let put = |path: &str, text: &str| host.files.write(path, text.as_bytes(), 0o644).unwrap();
-        let action = NodeLabels { path: "/etc/default/x".into(), toolkit: "12.8".into(), family: "Turing".into() };
+        let action =
+            NodeLabels { path: "/etc/default/x".into(), toolkit: "12.8".into(), family: "Turing".into() };
         assert_eq!(action.check(&host).await.unwrap().state(), "unknown");
-        put("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Thu\n");
+        put(
+            "/proc/driver/nvidia/version",
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Thu\n",
+        );
         for bus in ["10", "11"] {
             put(&format!("/proc/driver/nvidia/gpus/0000:{bus}:00.0/information"), "Model: \t\t Tesla T4\n");
         }

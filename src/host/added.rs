@@ -135,7 +135,8 @@ impl Host {
     pub(crate) fn note_written(&self, path: &str) -> Result<()> {
         let mut added = Added::read(&self.files)?;
         let Some(now) = state(&self.files, path)?.filter(|now| now != "other") else { return Ok(()) };
-        let is_ours_by_name = Path::new(path).file_name().is_some_and(|n| n.to_string_lossy().contains("gpu-bootstrap"));
+        let is_ours_by_name =
+            Path::new(path).file_name().is_some_and(|n| n.to_string_lossy().contains("gpu-bootstrap"));
         if !added.files.contains_key(path) && !is_ours_by_name {
             return Ok(());
         }

@@ -161,10 +161,13 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
         v.set("containers.repository", url);
     }
     v.set("repository.neighbours", containers::repository(facts, config).into_iter().collect::<Vec<_>>());
-    v.set("containers.family", match &stack.gpu_architectures[..] {
-        [one] => one.clone(),
-        _ => String::new(),
-    });
+    v.set(
+        "containers.family",
+        match &stack.gpu_architectures[..] {
+            [one] => one.clone(),
+            _ => String::new(),
+        },
+    );
     v.set("containers.cuda", stack.toolkits.first().map(|t| t.version.clone()).unwrap_or_default());
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();

@@ -96,7 +96,8 @@ fn confirm(options: &Options) -> Result<()> {
     if options.yes {
         return Ok(());
     }
-    let refused = |what: &str| Err(Error::new(Code::Usage, what).with_hint("--yes asks nothing; --dry-run shows only"));
+    let refused =
+        |what: &str| Err(Error::new(Code::Usage, what).with_hint("--yes asks nothing; --dry-run shows only"));
     if !std::io::stdin().is_terminal() {
         return refused("nothing was changed: nobody is there to be asked");
     }
@@ -116,9 +117,10 @@ async fn carry_out(host: &Host, plan: &Plan) -> Result<()> {
     if booted {
         for unit in &plan.units {
             let call = Call::new("systemctl").args(["disable", "--now", unit.as_str()]).limit(STOP_LIMIT);
-            host.exec.run(&call).await.map_err(|e| {
-                Error::new(Code::ServiceFailed, format!("{unit} does not stop")).because(e)
-            })?;
+            host.exec
+                .run(&call)
+                .await
+                .map_err(|e| Error::new(Code::ServiceFailed, format!("{unit} does not stop")).because(e))?;
         }
     }
     packages::take(host, &plan.packages).await?;
@@ -149,7 +151,9 @@ async fn after_files(host: &Host, plan: &Plan) -> Result<()> {
     if changed("/etc/systemd/system/") {
         host.exec.run(&Call::new("systemctl").args(["daemon-reload"])).await?;
     }
-    for (path, unit) in [("/etc/docker/daemon.json", "docker.service"), ("/etc/containerd/config.toml", "containerd.service")] {
+    for (path, unit) in
+        [("/etc/docker/daemon.json", "docker.service"), ("/etc/containerd/config.toml", "containerd.service")]
+    {
         if changed(path) {
             let call = Call::new("systemctl").args(["try-restart", unit]).limit(STOP_LIMIT);
             host.exec.run(&call).await?;
@@ -184,7 +188,12 @@ fn forget(host: &Host, plan: &Plan) -> Result<()> {
 /// held.
 fn purge_state(host: &Host) -> Result<()> {
     let files = &host.files;
-    for path in [paths::CACHE_DIR, paths::SPOOL_DIR, "/var/lib/gpu-bootstrap/no-archives", "/var/lib/gpu-bootstrap/debs"] {
+    for path in [
+        paths::CACHE_DIR,
+        paths::SPOOL_DIR,
+        "/var/lib/gpu-bootstrap/no-archives",
+        "/var/lib/gpu-bootstrap/debs",
+    ] {
         files.remove_tree(path)?;
     }
     for path in [paths::LAST_RESULT, paths::STATUS, paths::RESULT, paths::DELIVERY] {

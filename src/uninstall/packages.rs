@@ -58,7 +58,10 @@ impl Packages {
         found.remove = remove.values().map(|p| p.id()).collect();
         let changed = changed_conffiles(host, &added_packages, &database).await?;
         for (id, path) in &changed {
-            found.left.push(Left { what: path.clone(), why: format!("this configuration file of {id} was changed") });
+            found.left.push(Left {
+                what: path.clone(),
+                why: format!("this configuration file of {id} was changed"),
+            });
         }
         let configured = |id: &&String| found.remove.contains(id) || is_configured(host, id);
         found.purge = added_packages
@@ -153,7 +156,9 @@ fn is_configured(host: &Host, id: &str) -> bool {
     let name = for_apt(id);
     let bare = name.split(':').next().unwrap_or(&name);
     ["list", "postrm", "conffiles"].iter().any(|suffix| {
-        [&name, bare].iter().any(|n| host.files.exists(format!("/var/lib/dpkg/info/{n}.{suffix}")).unwrap_or(false))
+        [&name, bare]
+            .iter()
+            .any(|n| host.files.exists(format!("/var/lib/dpkg/info/{n}.{suffix}")).unwrap_or(false))
     })
 }
 
@@ -174,7 +179,9 @@ async fn changed_conffiles(
         return Ok(Vec::new());
     }
     let format = "${Package}:${Architecture}\\n${Conffiles}\\n";
-    let query = Call::new("dpkg-query").args(["--show", "--showformat", format]).args(with.iter().map(|p| for_apt(&p.id())));
+    let query = Call::new("dpkg-query")
+        .args(["--show", "--showformat", format])
+        .args(with.iter().map(|p| for_apt(&p.id())));
     let shown = host.exec.run(&query).await?.text();
     let (mut id, mut changed) = ("", Vec::new());
     for line in shown.lines().filter(|l| !l.trim().is_empty()) {

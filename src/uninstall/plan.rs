@@ -79,8 +79,12 @@ impl Plan {
                     restored: before.is_some(),
                     lies: before.clone().map_or(Lies::Ours, Lies::InPlaceOf),
                 }),
-                (None, Some(before)) => stays(&format!("somebody removed it; what was there before is {}", before.kept)),
-                (Some(_), _) if file.written.is_empty() => stays("a run was killed while it wrote it; look at it"),
+                (None, Some(before)) => {
+                    stays(&format!("somebody removed it; what was there before is {}", before.kept));
+                }
+                (Some(_), _) if file.written.is_empty() => {
+                    stays("a run was killed while it wrote it; look at it");
+                }
                 _ => stays("it was changed since it was written"),
             }
         }
@@ -91,7 +95,8 @@ impl Plan {
         let units = units(host, &added)?;
         let mut notes = notes(host, &added)?;
         let packages = Packages::of(host, &added, &mut notes).await?;
-        let directories = added.directories.iter().filter(|d| host.files.exists(d).unwrap_or(false)).cloned().collect();
+        let directories =
+            added.directories.iter().filter(|d| host.files.exists(d).unwrap_or(false)).cloned().collect();
         Ok(Self { units, packages, files, lists, directories, left, notes })
     }
 
@@ -104,7 +109,8 @@ impl Plan {
     pub(super) fn what_stays(&self, added: &Added) -> Added {
         let stays: BTreeSet<&str> = self.left.iter().map(|l| l.what.as_str()).collect();
         let files = added.files.iter().filter(|(path, _)| stays.contains(path.as_str()));
-        let packages = added.packages.iter().filter(|(id, _)| self.packages.left.iter().any(|l| l.what == **id));
+        let packages =
+            added.packages.iter().filter(|(id, _)| self.packages.left.iter().any(|l| l.what == **id));
         Added {
             schema: added.schema,
             files: files.map(|(path, file)| (path.clone(), file.clone())).collect(),
@@ -143,7 +149,11 @@ fn notes(host: &Host, added: &Added) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let aside = host.files.list(paths::SET_ASIDE_DIR)?;
     if !aside.is_empty() {
-        notes.push(format!("{} has files of others that stood in the way: {}", paths::SET_ASIDE_DIR, aside.join(", ")));
+        notes.push(format!(
+            "{} has files of others that stood in the way: {}",
+            paths::SET_ASIDE_DIR,
+            aside.join(", ")
+        ));
     }
     let wants = "/etc/systemd/system/multi-user.target.wants/gpu-bootstrap.service";
     if host.files.exists(wants)? {

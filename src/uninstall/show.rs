@@ -19,7 +19,11 @@ pub(super) fn plan(plan: &Plan, options: &Options) -> Result<()> {
         lines.push(format!("stop     {unit}"));
     }
     if !plan.packages.remove.is_empty() {
-        lines.push(format!("remove   {} packages: {}", plan.packages.remove.len(), few(&plan.packages.remove)));
+        lines.push(format!(
+            "remove   {} packages: {}",
+            plan.packages.remove.len(),
+            few(&plan.packages.remove)
+        ));
     } else if !plan.packages.purge.is_empty() {
         lines.push(format!("purge    {}", few(&plan.packages.purge)));
     }

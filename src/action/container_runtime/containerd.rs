@@ -76,7 +76,8 @@ pub(super) async fn extended(host: &Host, text: &str, with_nvidia: bool) -> Resu
         put(&binary_path(plugin), Value::String(NVIDIA_RUNTIME.into()))?;
         // With another cgroup driver than runc's, a kubelet's containers would not start.
         let cgroup = |c: &Table| {
-            let path = ["plugins", self::plugin(c), "containerd", "runtimes", "runc", "options", "SystemdCgroup"];
+            let path =
+                ["plugins", self::plugin(c), "containerd", "runtimes", "runc", "options", "SystemdCgroup"];
             get(c, &path).cloned()
         };
         if let Some(value) = cgroup(&config).or_else(|| in_force.as_ref().and_then(cgroup)) {
@@ -139,7 +140,11 @@ mod tests {
             let out = extended(&host, text, true).await.unwrap();
             let config = read(&out).unwrap();
             assert!(out.starts_with(text), "{out}");
-            assert_eq!(get(&config, &["plugins", plugin, "enable_cdi"]), Some(&Value::Boolean(true)), "{out}");
+            assert_eq!(
+                get(&config, &["plugins", plugin, "enable_cdi"]),
+                Some(&Value::Boolean(true)),
+                "{out}"
+            );
             let binary = get(&config, &binary_path(plugin)).and_then(Value::as_str);
             assert_eq!(binary, Some(NVIDIA_RUNTIME), "{out}");
             assert!(matches!(look(&host, &out, true).await.unwrap(), Found::Right(_)));
@@ -153,7 +158,15 @@ mod tests {
         let text = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\n  SystemdCgroup = true # kubelet's\n";
         let out = extended(&host, text, true).await.unwrap();
         assert!(out.starts_with(text), "{out}");
-        let path = ["plugins", "io.containerd.grpc.v1.cri", "containerd", "runtimes", "nvidia", "options", "SystemdCgroup"];
+        let path = [
+            "plugins",
+            "io.containerd.grpc.v1.cri",
+            "containerd",
+            "runtimes",
+            "nvidia",
+            "options",
+            "SystemdCgroup",
+        ];
         assert_eq!(get(&read(&out).unwrap(), &path), Some(&Value::Boolean(true)));
     }
 

@@ -27,7 +27,8 @@ pub(super) fn extended(text: &str, with_nvidia: bool) -> Result<String> {
         let ours = json!({ "args": [], "path": NVIDIA_RUNTIME });
         object(&mut config, "runtimes")?.insert("nvidia".into(), ours);
     }
-    let text = serde_json::to_string_pretty(&config).map_err(|e| refused(PATH, "it cannot be written").because(e))?;
+    let text = serde_json::to_string_pretty(&config)
+        .map_err(|e| refused(PATH, "it cannot be written").because(e))?;
     Ok(text + "\n")
 }
 
@@ -94,7 +95,9 @@ mod tests {
 
     #[test]
     fn what_has_another_shape_is_refused_with_its_place() {
-        for (text, what) in [("[]", "no JSON object"), (r#"{"features": 1}"#, "`features`"), ("{\n\"a\" 1}", "line 2")] {
+        for (text, what) in
+            [("[]", "no JSON object"), (r#"{"features": 1}"#, "`features`"), ("{\n\"a\" 1}", "line 2")]
+        {
             let error = extended(text, true).unwrap_err();
             assert!(error.message().contains(what), "{error}");
         }

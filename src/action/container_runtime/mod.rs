@@ -108,13 +108,17 @@ impl Converge for ContainerRuntime {
             Found::Right(evidence) => evidence,
         };
         Ok(match daemon(host, self.runtime.unit()).await? {
-            Daemon::NotRunning => Check::satisfied(format!("{evidence}; {} does not run", self.runtime.unit())),
+            Daemon::NotRunning => {
+                Check::satisfied(format!("{evidence}; {} does not run", self.runtime.unit()))
+            }
             Daemon::Running(age) if is_older(host, self.runtime.path(), age)? => Check::needed(format!(
                 "{} runs since before {} was written",
                 self.runtime.unit(),
                 self.runtime.path()
             )),
-            Daemon::Running(_) => Check::satisfied(format!("{evidence}; {} runs with it", self.runtime.unit())),
+            Daemon::Running(_) => {
+                Check::satisfied(format!("{evidence}; {} runs with it", self.runtime.unit()))
+            }
         })
     }
 
@@ -136,7 +140,11 @@ impl Converge for ContainerRuntime {
             None => host.files.remove(path)?,
         }
         let again = restart(host, unit).await;
-        let now = if again.is_ok() { "it runs again with the old one" } else { "it does not start with the old one, either" };
+        let now = if again.is_ok() {
+            "it runs again with the old one"
+        } else {
+            "it does not start with the old one, either"
+        };
         Err(Error::new(Code::ServiceFailed, format!("{unit} does not start with the extended {path}; {now}"))
             .with_hint(format!(
                 "`journalctl --unit {unit}` says why; often a flag of the unit and the file say the same thing"
@@ -185,9 +193,9 @@ async fn daemon(host: &Host, unit: &str) -> Result<Daemon> {
 /// For how long a process runs: its start in ticks of 10 ms since the boot (field 22), against the uptime.
 fn age(stat: &str, uptime: &str) -> Option<Duration> {
     // The second field is the program's name in parentheses, which may hold anything.
-    let start: f64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let began: f64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
     let uptime: f64 = uptime.split_ascii_whitespace().next()?.parse().ok()?;
-    Duration::try_from_secs_f64((uptime - start / 100.0).max(0.0)).ok()
+    Duration::try_from_secs_f64((uptime - began / 100.0).max(0.0)).ok()
 }
 
 /// Whether what runs for so long began before the file was written.
@@ -212,12 +220,14 @@ mod tests {
     async fn what_cannot_be_read_is_left_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path().into());
-        for (runtime, text) in [(Runtime::Docker, "{\"debug\": true,}"), (Runtime::Containerd, "version = \n")] {
+        for (runtime, text) in
+            [(Runtime::Docker, "{\"debug\": true,}"), (Runtime::Containerd, "version = \n")]
+        {
             host.files.write(runtime.path(), text.as_bytes(), 0o600).unwrap();
             let action = ContainerRuntime { runtime };
             for error in [action.check(&host).await.unwrap_err(), action.apply(&host).await.unwrap_err()] {
                 assert_eq!(error.code(), Code::ContainerConfig, "{error}");
-                assert!(error.message().contains(runtime.path()) && error.message().contains("1"), "{error}");
+                assert!(error.message().contains(runtime.path()) && error.message().contains('1'), "{error}");
             }
             assert_eq!(host.files.read(runtime.path()).unwrap().unwrap(), text.as_bytes());
         }

@@ -42,8 +42,12 @@ fn write(text: &str, table: &[&str], key: &str, value: &Value) -> String {
         return format!("{}{gap}[{}]\n{key} = {value}\n", ended(text), header(table));
     };
     let after = at + 1;
-    let end = lines[after..].iter().position(|l| l.trim_start().starts_with('[')).map_or(lines.len(), |n| after + n);
-    let named = |line: &String| line.split_once('=').is_some_and(|(k, _)| k.trim().trim_matches(['"', '\'']) == key);
+    let end = lines[after..]
+        .iter()
+        .position(|l| l.trim_start().starts_with('['))
+        .map_or(lines.len(), |n| after + n);
+    let named =
+        |line: &String| line.split_once('=').is_some_and(|(k, _)| k.trim().trim_matches(['"', '\'']) == key);
     if let Some(line) = lines[after..end].iter_mut().find(|line| named(line)) {
         // A comment behind it stays; a `#` in its value makes a text that does not read as wanted, and is refused.
         let (before, old) = line.split_once('=').unwrap_or((line, ""));
@@ -78,7 +82,7 @@ fn names(line: &str, table: &[&str]) -> bool {
 fn header(table: &[&str]) -> String {
     let bare = |name: &&str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     let quoted = |name: &&str| if bare(name) { (*name).to_owned() } else { format!("\"{name}\"") };
-    table.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(".")
+    table.iter().map(quoted).collect::<Vec<_>>().join(".")
 }
 
 fn ended(text: &str) -> String {
@@ -109,13 +113,19 @@ mod tests {
         assert_eq!(on("").unwrap(), "[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_cdi = true\n");
         // Its sub-table is there: TOML takes the table after it.
         let text = "[plugins.\"io.containerd.grpc.v1.cri\".cni]\na = 1";
-        assert_eq!(on(text).unwrap(), format!("{text}\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_cdi = true\n"));
+        assert_eq!(
+            on(text).unwrap(),
+            format!("{text}\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_cdi = true\n")
+        );
     }
 
     #[test]
     fn another_value_is_replaced_and_its_comment_stays() {
         let text = "[plugins.\"io.containerd.grpc.v1.cri\"]\n\tenable_cdi=false   # for now\n";
-        assert_eq!(on(text).unwrap(), "[plugins.\"io.containerd.grpc.v1.cri\"]\n\tenable_cdi = true # for now\n");
+        assert_eq!(
+            on(text).unwrap(),
+            "[plugins.\"io.containerd.grpc.v1.cri\"]\n\tenable_cdi = true # for now\n"
+        );
     }
 
     #[test]

@@ -16,7 +16,8 @@ impl Apt<'_> {
             return Err(failure::explain("see what would be removed", &output));
         }
         let text = output.text();
-        let removed = text.lines().filter_map(|l| l.strip_prefix("Remv ").or_else(|| l.strip_prefix("Purg ")));
+        let removed =
+            text.lines().filter_map(|l| l.strip_prefix("Remv ").or_else(|| l.strip_prefix("Purg ")));
         let mut names: Vec<_> =
             removed.filter_map(|l| l.split([' ', ':']).next()).map(str::to_owned).collect();
         names.dedup();
@@ -54,5 +55,8 @@ impl Apt<'_> {
 }
 
 fn removal(verb: &str, ids: &[String], limit: std::time::Duration) -> Call {
-    call::apt_get(limit).args(NO_AUTOREMOVE).args([verb, "--allow-change-held-packages"]).args(ids.iter().cloned())
+    call::apt_get(limit)
+        .args(NO_AUTOREMOVE)
+        .args([verb, "--allow-change-held-packages"])
+        .args(ids.iter().cloned())
 }
