@@ -28,6 +28,7 @@ use crate::rehearse;
 use crate::report::remote::deliver;
 use crate::report::{log, streams};
 use crate::status;
+use crate::uninstall;
 use crate::user_data::Included;
 use crate::{user_data_run, user_data_stub};
 
@@ -73,6 +74,8 @@ enum Command {
     UserData(UserDataCommand),
     /// Take away what is this instance's, before an image is captured of the machine.
     Seal(SealArgs),
+    /// Take back what runs have added to this machine: packages, files, services; what was changed since stays.
+    Uninstall(UninstallArgs),
     /// Read every file of the installed packages once, so that a new volume has fetched its blocks before they are needed.
     Prewarm(PrewarmArgs),
     /// Run on a throw-away copy of this machine, with a simulated GPU, metadata service and repository.
@@ -191,6 +194,37 @@ struct SealArgs {
     /// Print a JSON document.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a command-line flag of its own")]
+struct UninstallArgs {
+    /// The machine's root, or a directory treated as if chrooted into it.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    /// Say what would go, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Ask nothing.
+    #[arg(short, long)]
+    yes: bool,
+
+    /// Remove downloads, results and the rest of the agent's own state, too.
+    #[arg(long)]
+    purge: bool,
+
+    /// Print the plan as a JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<UninstallArgs> for uninstall::Options {
+    fn from(args: UninstallArgs) -> Self {
+        let UninstallArgs { root, dry_run, yes, purge, json } = args;
+        Self { root, dry_run, yes, purge, json }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -482,6 +516,10 @@ fn dispatch(cli: Cli) -> Result<u8> {
             };
             runtime()?.block_on(instance::seal::seal(&options))
         }
+        Command::Uninstall(args) => {
+            log::start(0);
+            runtime()?.block_on(Box::pin(uninstall::uninstall(&args.into())))
+        }
         Command::Prewarm(args) => {
             log::start(0);
             instance::prewarm::prewarm(&instance::prewarm::Options {
@@ -506,6 +544,7 @@ impl Command {
             Self::Catalog(args) => Some(&args.root),
             Self::Status(args) => Some(&args.root),
             Self::Seal(args) => Some(&args.root),
+            Self::Uninstall(args) => Some(&args.root),
             Self::Prewarm(args) => Some(&args.root),
             _ => None,
         }

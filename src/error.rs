@@ -99,6 +99,8 @@ codes! {
     StepUntrusted "step-untrusted" USAGE "Somebody other than root could have written a step file.";
     // instance store
     StoreInUse "store-in-use" FAILED "The instance store, or the directory for it, is not free; it was left as it is.";
+    // containers
+    ContainerConfig "container-config" FAILED "A container runtime's configuration cannot be extended; it was left as it is.";
     // user-data
     UserDataInvalid "user-data-invalid" USAGE "The user-data has something that cannot be acted on; nothing of it was done.";
     UserDataFailed "user-data-failed" FAILED "Something that the user-data asks for failed.";
@@ -248,7 +250,7 @@ impl Code {
             Self::PackageNotOffered | Self::ComponentMissing => {
                 "wish for another version, or use a mirror that has it ([source] packages)"
             }
-            Self::PinConflict | Self::SourceConflict => {
+            Self::PinConflict | Self::SourceConflict | Self::ContainerConfig => {
                 "correct the file that the message names, then run again"
             }
             Self::DriverNotLoaded | Self::DriverMismatch => {

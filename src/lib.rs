@@ -29,6 +29,7 @@ pub mod rehearse;
 pub mod report;
 pub mod status;
 pub mod text;
+pub mod uninstall;
 pub mod user_data;
 pub mod user_data_run;
 pub mod user_data_stub;

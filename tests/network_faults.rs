@@ -510,6 +510,7 @@ impl Indexed {
             date_floor: "2026-06-01".into(),
             may_supply: vec!["cuda-*".into()],
             packages: vec!["cuda-part-8999".into()],
+            version_floor: String::new(),
         });
         let mut host = Host::new(self.root.path().to_path_buf());
         host.fetch = Fetch::new().waiting(patience());

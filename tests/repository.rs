@@ -44,6 +44,8 @@ struct Scene {
     packages: Vec<String>,
     pinned: Vec<String>,
     pinned_version: String,
+    label: String,
+    version_floor: String,
     notices: Arc<Mutex<Vec<String>>>,
 }
 
@@ -59,6 +61,8 @@ impl Scene {
             packages: strings(&["cuda-toolkit-12-8"]),
             pinned: Vec::new(),
             pinned_version: String::new(),
+            label: "NVIDIA CUDA".into(),
+            version_floor: String::new(),
             notices: Arc::default(),
         }
     }
@@ -88,20 +92,22 @@ impl Scene {
                 url: self.url.clone(),
                 architecture: self.architecture.into(),
                 keyring: KEYRING.into(),
-                label: "NVIDIA CUDA".into(),
+                label: self.label.clone(),
                 date_floor: self.date_floor.clone(),
                 may_supply: may_supply.clone(),
                 packages: self.packages.clone(),
+                version_floor: self.version_floor.clone(),
             }),
             Action::AptPin(AptPin {
                 path: PINS.into(),
                 url: self.url.clone(),
-                label: "NVIDIA CUDA".into(),
+                label: self.label.clone(),
                 packages: self.packages.clone(),
                 may_supply,
                 always_allow: strings(&["libnccl*"]),
                 pinned: self.pinned.clone(),
                 pinned_version: self.pinned_version.clone(),
+                neighbours: Vec::new(),
             }),
             Action::AptSource(AptSource {
                 path: SOURCE.into(),
@@ -332,6 +338,39 @@ async fn a_tampered_index_is_refused() {
     edit("Packages", "12.8.93-1", "12.8.94-1");
     std::fs::write(repository.index_dir().join("Packages.gz"), b"not it").unwrap();
     scene.refused(Code::IndexTampered).await;
+}
+
+/// The container toolkit's repository: a label with an address in it, and a date that never changes.
+#[tokio::test]
+async fn where_the_date_never_changes_the_version_tells_an_old_index() {
+    const LABEL: &str = "NVIDIA CORPORATION <cudatools@nvidia.com>";
+    let key = Key::generate("tests");
+    let of_version = |version: &str| {
+        Repository::new("stable", "x86_64")
+            .labelled(LABEL)
+            .dated("Fri, 27 Apr 2018 21:29:25 +0000")
+            .with(&Package::new("nvidia-container-toolkit", version).depends("nvidia-container-toolkit-base"))
+            .with(&Package::new("nvidia-container-toolkit-base", version))
+    };
+    for (version, is_taken) in [("1.17.7-1", false), ("1.17.8-1", true), ("1.20.1-1", true)] {
+        let repository = of_version(version);
+        repository.publish(&key);
+        let web = Web::serve(repository.root());
+        let mut scene = Scene::new(&repository, &web.url(), &key);
+        scene.label = LABEL.into();
+        scene.date_floor = "2018-04-27".into();
+        scene.version_floor = "1.17.8-1".into();
+        scene.packages = strings(&["nvidia-container-toolkit"]);
+        if !is_taken {
+            let error = scene.refused(Code::IndexTooOld).await;
+            assert!(error.message().contains("1.17.7-1"), "{error}");
+            continue;
+        }
+        scene.converge().await.unwrap();
+        // The pins name this label, in which apt must read no pattern of its own.
+        let policy = scene.root.run("apt-cache", &["policy", "nvidia-container-toolkit-base"]);
+        assert!(policy.contains(&format!("Candidate: {version}")), "{policy}");
+    }
 }
 
 #[tokio::test]

@@ -386,6 +386,7 @@ async fn an_index_from_the_future_is_refused_with_a_word_about_the_clock() {
         date_floor: "2026-06-01".into(),
         may_supply: vec!["cuda-*".into()],
         packages: vec!["cuda-toolkit-12-8".into()],
+        version_floor: String::new(),
     });
     let host = Host::new(root.path().to_path_buf());
     repository.set_date("Sun, 01 Jan 2040 12:00:00 UTC");

@@ -120,6 +120,10 @@ impl Converge for AptComponents {
         outcome.map(|_| Applied::Done)
     }
 
+    fn target(&self) -> Option<&str> {
+        Some(&self.path)
+    }
+
     fn describe(&self) -> String {
         format!("components {} of the distribution", self.components.join(", "))
     }

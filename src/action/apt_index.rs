@@ -18,6 +18,7 @@ use super::repository::{matches_any, refusal};
 use super::{Applied, Check, Converge};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::host::dpkg::compare_versions;
 
 /// A verified private index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,10 @@ pub struct AptIndex {
     pub may_supply: Vec<String>,
     /// The packages that will be asked for.
     pub packages: Vec<String>,
+    /// An index whose newest version of one of them is older is an old one played back, where the date cannot tell: some
+    /// repositories never change it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version_floor: String,
 }
 
 impl Converge for AptIndex {
@@ -206,10 +211,27 @@ impl AptIndex {
         .with_hint("nothing was installed from it; if the package is the repository's own, add its name to may-supply in the catalog"))
     }
 
+    fn judge_versions(&self, index: &Index) -> Result<()> {
+        for name in self.packages.iter().map(|p| packages::request_name(p)) {
+            let newest = index.newest(name).unwrap_or_default();
+            if !self.version_floor.is_empty() && compare_versions(newest, &self.version_floor).is_lt() {
+                return Err(Error::new(
+                    Code::IndexTooOld,
+                    format!(
+                        "the index of {} is validly signed, but its newest {name} is {newest}, older than {}: a replayed index?",
+                        self.url, self.version_floor
+                    ),
+                )
+                .with_hint("a mirror that is not synchronised any more looks the same: use another address"));
+            }
+        }
+        Ok(())
+    }
+
     fn judge_wanted(&self, index: &Index) -> Result<()> {
         let ours = |p: &&String| matches_any(&self.may_supply, packages::request_name(p));
         let Some(missing) = self.packages.iter().filter(ours).find(|p| !index.can_meet(p)) else {
-            return Ok(());
+            return self.judge_versions(index);
         };
         let error = Error::new(Code::PackageNotOffered, format!("{} does not offer {missing}", self.url));
         let nearest = index.nearest(missing);

@@ -52,6 +52,10 @@ impl Converge for AptKey {
         Ok(Applied::Done)
     }
 
+    fn target(&self) -> Option<&str> {
+        Some(&self.path)
+    }
+
     fn describe(&self) -> String {
         format!("keyring {} with the key {}", self.path, self.fingerprint)
     }

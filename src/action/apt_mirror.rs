@@ -116,7 +116,9 @@ impl Converge for AptMirror {
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let changes = self.changes(host)?;
         for change in &changes {
+            host.note_before(&change.path)?;
             host.files.write(&change.path, change.after.as_bytes(), change.mode)?;
+            host.note_written(&change.path)?;
         }
         let updated = host.apt().update_for(&[location(&self.url)]).await;
         if let Err(error) = updated {

@@ -37,7 +37,13 @@ pub struct AptPin {
     /// Pattern of that version, such as `580.*`.
     #[serde(default)]
     pub pinned_version: String,
+    /// Base URLs of other repositories that this plan adds, possibly on the same host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub neighbours: Vec<String>,
 }
+
+/// How the names of our preferences files begin: each is about another repository.
+const OURS: &str = "00-gpu-bootstrap-";
 
 impl Converge for AptPin {
     async fn check(&self, host: &Host) -> Result<Check> {
@@ -76,6 +82,10 @@ impl Converge for AptPin {
             ));
         }
         Ok(Applied::Done)
+    }
+
+    fn target(&self) -> Option<&str> {
+        Some(&self.path)
     }
 
     fn describe(&self) -> String {
@@ -136,7 +146,7 @@ impl AptPin {
     fn has_host_for_itself(&self, host: &Host) -> Result<bool> {
         let ours = host_of(&self.url);
         let entries = sources::read(host)?;
-        let mut uris = entries.iter().flat_map(|e| &e.uris);
+        let mut uris = entries.iter().flat_map(|e| &e.uris).chain(&self.neighbours);
         Ok(!uris.any(|u| host_of(u) == ours && location(u) != location(&self.url)))
     }
 
@@ -146,7 +156,10 @@ impl AptPin {
         let mut files = vec![MAIN_FILE.to_owned()];
         let parts = host.files.list(PARTS_DIR)?;
         files.extend(
-            parts.iter().filter(|n| preferences::is_read_by_apt(n)).map(|n| format!("{PARTS_DIR}/{n}")),
+            parts
+                .iter()
+                .filter(|n| preferences::is_read_by_apt(n) && !n.starts_with(OURS))
+                .map(|n| format!("{PARTS_DIR}/{n}")),
         );
         let mut rivals = Vec::new();
         for file in files.into_iter().filter(|f| *f != self.path) {

@@ -78,6 +78,10 @@ impl Converge for AptSource {
         outcome.map(|()| Applied::Done)
     }
 
+    fn target(&self) -> Option<&str> {
+        Some(&self.path)
+    }
+
     fn describe(&self) -> String {
         format!("source {}", self.url)
     }

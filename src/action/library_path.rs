@@ -62,6 +62,10 @@ impl Converge for LibraryPath {
         Ok(Applied::Done)
     }
 
+    fn target(&self) -> Option<&str> {
+        Some(&self.path)
+    }
+
     fn describe(&self) -> String {
         format!("linker directories {}", self.directories.join(", "))
     }

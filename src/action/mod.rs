@@ -9,7 +9,9 @@ pub mod apt_mirror;
 pub mod apt_package;
 pub mod apt_pin;
 pub mod apt_source;
+pub mod cdi;
 pub mod command;
+pub mod container_runtime;
 pub mod deb;
 pub mod device_query;
 mod driver;
@@ -24,6 +26,7 @@ pub mod link;
 pub mod module_blacklist;
 mod module_build;
 pub mod module_options;
+pub mod node_labels;
 mod package_set;
 pub(crate) mod repository;
 pub mod service;
@@ -211,6 +214,12 @@ actions! {
     Command(command::Command),
     /// A file system on the instance store.
     InstanceStore(instance_store::InstanceStore),
+    /// The GPUs, described for container runtimes.
+    Cdi(cdi::Cdi),
+    /// A container runtime that knows the GPUs.
+    ContainerRuntime(container_runtime::ContainerRuntime),
+    /// Labels of a Kubernetes node.
+    NodeLabels(node_labels::NodeLabels),
     /// A running systemd service.
     Service(service::Service),
     /// A GPU that works.

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::Check;
 use crate::error::{Code, Error, Result};
+use crate::host::added::AddedPackage;
 use crate::host::apt::{Request, nvidia};
 use crate::host::dpkg::{self, Database, Package, State, Want, compare_versions};
 use crate::host::{Host, paths};
@@ -418,6 +419,11 @@ pub(super) async fn hold_and_record(
     if !unheld.is_empty() {
         host.apt().hold(&unheld).await?;
     }
+    let new = set.iter().filter(|p| !before.contains(&p.id())).map(|p| {
+        let asked = wanted.specs.iter().any(|s| s.name == p.name);
+        (p.id(), AddedPackage { version: p.version.clone(), asked })
+    });
+    host.note_packages(new, unheld.into_iter())?;
     let mut record = Record { debs, packages: Vec::new() };
     let mut stats = dpkg::Stats::new(host);
     for package in set {

@@ -35,6 +35,10 @@ pub enum Kind {
     Debs,
     /// A list of EC2 instance types.
     InstanceTypes,
+    /// A list of container runtimes.
+    Runtimes,
+    /// Where NVIDIA's container toolkit comes from.
+    ContainerToolkit,
     /// The name of a user of this machine, or `"auto"`.
     User,
     /// A directory for a mount, or nothing.
@@ -78,6 +82,8 @@ impl Kind {
             Self::CudnnVersion => "\"auto\", \"none\" or a version such as \"9.8.0\"".into(),
             Self::Debs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }".into(),
             Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
+            Self::Runtimes => format!("a list of {}", one_of(RUNTIMES)),
+            Self::ContainerToolkit => "\"nvidia\", \"none\" or the http(s) URL of a mirror".into(),
             Self::User => {
                 "\"auto\" or a user's name: 1 to 32 lower-case letters, digits, - and _, not beginning with a digit or -".into()
             }
@@ -111,6 +117,8 @@ pub(super) const DAYS: [u64; 22] =
 
 /// Values of `report.autoscaling.on-failure`.
 const ON_FAILURE: &[&str] = &["continue", "abandon"];
+/// What `containers.runtime` may list.
+pub(super) const RUNTIMES: &[&str] = &["docker", "containerd"];
 /// Values of `driver.flavour`.
 const FLAVOURS: &[&str] = &["auto", "open", "proprietary"];
 /// Values of `driver.modules`.
@@ -196,6 +204,28 @@ pub const KEYS: &[Key] = &[
         example: "false",
         meaning: "Whether PATH and `LD_LIBRARY_PATH` of login shells, the dynamic linker's directories and \
                   the `/usr/local/cuda` link are set up.",
+    },
+    Key {
+        path: "containers.runtime",
+        kind: Kind::Runtimes,
+        example: "[\"docker\", \"containerd\"]",
+        meaning: "The container runtimes that get the GPUs: NVIDIA's container toolkit is installed, the GPUs are described \
+                  (CDI), and the runtimes' own configuration is extended. The runtimes themselves are not installed.",
+    },
+    Key {
+        path: "containers.toolkit",
+        kind: Kind::ContainerToolkit,
+        example: "\"none\"",
+        meaning: "Where NVIDIA's container toolkit comes from: its own repository, or a mirror of that repository's \
+                  `stable/deb` tree (still checked against its key). `none` leaves it out: `--device nvidia.com/gpu=all` \
+                  works without it, `--gpus all` does not.",
+    },
+    Key {
+        path: "containers.node-labels",
+        kind: Kind::Switch,
+        example: "true",
+        meaning: "Whether `/etc/default/gpu-bootstrap-node-labels` is written, with the labels of these GPUs for \
+                  `kubelet --node-labels`.",
     },
     Key {
         path: "install.method",
@@ -440,7 +470,7 @@ pub const KEYS: &[Key] = &[
 
 /// Keys and tables whose names are settled, but which this version does not have. They get an error of their
 /// own, so that nobody looks for a typing mistake.
-pub const NOT_YET: &[&str] = &["frameworks", "containers"];
+pub const NOT_YET: &[&str] = &["frameworks"];
 
 /// The key called `path`.
 pub fn find(path: &str) -> Option<&'static Key> {

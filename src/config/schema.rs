@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::action::container_runtime::Runtime;
+
 /// The whole configuration, with every default filled in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -16,6 +18,8 @@ pub struct Config {
     pub cudnn: CudnnConfig,
     /// Search paths of login shells and of the dynamic linker.
     pub profile: ProfileConfig,
+    /// Container runtimes and Kubernetes.
+    pub containers: ContainersConfig,
     /// How packages are installed.
     pub install: InstallConfig,
     /// The early part of a boot without cloud-init.
@@ -129,6 +133,18 @@ pub struct DebConfig {
 pub struct ProfileConfig {
     /// Whether PATH, `LD_LIBRARY_PATH`, the linker's directories and `/usr/local/cuda` are set up.
     pub path: bool,
+}
+
+/// `[containers]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ContainersConfig {
+    /// Which runtimes get the GPUs.
+    pub runtime: Vec<Runtime>,
+    /// `nvidia`, `none`, or the URL of a mirror of the toolkit's repository.
+    pub toolkit: String,
+    /// Whether a file with the labels of a Kubernetes node is written.
+    pub node_labels: bool,
 }
 
 /// `[install]`
@@ -392,6 +408,12 @@ impl Default for CudnnConfig {
 impl Default for ProfileConfig {
     fn default() -> Self {
         Self { path: true }
+    }
+}
+
+impl Default for ContainersConfig {
+    fn default() -> Self {
+        Self { runtime: Vec::new(), toolkit: "nvidia".into(), node_labels: false }
     }
 }
 

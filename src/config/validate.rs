@@ -174,7 +174,9 @@ impl Walk<'_> {
             Kind::Topic => self.string(key, value, |s| none_or(s, topic)),
             Kind::Webhook => self.string(key, value, |s| none_or(s, |s| url::check(s).map(drop))),
             Kind::Toolkits => self.toolkits(key, value),
-            Kind::InstanceTypes => self.instance_types(key, value),
+            Kind::InstanceTypes => self.names(key, value, instance_type),
+            Kind::Runtimes => self.names(key, value, |s| choice(s, keys::RUNTIMES)),
+            Kind::ContainerToolkit => self.string(key, value, container_toolkit),
             Kind::Debs => self.debs(key, value),
         }
     }
@@ -276,9 +278,9 @@ impl Walk<'_> {
         });
     }
 
-    fn instance_types(&mut self, key: &Key, value: &Value<'_>) {
+    fn names(&mut self, key: &Key, value: &Value<'_>, check: impl Fn(&str) -> Result<(), String>) {
         match value.get_ref() {
-            DeValue::Array(items) => self.list(key, items, instance_type),
+            DeValue::Array(items) => self.list(key, items, check),
             DeValue::String(s) => {
                 let text = format!("{} takes a list; write [\"{s}\"]", key.path);
                 self.problem(Code::ConfigType, value.span().start, text);
@@ -365,6 +367,16 @@ fn choice(written: &str, values: &[&str]) -> Result<(), String> {
     let near =
         keys::nearest(written, values).map_or_else(String::new, |n| format!("; \"{n}\" is probably meant"));
     Err(format!("\"{written}\" is not one of the values {}{near}", keys::one_of(values)))
+}
+
+fn container_toolkit(written: &str) -> Result<(), String> {
+    if matches!(written, "nvidia" | "none") {
+        return Ok(());
+    }
+    if !written.contains("://") {
+        return Err(format!("\"{written}\" is not {}", Kind::ContainerToolkit.takes()));
+    }
+    url::check(written).map(drop)
 }
 
 fn source(written: &str) -> Result<(), String> {

@@ -129,6 +129,7 @@ async fn run_step(
         let before = look(plan, step, action, host, reports).await?;
         if let Check::Satisfied { evidence: seen } = before {
             evidence.push(seen);
+            note_ours(action, host)?;
             continue;
         }
         if !changed {
@@ -139,11 +140,15 @@ async fn run_step(
         }
         tracing::info!("{}: {}: {}", step.id, action.describe(), before.why());
         look_ahead(step.actions.iter().skip(number + 1).chain(later.iter().flat_map(|s| &s.actions)), host);
+        note_before(action, host)?;
         if let Applied::RebootNeeded { why } = action.apply(host).await? {
             return Ok(StepOutcome::RebootNeeded { why });
         }
         match look(plan, step, action, host, reports).await? {
-            Check::Satisfied { evidence: seen } => evidence.push(seen),
+            Check::Satisfied { evidence: seen } => {
+                note_ours(action, host)?;
+                evidence.push(seen);
+            }
             Check::Needed { why } | Check::Deferred { why } | Check::Unknown { why } => {
                 return Err(Error::new(
                     Code::VerifyFailed,
@@ -156,6 +161,23 @@ async fn run_step(
         }
     }
     Ok(StepOutcome::Done { changed, evidence })
+}
+
+/// Notes for `uninstall` what this action is about to write or to start. What the administrator's commands make is theirs.
+fn note_before(action: &Action, host: &Host) -> Result<()> {
+    match action {
+        Action::Command(_) => Ok(()),
+        Action::Service(service) => host.note_unit(&service.unit),
+        action => action.target().map_or(Ok(()), |path| host.note_before(path)),
+    }
+}
+
+/// Notes what lies there now that the action is satisfied: after its own work, or after that of a run that was killed.
+fn note_ours(action: &Action, host: &Host) -> Result<()> {
+    match action {
+        Action::Command(_) => Ok(()),
+        action => action.target().map_or(Ok(()), |path| host.note_written(path)),
+    }
 }
 
 /// Checks an action, says what was found, and turns "could not tell" into the step's failure.

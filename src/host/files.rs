@@ -67,6 +67,20 @@ impl Files {
         self.resolve(path, true)
     }
 
+    /// Where the path leads when every link is followed (inside the root); `None` if nothing is there.
+    pub fn real_path(&self, path: impl AsRef<Path>) -> Result<Option<PathBuf>> {
+        let path = path.as_ref();
+        let outside = self.resolve(path, true)?;
+        match fs::symlink_metadata(&outside) {
+            Ok(_) => {
+                let inside = outside.strip_prefix(&self.root).unwrap_or(&outside);
+                Ok(Some(Path::new("/").join(inside)))
+            }
+            Err(e) if is_missing(&e) => Ok(None),
+            Err(e) => Err(Error::io("stat", path, e)),
+        }
+    }
+
     fn resolve(&self, path: &Path, follow_last: bool) -> Result<PathBuf> {
         let mut pending: Vec<std::ffi::OsString> = components(path);
         let mut inside: Vec<std::ffi::OsString> = Vec::new();

@@ -1,6 +1,7 @@
 //! The only door to the machine. Actions, facts and reports reach files, programs, the network and the
 //! clock through [`Host`], so that `--root DIR` and the documented environment names move all of it at once.
 
+pub mod added;
 pub mod apt;
 pub mod beside;
 pub mod clock;
@@ -189,6 +190,10 @@ pub mod paths {
     pub const IN_FLIGHT: &str = "/var/lib/gpu-bootstrap/in-flight.json";
     /// The boot in which apt's package lists were last written, until they are on the disk.
     pub const LISTS_UNSYNCED: &str = "/var/lib/gpu-bootstrap/lists-unsynced";
+    /// What runs have added to this machine, for `uninstall`.
+    pub const ADDED: &str = "/var/lib/gpu-bootstrap/added.json";
+    /// What was in the place of files that runs wrote.
+    pub const ORIGINALS_DIR: &str = "/var/lib/gpu-bootstrap/originals";
     /// What `auto` chose on this image.
     pub const CHOICE: &str = "/var/lib/gpu-bootstrap/choice.json";
     /// Held by flock for the whole run; names its holder.
@@ -236,8 +241,9 @@ pub mod paths {
     /// The result of the last run, written only at its end.
     pub const RESULT: &str = "/run/gpu-bootstrap/result.json";
     /// Every directory that files of ours are written to.
-    pub const WRITTEN_DIRS: [&str; 12] = [
+    pub const WRITTEN_DIRS: [&str; 13] = [
         STATE_DIR,
+        ORIGINALS_DIR,
         CACHE_DIR,
         SPOOL_DIR,
         PACKAGE_FILES_DIR,

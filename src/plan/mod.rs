@@ -1,5 +1,6 @@
 //! The plan: the steps chosen for these facts and this config, with values filled in, and its digest.
 
+mod containers;
 pub mod custom;
 pub mod digest;
 mod mount_unit;

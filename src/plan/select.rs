@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::step::RawStep;
-use super::values;
+use super::{containers, values};
+use crate::action::container_runtime::Runtime;
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
 use crate::config::Config;
@@ -55,6 +56,11 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
             either(values::store(facts, config).is_some_and(|s| !s.packages.is_empty()), "wanted", "none"),
         ),
         ("profile", either(config.profile.path, "wanted", "none")),
+        ("containers", either(containers::wanted(config), "wanted", "none")),
+        ("container-toolkit", either(containers::repository(facts, config).is_some(), "wanted", "none")),
+        ("docker", either(config.containers.runtime.contains(&Runtime::Docker), "wanted", "none")),
+        ("containerd", either(config.containers.runtime.contains(&Runtime::Containerd), "wanted", "none")),
+        ("node-labels", either(config.containers.node_labels, "wanted", "none")),
         ("gpu", either(facts.gpu.gpus.is_empty(), "absent", "present")),
         ("gpu-proof", either(can_prove(facts, stack), "possible", "none")),
     ])
@@ -102,6 +108,11 @@ const POSSIBLE: &[(&str, &[&str])] = &[
     ("instance-store", &["wanted", "none"]),
     ("instance-store-tools", &["wanted", "none"]),
     ("profile", &["wanted", "none"]),
+    ("containers", &["wanted", "none"]),
+    ("container-toolkit", &["wanted", "none"]),
+    ("docker", &["wanted", "none"]),
+    ("containerd", &["wanted", "none"]),
+    ("node-labels", &["wanted", "none"]),
     ("gpu", &["present", "absent"]),
     ("gpu-proof", &["possible", "none"]),
 ];

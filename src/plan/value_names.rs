@@ -10,6 +10,7 @@ pub const VALUE_NAMES: &[&str] = &[
     "repository.date-floor",     // text: oldest acceptable date of the index
     "repository.may-supply",     // list: patterns of package names that it may supply at all
     "repository.always-allow",   // list: patterns pinned positive besides the closure
+    "repository.neighbours",     // list: base URLs of other repositories of the plan
     "repository.packages",       // list: every package that any step asks this repository for
     "repository.architecture",   // text: dpkg's name of the machine's architecture
     "distro.components",         // list: components of the distribution that must be enabled
@@ -47,6 +48,12 @@ pub const VALUE_NAMES: &[&str] = &[
     "instance-store.packages",   // list: what the programs for it are in
     "instance-store.unit",       // text: name of the unit that mounts it
     "instance-store.unit-file",  // text: the unit
+    // Containers and Kubernetes
+    "containers.repository",     // text: base URL of NVIDIA's container toolkit
+    "containers.architecture",   // text: dpkg's name of the machine's architecture
+    "containers.key",            // text: the ASCII-armoured public key of that repository
+    "containers.family",         // text: the GPUs' architecture, "" where there are several
+    "containers.cuda",           // text: version of the default toolkit, "" for none
     // A command's own
     "output",                    // text: where the command makes what it `creates`; filled in when it runs
     // The check at the end

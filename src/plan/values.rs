@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::de::DeValue;
 use toml::{Spanned, Value};
 
-use super::{mount_unit, unattended};
+use super::{containers, mount_unit, unattended};
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
 use crate::config::Config;
@@ -155,6 +155,20 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
         v.set("instance-store.unit", mount_unit::name(store.path));
         v.set("instance-store.unit-file", mount_unit::text(store.path));
     }
+    v.set("containers.architecture", facts.os.arch.value.debian_name());
+    v.set("containers.key", containers::KEY);
+    if let Some(url) = containers::repository(facts, config) {
+        v.set("containers.repository", url);
+    }
+    v.set("repository.neighbours", containers::repository(facts, config).into_iter().collect::<Vec<_>>());
+    v.set(
+        "containers.family",
+        match &stack.gpu_architectures[..] {
+            [one] => one.clone(),
+            _ => String::new(),
+        },
+    );
+    v.set("containers.cuda", stack.toolkits.first().map(|t| t.version.clone()).unwrap_or_default());
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
     let driver = stack.driver.as_ref().map(|d| d.packages.clone()).unwrap_or_default();

@@ -7,6 +7,7 @@ pub(crate) mod lists;
 pub(crate) mod locks;
 pub mod nvidia;
 mod policy;
+mod remove;
 pub(crate) mod simulate;
 mod sources;
 mod watch;
@@ -357,6 +358,11 @@ impl Apt<'_> {
 /// What an installation came to.
 pub(crate) fn judge(request: &Request, output: &Output) -> Result<()> {
     if output.ok() { Ok(()) } else { Err(failure::explain(&request.describe(), output)) }
+}
+
+/// What a removal came to.
+fn judge_removal(what: &str, output: &Output) -> Result<()> {
+    if output.ok() { Ok(()) } else { Err(failure::explain(what, output)) }
 }
 
 /// apt-get update says 0 when it could go on with old indexes.

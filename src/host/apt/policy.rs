@@ -44,7 +44,9 @@ pub(super) fn install(host: &Host) -> Result<bool> {
     if host.files.exists(MACHINE_POLICY)? {
         return Ok(false);
     }
+    host.note_before(MACHINE_POLICY)?;
     host.files.write(MACHINE_POLICY, POLICY.as_bytes(), 0o644)?;
+    host.note_written(MACHINE_POLICY)?;
     host.notice(format!(
         "wrote {MACHINE_POLICY}: NVIDIA's repository key has a SHA-1 self-signature, which this apt refuses by default; \
          until 2029-02-01 apt accepts such self-signatures of any key that a source names"

@@ -14,8 +14,10 @@ const CLOUD_INIT: &str = "/var/lib/cloud";
 const UNINITIALIZED: &str = "uninitialized";
 /// What of our state is the image's: what was chosen, and what proves that it is there. Everything else is the instance's,
 /// whatever a later version calls it.
-const OF_THE_IMAGE: [&str; 8] = [
+const OF_THE_IMAGE: [&str; 10] = [
     "choice.json",
+    "added.json",
+    "originals",
     "in-flight.json",
     "packages",
     "lists",
