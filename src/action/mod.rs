@@ -20,8 +20,10 @@ pub mod kernel_packages;
 pub mod library_path;
 pub mod link;
 mod package_set;
+pub mod python_environment;
 pub(crate) mod repository;
 pub mod service;
+pub mod training_check;
 
 pub(crate) use package_set::recorded_files;
 use serde::{Deserialize, Serialize};
@@ -199,6 +201,10 @@ actions! {
     InstanceStore(instance_store::InstanceStore),
     /// A running systemd service.
     Service(service::Service),
+    /// A virtual environment with locked packages.
+    PythonEnvironment(python_environment::PythonEnvironment),
+    /// Frameworks that learn.
+    TrainingCheck(training_check::TrainingCheck),
     /// A GPU that works.
     DeviceQuery(device_query::DeviceQuery),
 }

@@ -3,6 +3,7 @@
 
 pub mod choose;
 pub mod data;
+pub mod frameworks;
 mod tables;
 pub mod version;
 

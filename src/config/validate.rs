@@ -176,6 +176,8 @@ impl Walk<'_> {
             Kind::Toolkits => self.toolkits(key, value),
             Kind::InstanceTypes => self.instance_types(key, value),
             Kind::Debs => self.debs(key, value),
+            Kind::Frameworks => self.frameworks(key, value),
+            Kind::Url => self.string(key, value, |s| url::check(s).map(drop)),
         }
     }
 
@@ -284,6 +286,16 @@ impl Walk<'_> {
                 self.problem(Code::ConfigType, value.span().start, text);
             }
             _ => self.wrong_type(key, value),
+        }
+    }
+
+    fn frameworks(&mut self, key: &Key, value: &Value<'_>) {
+        let DeValue::Array(items) = value.get_ref() else { return self.wrong_type(key, value) };
+        self.list(key, items, |s| choice(s, keys::FRAMEWORKS));
+        let has = |names: &[&str]| items.iter().any(|i| i.get_ref().as_str().is_some_and(|s| names.contains(&s)));
+        if has(&["keras"]) && !has(&["torch", "tensorflow", "jax"]) {
+            let text = format!("{}: keras computes with another framework; add \"torch\", \"tensorflow\" or \"jax\"", key.path);
+            self.problem(Code::ConfigType, value.span().start, text);
         }
     }
 
