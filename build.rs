@@ -102,7 +102,9 @@ fn write_locks(out: &Path) -> PathBuf {
     let mut locks = String::new();
     for (name, path) in files_with("txt", Path::new("steps/frameworks")) {
         locks.push_str(name.trim_end_matches(".txt"));
-        for line in fs::read_to_string(path).expect("a lock is readable").lines().filter(|l| !l.starts_with('#')) {
+        for line in
+            fs::read_to_string(path).expect("a lock is readable").lines().filter(|l| !l.starts_with('#'))
+        {
             let (wheel, users) = line.split_once(" for: ").unwrap_or_else(|| panic!("{name}: {line}"));
             let number = wheels.iter().position(|known| known == wheel).unwrap_or_else(|| {
                 wheels.push(wheel.to_owned());

@@ -172,9 +172,13 @@ impl Code {
     #[expect(clippy::too_many_lines, reason = "one table, and the compiler sees that no code is missing")]
     pub fn usual_hint(self) -> &'static str {
         match self {
-            Self::PathInUse => "name another directory in the configuration, or free this one, then run again",
+            Self::PathInUse => {
+                "name another directory in the configuration, or free this one, then run again"
+            }
             Self::WheelMissing => "add the wheel, or name an index that has it, then run again",
-            Self::FrameworkFailed => "`gpu-bootstrap device-query` says whether the GPU works; the causes are the framework's words",
+            Self::FrameworkFailed => {
+                "`gpu-bootstrap device-query` says whether the GPU works; the causes are the framework's words"
+            }
             Self::Usage => "`gpu-bootstrap --help` shows what there is",
             Self::NotRoot => "run it with sudo",
             Self::Locked | Self::WaitTimeout => "`gpu-bootstrap status --wait` waits for the other run",

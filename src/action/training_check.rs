@@ -50,7 +50,7 @@ struct Seen {
 }
 
 impl TrainingCheck {
-    /// What trains: Keras with each of the frameworks that can be its back end; PyTorch and JAX by themselves. TensorFlow comes
+    /// What trains: Keras with each of the frameworks that can be its back end; `PyTorch` and JAX by themselves. `TensorFlow` comes
     /// with Keras, and is trained by it in any case.
     fn trainings(&self) -> Vec<String> {
         let has = |name: &str| self.frameworks.iter().any(|f| f == name);
@@ -86,7 +86,8 @@ impl TrainingCheck {
     }
 
     async fn train(&self, host: &Host, what: &str) -> Result<Result<String, Error>> {
-        let failed = |text: String, hint: &str| Ok(Err(Error::new(Code::FrameworkFailed, text).with_hint(hint)));
+        let failed =
+            |text: String, hint: &str| Ok(Err(Error::new(Code::FrameworkFailed, text).with_hint(hint)));
         let output = match host.exec.output(&self.call(what)).await {
             Ok(output) => output,
             Err(e) if e.code() == Code::ExecTimeout => {
@@ -120,7 +121,9 @@ impl TrainingCheck {
         }
         let label = if gpu { "GPU" } else { "CPU" };
         match (before, after) {
-            (Some(before), Some(after)) if after.is_finite() && before.is_finite() && after < before * LEARNT => {
+            (Some(before), Some(after))
+                if after.is_finite() && before.is_finite() && after < before * LEARNT =>
+            {
                 Ok(Ok(format!("{framework} on {label} ({device}): loss {before:.4} to {after:.4}")))
             }
             (before, after) => failed(
@@ -148,7 +151,7 @@ impl Converge for TrainingCheck {
         if !host.files.exists(format!("{}/bin/python", self.path))? {
             return Ok(Check::needed(format!("{} has no Python yet", self.path)));
         }
-        Ok(match self.train_all(host).await? {
+        Ok(match Box::pin(self.train_all(host)).await? {
             Ok(evidence) => Check::satisfied(evidence),
             Err(error) => {
                 let why = error.message().to_owned();
@@ -162,7 +165,7 @@ impl Converge for TrainingCheck {
         if let Some(seen) = host.take_look::<Seen>().filter(|seen| seen.action == *self) {
             return Err(seen.error);
         }
-        self.train_all(host).await?.map(|_| Applied::Done)
+        Box::pin(self.train_all(host)).await?.map(|_| Applied::Done)
     }
 
     fn describe(&self) -> String {
@@ -183,7 +186,10 @@ mod tests {
         assert_eq!(of(&["keras", "torch"]), "keras-torch torch");
         assert_eq!(of(&["tensorflow", "tensorboard"]), "keras-tensorflow tensorboard");
         assert_eq!(of(&["jax"]), "jax");
-        assert_eq!(of(&["jax", "keras", "tensorflow", "torch"]), "keras-tensorflow keras-torch torch keras-jax jax");
+        assert_eq!(
+            of(&["jax", "keras", "tensorflow", "torch"]),
+            "keras-tensorflow keras-torch torch keras-jax jax"
+        );
     }
 
     /// A stand-in for Python says what a framework would.
@@ -212,7 +218,9 @@ mod tests {
             return; // only root can become nobody
         }
         let line = |gpu: bool, after: &str| {
-            format!("echo '{{\"framework\": \"torch 2\", \"device\": \"d\", \"gpu\": {gpu}, \"before\": 4.0, \"after\": {after}}}'")
+            format!(
+                "echo '{{\"framework\": \"torch 2\", \"device\": \"d\", \"gpu\": {gpu}, \"before\": 4.0, \"after\": {after}}}'"
+            )
         };
         let (check, _) = judged(true, &line(true, "0.5")).await;
         assert_eq!(check, Check::satisfied("torch 2 on GPU (d): loss 4.0000 to 0.5000"));

@@ -42,11 +42,21 @@ struct Device {
 }
 
 const CUDA: [Device; 2] = [
-    Device { name: "cuda13", cuda: 13, driver: "580.65.06", without: &["Fermi", "Kepler", "Maxwell", "Pascal", "Volta"] },
-    Device { name: "cuda12", cuda: 12, driver: "525.60.13", without: &["Fermi", "Kepler", "Maxwell", "Pascal"] },
+    Device {
+        name: "cuda13",
+        cuda: 13,
+        driver: "580.65.06",
+        without: &["Fermi", "Kepler", "Maxwell", "Pascal", "Volta"],
+    },
+    Device {
+        name: "cuda12",
+        cuda: 12,
+        driver: "525.60.13",
+        without: &["Fermi", "Kepler", "Maxwell", "Pascal"],
+    },
 ];
 
-/// PyTorch 2.8, the last for Python 3.9, has no code for Volta by its release notes, and has it by its build script: what is
+/// `PyTorch` 2.8, the last for Python 3.9, has no code for Volta by its release notes, and has it by its build script: what is
 /// not sure is not chosen.
 const WITHOUT_VOLTA: &str = "3.9";
 
@@ -93,8 +103,12 @@ pub fn choose(facts: &Facts, config: &Config, stack: &Stack) -> Result<Option<Fr
 fn python_of(facts: &Facts) -> Result<&'static str> {
     let distro = facts.os.distro();
     PYTHONS.iter().find(|(name, _)| *name == distro).map(|(_, python)| *python).ok_or_else(|| {
-        refused(format!("nobody here knows which Python {distro} has, so that no lock of the frameworks can be chosen"))
-            .with_hint("leave [frameworks] away, or use a release of Debian or Ubuntu that docs/frameworks.md lists")
+        refused(format!(
+            "nobody here knows which Python {distro} has, so that no lock of the frameworks can be chosen"
+        ))
+        .with_hint(
+            "leave [frameworks] away, or use a release of Debian or Ubuntu that docs/frameworks.md lists",
+        )
     })
 }
 
@@ -115,9 +129,8 @@ fn device(
     };
     let toolkit = stack.toolkits.first().and_then(|t| Version::parse(&t.version)).map(|v| v.major());
     let driver = driver.ok_or_else(|| {
-        refused("the frameworks are to use the GPU, and no driver is wanted or loaded").with_hint(
-            "let driver.branch choose one, or write device = \"cpu\" below [frameworks]",
-        )
+        refused("the frameworks are to use the GPU, and no driver is wanted or loaded")
+            .with_hint("let driver.branch choose one, or write device = \"cpu\" below [frameworks]")
     })?;
     let mut devices: Vec<_> = CUDA.iter().filter(|d| asked.is_none_or(|asked| d.cuda == asked)).collect();
     // The toolkit's generation first, where there is a choice.
@@ -127,7 +140,8 @@ fn device(
         match fits(device, &driver, stack, python, wanted) {
             Ok(()) => return Ok((device.name, format!("which run on driver {driver}"))),
             Err(why) => {
-                let _ = write!(reasons, "{}{}: {why}", if reasons.is_empty() { "" } else { "; " }, device.name);
+                let _ =
+                    write!(reasons, "{}{}: {why}", if reasons.is_empty() { "" } else { "; " }, device.name);
             }
         }
     }
@@ -135,7 +149,13 @@ fn device(
         .with_hint("ask for fewer frameworks, a newer driver branch or another release; device = \"cpu\" does without the GPU"))
 }
 
-fn fits(device: &Device, driver: &Version, stack: &Stack, python: &str, wanted: &[String]) -> Result<(), String> {
+fn fits(
+    device: &Device,
+    driver: &Version,
+    stack: &Stack,
+    python: &str,
+    wanted: &[String],
+) -> Result<(), String> {
     // A branch that was not asked for by an exact version is its newest release.
     let oldest = Version::parse(device.driver).ok_or("the table is wrong")?;
     let enough = if driver.depth() == 1 { driver.major() >= oldest.major() } else { *driver >= oldest };
@@ -170,7 +190,7 @@ fn requirements(device: &str, python: &str, wanted: &[String]) -> Result<String>
     let wheels: Vec<_> = wheels.lines().collect();
     let name = format!("{device}-{python} ");
     let lock = locks.lines().find_map(|line| line.strip_prefix(&name)).ok_or_else(|| {
-        refused(format!("PyPI has no wheels of these frameworks for Python {python}"))
+        refused(format!("PyPI has no wheels of these frameworks for {device} and Python {python}"))
     })?;
     // `12:keras+torch`: the number of a wheel's line, and whose it is.
     let entries: Vec<(&str, Vec<&str>)> = lock
@@ -202,8 +222,10 @@ mod tests {
         let driver = branch.map(|branch| {
             serde_json::json!({ "branch": branch, "open": true, "packages": [], "kernel_packages": [], "modules": [] })
         });
-        let toolkits: Vec<_> =
-            toolkit.iter().map(|v| serde_json::json!({ "version": v, "packages": [], "home": null })).collect();
+        let toolkits: Vec<_> = toolkit
+            .iter()
+            .map(|v| serde_json::json!({ "version": v, "packages": [], "home": null }))
+            .collect();
         serde_json::from_value(serde_json::json!({
             "gpu_architectures": [architecture], "source": { "distro": { "components": [] } }, "driver": driver,
             "toolkits": toolkits, "cudnn": null, "cudnn_debs": [], "fabric_manager": null, "expect_gpus": 1, "reasons": [],
@@ -219,7 +241,8 @@ mod tests {
         for lock in locks.lines() {
             let (device, python) = lock.split_once(' ').unwrap().0.split_once('-').unwrap();
             let wanted = ["tensorflow", "keras", "torch", "jax", "tensorboard"].map(str::to_owned);
-            let has: Vec<_> = wanted.iter().filter(|w| locked(device, python, &[(*w).clone()]).is_ok()).cloned().collect();
+            let has: Vec<_> =
+                wanted.iter().filter(|w| locked(device, python, &[(*w).clone()]).is_ok()).cloned().collect();
             let requirements = requirements(device, python, &has).unwrap();
             assert!(requirements.lines().count() > 10, "{lock}");
             for line in requirements.lines() {
@@ -253,17 +276,40 @@ mod tests {
         };
         assert_eq!(chosen(&stack("Ampere", Some("580"), Some("13.0")), &["torch"], "3.11"), Ok("cuda13"));
         assert_eq!(chosen(&stack("Ampere", Some("580"), Some("12.8")), &["torch"], "3.11"), Ok("cuda12"));
-        assert_eq!(chosen(&stack("Ampere", Some("580"), Some("13.0")), &["tensorflow"], "3.11"), Ok("cuda12"));
+        assert_eq!(
+            chosen(&stack("Ampere", Some("580"), Some("13.0")), &["tensorflow"], "3.11"),
+            Ok("cuda12")
+        );
         assert_eq!(chosen(&stack("Ampere", Some("570"), Some("12.8")), &["jax"], "3.12"), Ok("cuda12"));
         assert_eq!(chosen(&stack("Volta", Some("580"), None), &["torch"], "3.11"), Ok("cuda12"));
         assert_eq!(chosen(&stack("Ampere", Some("525.60.13"), None), &["torch"], "3.11"), Ok("cuda12"));
         for (stack, wanted, python, why) in [
-            (stack("Ampere", Some("525.53"), None), "torch", "3.11", "needs driver 525.60.13, and this is 525.53"),
-            (stack("Ampere", Some("470"), Some("11.4")), "torch", "3.11", "cuda12: it needs driver 525.60.13"),
+            (
+                stack("Ampere", Some("525.53"), None),
+                "torch",
+                "3.11",
+                "needs driver 525.60.13, and this is 525.53",
+            ),
+            (
+                stack("Ampere", Some("470"), Some("11.4")),
+                "torch",
+                "3.11",
+                "cuda12: it needs driver 525.60.13",
+            ),
             (stack("Pascal", Some("580"), None), "torch", "3.11", "no code for Pascal"),
             (stack("Volta", Some("580"), None), "torch", "3.9", "no code for Volta"),
-            (stack("Ampere", Some("580"), None), "tensorflow", "3.14", "no wheel of tensorflow for cuda13 and Python 3.14"),
-            (stack("Ampere", Some("580"), None), "torch", "3.8", "no wheels of these frameworks for Python 3.8"),
+            (
+                stack("Ampere", Some("580"), None),
+                "tensorflow",
+                "3.14",
+                "no wheel of tensorflow for cuda13 and Python 3.14",
+            ),
+            (
+                stack("Ampere", Some("580"), None),
+                "torch",
+                "3.8",
+                "no wheels of these frameworks for cuda12 and Python 3.8",
+            ),
             (stack("Ampere", None, None), "torch", "3.11", "no driver is wanted or loaded"),
         ] {
             let error = chosen(&stack, &[wanted], python).unwrap_err();

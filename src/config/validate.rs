@@ -292,9 +292,13 @@ impl Walk<'_> {
     fn frameworks(&mut self, key: &Key, value: &Value<'_>) {
         let DeValue::Array(items) = value.get_ref() else { return self.wrong_type(key, value) };
         self.list(key, items, |s| choice(s, keys::FRAMEWORKS));
-        let has = |names: &[&str]| items.iter().any(|i| i.get_ref().as_str().is_some_and(|s| names.contains(&s)));
+        let has =
+            |names: &[&str]| items.iter().any(|i| i.get_ref().as_str().is_some_and(|s| names.contains(&s)));
         if has(&["keras"]) && !has(&["torch", "tensorflow", "jax"]) {
-            let text = format!("{}: keras computes with another framework; add \"torch\", \"tensorflow\" or \"jax\"", key.path);
+            let text = format!(
+                "{}: keras computes with another framework; add \"torch\", \"tensorflow\" or \"jax\"",
+                key.path
+            );
             self.problem(Code::ConfigType, value.span().start, text);
         }
     }

@@ -60,10 +60,15 @@ fn parse_line(line: &str, bytes: Option<u64>) -> Option<Locked> {
         && is_plain(version, b".+!_-")
         && sum.len() == 64
         && sum.bytes().all(|b| b.is_ascii_hexdigit());
-    fits.then(|| Locked { name: normal(name), version: version.into(), sha256: sum.to_ascii_lowercase(), bytes })
+    fits.then(|| Locked {
+        name: normal(name),
+        version: version.into(),
+        sha256: sum.to_ascii_lowercase(),
+        bytes,
+    })
 }
 
-/// A name as PyPA's specification normalises it: lower case, with `-` for each run of `-`, `_` and `.`.
+/// A name as `PyPA`'s specification normalises it: lower case, with `-` for each run of `-`, `_` and `.`.
 fn normal(name: &str) -> String {
     let words = name.split(['-', '_', '.']).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
@@ -109,15 +114,15 @@ pub(super) fn not_whole(
 
 /// What is wrong with a distribution's files, if anything is.
 fn damage(files: &Files, site: &str, directory: &str) -> Result<Option<String>> {
-    let Some(record) = files.read_text(format!("{site}/{directory}/RECORD"))? else {
+    let Some(text) = files.read_text(format!("{site}/{directory}/RECORD"))? else {
         return Ok(Some(format!("{directory} has no RECORD")));
     };
     let mut any = false;
-    for line in record.lines() {
-        let Some((path, sized)) = entry(line) else { continue };
+    for line in text.lines() {
+        let Some((path, listed)) = entry(line) else { continue };
         any = true;
         // What Python compiles is listed without size, and is made anew where it is missing.
-        let Some(size) = sized else { continue };
+        let Some(size) = listed else { continue };
         let path = format!("{site}/{path}");
         match files.lstat(&path)? {
             None => return Ok(Some(format!("{path} is missing"))),
@@ -157,7 +162,9 @@ pub(super) fn forget(files: &Files, site: &str, names: &BTreeSet<String>) -> Res
         for (directory, _) in directories {
             let path = format!("{site}/{directory}");
             let readable = |name: &str| {
-                Ok::<_, Error>(files.read_text(format!("{path}/{name}"))?.is_some_and(|text| !text.trim().is_empty()))
+                Ok::<_, Error>(
+                    files.read_text(format!("{path}/{name}"))?.is_some_and(|text| !text.trim().is_empty()),
+                )
             };
             if names.contains(&name) && (twice || !readable("RECORD")? || !readable("METADATA")?) {
                 files.remove_tree(path)?;
@@ -175,7 +182,9 @@ mod tests {
 
     #[test]
     fn only_locked_wheels_are_lines() {
-        let text = format!("# a\n\nOpt_Einsum.x==3.4.0+cu --hash=sha256:{SUM} # 71932 for: jax\nb==1 --hash=sha256:{SUM}\n");
+        let text = format!(
+            "# a\n\nOpt_Einsum.x==3.4.0+cu --hash=sha256:{SUM} # 71932 for: jax\nb==1 --hash=sha256:{SUM}\n"
+        );
         let locked = parse(&text).unwrap();
         assert_eq!((locked[0].name.as_str(), locked[0].bytes), ("opt-einsum-x", Some(71932)));
         assert_eq!(locked[1].requirement(), format!("b==1 --hash=sha256:{SUM}\n"));
@@ -208,10 +217,15 @@ mod tests {
     fn a_distribution_is_whole_by_version_files_and_sizes() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path().into());
-        let write = |path: &str, text: &str| files.write(format!("/s/{path}"), text.as_bytes(), 0o644).unwrap();
+        let write =
+            |path: &str, text: &str| files.write(format!("/s/{path}"), text.as_bytes(), 0o644).unwrap();
         let locked = parse(&format!("My.Tool==1.0 --hash=sha256:{SUM}")).unwrap();
         let wrong = |in_flight: &str| {
-            not_whole(&files, "/s", &locked, in_flight).unwrap().into_iter().map(|(_, why)| why).collect::<Vec<_>>()
+            not_whole(&files, "/s", &locked, in_flight)
+                .unwrap()
+                .into_iter()
+                .map(|(_, why)| why)
+                .collect::<Vec<_>>()
         };
         assert_eq!(wrong(""), ["my-tool 1.0 is not installed"]);
         write("my_tool-1.0.dist-info/RECORD", "my_tool.py,sha256=x,3\nmy_tool-1.0.dist-info/RECORD,,\n");

@@ -73,7 +73,14 @@ fn call(environment: &PythonEnvironment, room: &str, file: &str) -> Call {
 /// The agent's own way out: proxies and the authorities that it was told to trust.
 fn proxies() -> Vec<(String, String)> {
     const NAMES: [&str; 8] = [
-        "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
     ];
     let mut all: Vec<_> =
         NAMES.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
@@ -90,16 +97,29 @@ fn failure(environment: &PythonEnvironment, output: &Output) -> Error {
     let from = redact_text(from);
     let error = if said("DO NOT MATCH THE HASHES") {
         let of = mismatch(&words);
-        Error::new(Code::ChecksumMismatch, format!("{of} in {from} does not have the locked SHA-256; it was not installed"))
-            .with_hint("replace the file by the one that the lock names, or use another index")
+        Error::new(
+            Code::ChecksumMismatch,
+            format!("{of} in {from} does not have the locked SHA-256; it was not installed"),
+        )
+        .with_hint("replace the file by the one that the lock names, or use another index")
     } else if said("No space left on device") {
         Error::new(Code::DiskFull, format!("the disk is full below {}", environment.path))
-    } else if ["Retrying (Retry(", "Max retries exceeded", "ConnectionError", "ReadTimeout", "Read timed out", "IncompleteRead", "ProxyError"]
-        .iter()
-        .any(|w| said(w))
+    } else if [
+        "Retrying (Retry(",
+        "Max retries exceeded",
+        "ConnectionError",
+        "ReadTimeout",
+        "Read timed out",
+        "IncompleteRead",
+        "ProxyError",
+    ]
+    .iter()
+    .any(|w| said(w))
     {
         Error::new(Code::Fetch, format!("pip cannot fetch wheels from {from}"))
-    } else if let Some(missing) = words.lines().find_map(|l| l.strip_prefix("ERROR: No matching distribution found for ")) {
+    } else if let Some(missing) =
+        words.lines().find_map(|l| l.strip_prefix("ERROR: No matching distribution found for "))
+    {
         let missing = missing.split_whitespace().next().unwrap_or_default();
         Error::new(Code::WheelMissing, format!("{from} has no wheel of {missing} that fits this machine"))
             .with_hint("add the wheel, or use an index that has it; sources are never built")
@@ -112,7 +132,10 @@ fn failure(environment: &PythonEnvironment, output: &Output) -> Error {
 
 /// `name==version` of the first wheel with a wrong sum: pip names it in the first indented line that ends with a colon.
 fn mismatch(words: &str) -> String {
-    let named = words.lines().map(str::trim).find(|l| l.contains("==") && l.split_whitespace().next().is_some_and(|w| w.contains("==")));
+    let named = words
+        .lines()
+        .map(str::trim)
+        .find(|l| l.contains("==") && l.split_whitespace().next().is_some_and(|w| w.contains("==")));
     named.and_then(|l| l.split_whitespace().next()).map_or_else(|| "a wheel".to_owned(), str::to_owned)
 }
 
@@ -132,8 +155,14 @@ mod tests {
 
     #[test]
     fn big_wheels_come_by_themselves() {
-        let locked = |name: &str, bytes| Locked { name: name.into(), version: "1".into(), sha256: String::new(), bytes };
-        let all = [locked("a", Some(BIG)), locked("b", Some(5)), locked("c", None), locked("d", Some(BIG + 1))];
+        let locked = |name: &str, bytes| Locked {
+            name: name.into(),
+            version: "1".into(),
+            sha256: String::new(),
+            bytes,
+        };
+        let all =
+            [locked("a", Some(BIG)), locked("b", Some(5)), locked("c", None), locked("d", Some(BIG + 1))];
         let names: Vec<Vec<_>> = batches(&all.iter().collect::<Vec<_>>())
             .iter()
             .map(|batch| batch.iter().map(|l| l.name.as_str()).collect())
@@ -144,7 +173,12 @@ mod tests {
     #[test]
     fn no_password_is_in_the_arguments_and_a_directory_asks_no_index() {
         let line = call(&environment("https://u:geheim@m/simple", ""), "/t", "/t/r").line();
-        assert!(!line.contains("geheim") && line.contains("--require-hashes") && line.contains("--only-binary :all:"), "{line}");
+        assert!(
+            !line.contains("geheim")
+                && line.contains("--require-hashes")
+                && line.contains("--only-binary :all:"),
+            "{line}"
+        );
         let line = call(&environment("https://m/simple", "/wheels"), "/t", "/t/r").line();
         assert!(line.ends_with("--no-index --find-links /wheels"), "{line}");
     }
@@ -157,13 +191,20 @@ mod tests {
             assert!(!format!("{error:?}").contains("geheim"));
             (error.code(), error.message().to_owned())
         };
-        let (code, text) = of("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n    torch==2.10.0 from https://m/t.whl:\n        Expected sha256 aa\n");
+        let (code, text) = of(
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n    torch==2.10.0 from https://m/t.whl:\n        Expected sha256 aa\n",
+        );
         assert_eq!(code, Code::ChecksumMismatch);
         assert!(text.starts_with("torch==2.10.0 in "), "{text}");
-        let (code, text) = of("ERROR: Could not find a version that satisfies the requirement a==1 (from versions: none)\nERROR: No matching distribution found for a==1\n");
+        let (code, text) = of(
+            "ERROR: Could not find a version that satisfies the requirement a==1 (from versions: none)\nERROR: No matching distribution found for a==1\n",
+        );
         assert_eq!(code, Code::WheelMissing);
         assert!(text.contains("no wheel of a==1 that fits"), "{text}");
-        assert_eq!(of("WARNING: Retrying (Retry(total=4\nERROR: No matching distribution found for a==1\n").0, Code::Fetch);
+        assert_eq!(
+            of("WARNING: Retrying (Retry(total=4\nERROR: No matching distribution found for a==1\n").0,
+            Code::Fetch
+        );
         assert_eq!(of("OSError: [Errno 28] No space left on device").0, Code::DiskFull);
         assert_eq!(of("boom").0, Code::Exec);
     }

@@ -92,7 +92,10 @@ impl PythonEnvironment {
         match asked {
             Ok(output) if output.ok() && output.text().trim() == self.python => {}
             Ok(output) if output.ok() => {
-                return make(format!("{} is Python {}, not {}", self.interpreter(), output.text().trim(), self.python), true);
+                return make(
+                    format!("{} is Python {}, not {}", self.interpreter(), output.text().trim(), self.python),
+                    true,
+                );
             }
             _ => return make(format!("{} does not run", self.interpreter()), true),
         }
@@ -128,9 +131,12 @@ impl PythonEnvironment {
         let call = Call::new("python3").args(["-I", "-m", "venv", &self.path]).limit(MAKE_LIMIT);
         let output = host.exec.output(&call).await?;
         if !output.ok() {
-            return Err(Error::new(Code::Exec, format!("{} failed with status {}", call.line(), output.status))
-                .with_hint("install python3-venv, and see that the disk has room; then run again")
-                .because(output.tail()));
+            return Err(Error::new(
+                Code::Exec,
+                format!("{} failed with status {}", call.line(), output.status),
+            )
+            .with_hint("install python3-venv, and see that the disk has room; then run again")
+            .because(output.tail()));
         }
         Ok(())
     }
@@ -152,7 +158,7 @@ impl PythonEnvironment {
             ));
         }
         // What an earlier run was at stays named until it is whole.
-        let listed: String = names.iter().map(|name| format!("{name}\n")).collect();
+        let listed = names.iter().fold(String::new(), |text, name| text + name + "\n");
         host.files.write(self.at(IN_FLIGHT), listed.as_bytes(), 0o644)?;
         let site = self.at(&format!("lib/python{}/site-packages", self.python));
         distributions::forget(&host.files, &site, names)?;
@@ -179,7 +185,7 @@ impl PythonEnvironment {
 impl Converge for PythonEnvironment {
     async fn check(&self, host: &Host) -> Result<Check> {
         let locked = distributions::parse(&self.requirements)?;
-        Ok(match self.stand(host, &locked).await? {
+        Ok(match Box::pin(self.stand(host, &locked)).await? {
             Stand::Make { why, .. } | Stand::Install { why, .. } => Check::needed(why),
             Stand::Whole => Check::satisfied(format!(
                 "{} has Python {} and {} locked packages, each file in its size",
@@ -192,15 +198,15 @@ impl Converge for PythonEnvironment {
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let locked = distributions::parse(&self.requirements)?;
-        if let Stand::Make { remove, .. } = self.stand(host, &locked).await? {
-            self.make(host, remove).await?;
+        if let Stand::Make { remove, .. } = Box::pin(self.stand(host, &locked)).await? {
+            Box::pin(self.make(host, remove)).await?;
         }
         if !pip::works(host, self).await? {
-            self.make(host, true).await?;
+            Box::pin(self.make(host, true)).await?;
         }
-        match self.stand(host, &locked).await? {
+        match Box::pin(self.stand(host, &locked)).await? {
             Stand::Whole => {}
-            Stand::Install { names, .. } => self.install(host, &locked, &names).await?,
+            Stand::Install { names, .. } => Box::pin(self.install(host, &locked, &names)).await?,
             Stand::Make { why, .. } => {
                 return Err(Error::new(Code::Exec, format!("python3 made an environment, but {why}")).with_hint(
                     "python3 must be the distribution's own; remove what takes its place in /usr/local/bin, then run again",
