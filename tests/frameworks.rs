@@ -9,6 +9,7 @@ mod machine;
 #[path = "support/root.rs"]
 mod root;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -77,7 +78,7 @@ impl Scene {
     /// Puts a wheel into the directory and into the lock.
     fn wheel(mut self, name: &str, version: &str, files: &[(&str, &str)]) -> Self {
         let sum = self.make(name, version, files);
-        self.lock.push_str(&format!("{name}=={version} --hash=sha256:{sum} # 600 for: tests\n"));
+        writeln!(self.lock, "{name}=={version} --hash=sha256:{sum} # 600 for: tests").unwrap();
         self.write_step();
         self
     }
@@ -153,10 +154,10 @@ fn locked_wheels_are_installed_once_and_damage_is_healed() {
         ("a file is gone", &|| fs::remove_file(at(&format!("{SITE}/alpha/data.txt"))).unwrap()),
         ("a file is cut", &|| fs::write(at(&format!("{SITE}/alpha/__init__.py")), "").unwrap()),
         ("RECORD is gone", &|| {
-            fs::remove_file(at(&format!("{SITE}/beta_tool-0.1.dist-info/RECORD"))).unwrap()
+            fs::remove_file(at(&format!("{SITE}/beta_tool-0.1.dist-info/RECORD"))).unwrap();
         }),
         ("a distribution is gone", &|| {
-            fs::remove_dir_all(at(&format!("{SITE}/beta_tool-0.1.dist-info"))).unwrap()
+            fs::remove_dir_all(at(&format!("{SITE}/beta_tool-0.1.dist-info"))).unwrap();
         }),
         ("the interpreter is gone", &|| fs::remove_file(at(&format!("{ENVIRONMENT}/bin/python"))).unwrap()),
         ("a run was killed while it installed", &|| {

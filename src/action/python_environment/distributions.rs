@@ -122,12 +122,12 @@ fn damage(files: &Files, site: &str, directory: &str) -> Result<Option<String>> 
         let Some((path, listed)) = entry(line) else { continue };
         any = true;
         // What Python compiles is listed without size, and is made anew where it is missing.
-        let Some(size) = listed else { continue };
+        let Some(bytes) = listed else { continue };
         let path = format!("{site}/{path}");
         match files.lstat(&path)? {
             None => return Ok(Some(format!("{path} is missing"))),
-            Some(meta) if !meta.is_file() || meta.len() != size => {
-                return Ok(Some(format!("{path} has {} bytes, not {size}", meta.len())));
+            Some(meta) if !meta.is_file() || meta.len() != bytes => {
+                return Ok(Some(format!("{path} has {} bytes, not {bytes}", meta.len())));
             }
             Some(_) => {}
         }
