@@ -62,14 +62,6 @@ impl Scene {
         }
         root.write("/proc/sys/kernel/osrelease", "6.1.0-18-cloud-amd64\n");
         root.write("/proc/sys/kernel/random/boot_id", "0b6d2a9c-7c3e-4c55-9f0a-3c1f6a1d2e3f\n");
-        // ensurepip asks for random bytes, setpriv and pip for nothing more.
-        for (name, minor) in [("null", 3), ("zero", 5), ("urandom", 9), ("random", 8)] {
-            let _ = Command::new("mknod")
-                .arg("-m666")
-                .arg(root.at(&format!("/dev/{name}")))
-                .args(["c", "1", &minor.to_string()])
-                .status();
-        }
         root.write("/etc/gpu-bootstrap/none.toml", NOTHING_ELSE);
         fs::create_dir_all(root.at("/srv/wheels")).unwrap();
         Self { root, lock: String::new() }

@@ -73,8 +73,6 @@ pub struct Frameworks {
     pub path: String,
     /// A pip requirements file: every wheel by version and SHA-256, its size behind `#`.
     pub requirements: String,
-    /// One sentence for `plan`.
-    pub reason: String,
 }
 
 /// Chooses; `None` where the configuration names no framework.
@@ -90,14 +88,13 @@ pub fn choose(facts: &Facts, config: &Config, stack: &Stack) -> Result<Option<Fr
         return Err(refused("there are no locks of the frameworks for arm64")
             .with_hint("leave [frameworks] away; on arm64, install them by hand"));
     }
-    let (device, why) = device(driver(facts, config, stack), wish, stack, python, &wanted)?;
+    let device = device(driver(facts, config, stack), wish, stack, python, &wanted)?;
     let requirements = requirements(device, python, &wanted)?;
     let path = match wish.path.as_str() {
         "" => format!("/opt/gpu-bootstrap/{}-{device}", wanted.join("-")),
         path => path.to_owned(),
     };
-    let reason = format!("Frameworks: wheels for {device}, Python {python}, {why}.");
-    Ok(Some(Frameworks { python: python.into(), device, wanted, path, requirements, reason }))
+    Ok(Some(Frameworks { python: python.into(), device, wanted, path, requirements }))
 }
 
 fn python_of(facts: &Facts) -> Result<&'static str> {
@@ -112,17 +109,17 @@ fn python_of(facts: &Facts) -> Result<&'static str> {
     })
 }
 
-/// The kind of device that has a lock with all that is wanted, a driver that runs it, and code for every GPU; and why it is.
+/// The kind of device that has a lock with all that is wanted, a driver that runs it, and code for every GPU.
 fn device(
     driver: Option<Version>,
     wish: &FrameworksConfig,
     stack: &Stack,
     python: &str,
     wanted: &[String],
-) -> Result<(&'static str, String)> {
+) -> Result<&'static str> {
     use crate::config::schema::Device::{Auto, Cpu, Cuda12, Cuda13};
     let asked = match wish.device {
-        Cpu => return locked("cpu", python, wanted).map(|()| ("cpu", "as configured".into())),
+        Cpu => return locked("cpu", python, wanted).map(|()| "cpu"),
         Auto => None,
         Cuda12 => Some(12),
         Cuda13 => Some(13),
@@ -138,7 +135,7 @@ fn device(
     let mut reasons = String::new();
     for device in devices {
         match fits(device, &driver, stack, python, wanted) {
-            Ok(()) => return Ok((device.name, format!("which run on driver {driver}"))),
+            Ok(()) => return Ok(device.name),
             Err(why) => {
                 let _ =
                     write!(reasons, "{}{}: {why}", if reasons.is_empty() { "" } else { "; " }, device.name);
@@ -271,7 +268,6 @@ mod tests {
         let chosen = |stack: &Stack, wanted: &[&str], python: &str| {
             let branch = stack.driver.as_ref().and_then(|d| Version::parse(&d.branch));
             device(branch, &FrameworksConfig::default(), stack, python, &names(wanted))
-                .map(|(name, _)| name)
                 .map_err(|e| e.message().to_owned())
         };
         assert_eq!(chosen(&stack("Ampere", Some("580"), Some("13.0")), &["torch"], "3.11"), Ok("cuda13"));

@@ -33,6 +33,7 @@ pub const VALUE_NAMES: &[&str] = &[
     "cudnn.debs",                // list of { url, sha256 }
     // Frameworks
     "frameworks.names",          // text: their names, joined by ", "
+    "frameworks.device",         // text: what the wheels are built for: cuda12, cuda13, cpu
     "frameworks.wanted",         // list: their names
     "frameworks.path",           // text: directory of the virtual environment
     "frameworks.python",         // text: version of the distribution's Python

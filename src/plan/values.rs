@@ -158,6 +158,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
     }
     if let Some(chosen) = frameworks {
         v.set("frameworks.names", chosen.wanted.join(", "));
+        v.set("frameworks.device", chosen.device);
         v.set("frameworks.wanted", chosen.wanted.clone());
         v.set("frameworks.path", chosen.path.clone());
         v.set("frameworks.python", chosen.python.clone());
