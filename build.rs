@@ -40,6 +40,7 @@ fn main() {
     );
     let keys = files_with("asc", Path::new("steps/catalog/keys"));
     write_table(&out.join("catalog_keys.rs"), "KEYS", "The repositories' public keys.", &keys);
+    println!("cargo:rustc-env=FRAMEWORK_LOCKS={}", compress(&write_locks(&out), &out).display());
     println!("cargo:rustc-env=GPU_PROBE={}", compress(&probe::build(&out), &out).display());
     println!("cargo:rustc-env=SIMULATED_DRIVER={}", compress(&simulated_driver::build(&out), &out).display());
 }
@@ -92,6 +93,30 @@ fn write_table(to: &Path, constant: &str, doc: &str, files: &[(String, PathBuf)]
     }
     code.push_str("];\n");
     fs::write(to, code).expect("OUT_DIR is writable");
+}
+
+/// Writes all locks of the frameworks as one text: each wheel once (most are in several locks), an empty line, and for each lock
+/// `DEVICE-PYTHON` and the numbers of its wheels, each with whom it is for. `src/catalog/frameworks.rs` reads it.
+fn write_locks(out: &Path) -> PathBuf {
+    let mut wheels: Vec<String> = Vec::new();
+    let mut locks = String::new();
+    for (name, path) in files_with("txt", Path::new("steps/frameworks")) {
+        locks.push_str(name.trim_end_matches(".txt"));
+        for line in
+            fs::read_to_string(path).expect("a lock is readable").lines().filter(|l| !l.starts_with('#'))
+        {
+            let (wheel, users) = line.split_once(" for: ").unwrap_or_else(|| panic!("{name}: {line}"));
+            let number = wheels.iter().position(|known| known == wheel).unwrap_or_else(|| {
+                wheels.push(wheel.to_owned());
+                wheels.len() - 1
+            });
+            let _ = write!(locks, " {number}:{}", users.replace(' ', "+"));
+        }
+        locks.push('\n');
+    }
+    let to = out.join("locks");
+    fs::write(&to, format!("{}\n\n{locks}", wheels.join("\n"))).expect("OUT_DIR is writable");
+    to
 }
 
 /// Compresses `file` into `dir`, for `src/embedded.rs`, and returns where it is then.

@@ -101,6 +101,10 @@ codes! {
     StoreInUse "store-in-use" FAILED "The instance store, or the directory for it, is not free; it was left as it is.";
     // containers
     ContainerConfig "container-config" FAILED "A container runtime's configuration cannot be extended; it was left as it is.";
+    // frameworks
+    PathInUse "path-in-use" FAILED "A directory that the configuration names for an environment holds something else; it was left as it is.";
+    WheelMissing "wheel-missing" FAILED "The package index, or the directory of wheels, has no wheel that the lock names.";
+    FrameworkFailed "framework-failed" FAILED "A framework does not train, does not learn, or falls back to the CPU.";
     // user-data
     UserDataInvalid "user-data-invalid" USAGE "The user-data has something that cannot be acted on; nothing of it was done.";
     UserDataFailed "user-data-failed" FAILED "Something that the user-data asks for failed.";
@@ -171,6 +175,13 @@ impl Code {
     #[expect(clippy::too_many_lines, reason = "one table, and the compiler sees that no code is missing")]
     pub fn usual_hint(self) -> &'static str {
         match self {
+            Self::PathInUse => {
+                "name another directory in the configuration, or free this one, then run again"
+            }
+            Self::WheelMissing => "add the wheel, or name an index that has it, then run again",
+            Self::FrameworkFailed => {
+                "`gpu-bootstrap device-query` says whether the GPU works; the causes are the framework's words"
+            }
             Self::Usage => "`gpu-bootstrap --help` shows what there is",
             Self::NotRoot => "run it with sudo",
             Self::Locked | Self::WaitTimeout => "`gpu-bootstrap status --wait` waits for the other run",

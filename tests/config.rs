@@ -110,9 +110,36 @@ const MISTAKES: &[(&str, Code, &str)] = &[
     ),
     // Settled names of later versions
     (
-        "[frameworks]\npython = [\"torch\"]",
+        "[containers]\nruntime = [\"docker\"]",
         Code::ConfigUnknownKey,
-        "FILE:1:2: `frameworks` is not available in this version",
+        "FILE:1:2: `containers` is not available in this version",
+    ),
+    // Frameworks
+    ("[frameworks]\npython = [\"pytorch\"]", Code::ConfigType, "frameworks.python: "),
+    (
+        "[frameworks]\npython = [\"torch\", \"torch\"]",
+        Code::ConfigType,
+        "FILE:2:20: frameworks.python: \"torch\" stands in the list twice; remove one",
+    ),
+    (
+        "[frameworks]\npython = [\"keras\", \"tensorboard\"]",
+        Code::ConfigType,
+        "FILE:2:10: frameworks.python: keras computes with another framework; add \"torch\", \"tensorflow\" or \"jax\"",
+    ),
+    (
+        "frameworks.python = \"torch\"",
+        Code::ConfigType,
+        "frameworks.python takes a list of \"keras\", \"torch\", \"tensorflow\", \"jax\" or \"tensorboard\", not",
+    ),
+    (
+        "frameworks.wheels = \"wheels\"",
+        Code::ConfigType,
+        "frameworks.wheels: \"wheels\" is not an absolute path",
+    ),
+    (
+        "frameworks.index = \"s3://bucket/simple\"",
+        Code::ConfigType,
+        "frameworks.index: s3:// is not available",
     ),
     // An image without cloud-init
     (

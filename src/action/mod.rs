@@ -28,9 +28,11 @@ mod module_build;
 pub mod module_options;
 pub mod node_labels;
 mod package_set;
+pub mod python_environment;
 pub(crate) mod repository;
 pub mod service;
 mod unload;
+pub mod training_check;
 
 pub(crate) use package_set::recorded_files;
 use serde::{Deserialize, Serialize};
@@ -222,6 +224,10 @@ actions! {
     NodeLabels(node_labels::NodeLabels),
     /// A running systemd service.
     Service(service::Service),
+    /// A virtual environment with locked packages.
+    PythonEnvironment(python_environment::PythonEnvironment),
+    /// Frameworks that learn.
+    TrainingCheck(training_check::TrainingCheck),
     /// A GPU that works.
     DeviceQuery(device_query::DeviceQuery),
 }

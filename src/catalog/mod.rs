@@ -5,6 +5,7 @@ pub mod choose;
 pub mod data;
 mod distributions;
 pub mod machine;
+pub mod frameworks;
 mod tables;
 pub mod version;
 

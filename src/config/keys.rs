@@ -39,6 +39,10 @@ pub enum Kind {
     Runtimes,
     /// Where NVIDIA's container toolkit comes from.
     ContainerToolkit,
+    /// A list of frameworks for Python.
+    Frameworks,
+    /// The URL of a package index.
+    Url,
     /// The name of a user of this machine, or `"auto"`.
     User,
     /// A directory for a mount, or nothing.
@@ -84,6 +88,8 @@ impl Kind {
             Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
             Self::Runtimes => format!("a list of {}", one_of(RUNTIMES)),
             Self::ContainerToolkit => "\"nvidia\", \"none\" or the http(s) URL of a mirror".into(),
+            Self::Frameworks => format!("a list of {}", one_of(FRAMEWORKS)),
+            Self::Url => "an http(s) URL".into(),
             Self::User => {
                 "\"auto\" or a user's name: 1 to 32 lower-case letters, digits, - and _, not beginning with a digit or -".into()
             }
@@ -127,6 +133,10 @@ const MODULES: &[&str] = &["auto", "prebuilt", "dkms"];
 const APT_MIRRORS: &[&str] = &["keep", "region"];
 /// Values of `instance.store-file-system`.
 const FILE_SYSTEMS: &[&str] = &["ext4", "xfs"];
+/// What `frameworks.python` may name.
+pub(super) const FRAMEWORKS: &[&str] = &["keras", "torch", "tensorflow", "jax", "tensorboard"];
+/// Values of `frameworks.device`.
+const DEVICES: &[&str] = &["auto", "cuda12", "cuda13", "cpu"];
 /// Values of `install.method`.
 const METHODS: &[&str] = &["auto", "originals", "apt"];
 /// Values of `instance.user-data`.
@@ -276,6 +286,46 @@ pub const KEYS: &[Key] = &[
         example: "900",
         meaning: "How long an installation may show no sign of life: no line of apt, of dpkg or of a package's own script, and \
                   nothing fetched. Then its programs are ended, and the run fails with `exec-timeout` and the package's name.",
+    },
+    Key {
+        path: "frameworks.python",
+        kind: Kind::Frameworks,
+        example: "[\"keras\", \"torch\"]",
+        meaning: "Frameworks to install for the distribution's Python, in one virtual environment, in locked versions. Keras needs \
+                  one of the others that it computes with: `torch`, `tensorflow` or `jax`. See [frameworks](frameworks.md).",
+    },
+    Key {
+        path: "frameworks.path",
+        kind: Kind::Directory,
+        example: "\"/opt/ml\"",
+        meaning: "The virtual environment's directory. With nothing here, it is below `/opt/gpu-bootstrap`, and named after the \
+                  frameworks and what they are built for: `/opt/gpu-bootstrap/keras-torch-cuda12`.",
+    },
+    Key {
+        path: "frameworks.device",
+        kind: Kind::Choice(DEVICES),
+        example: "\"cuda12\"",
+        meaning: "What the wheels are built for; they bring CUDA's libraries themselves. `auto` is the toolkit's generation, where \
+                  the driver, the GPUs and the locks have it, or else the other one. `cpu` uses no GPU.",
+    },
+    Key {
+        path: "frameworks.index",
+        kind: Kind::Url,
+        example: "\"https://mirror.example/simple\"",
+        meaning: "The package index: PyPI, or a mirror of it. Whatever it has, only wheels with the locked SHA-256 are installed.",
+    },
+    Key {
+        path: "frameworks.wheels",
+        kind: Kind::Directory,
+        example: "\"/srv/wheels\"",
+        meaning: "A directory of wheels on this machine, for installing without a network: no index is asked then.",
+    },
+    Key {
+        path: "frameworks.training-check",
+        kind: Kind::Switch,
+        example: "false",
+        meaning: "Whether each run lets each framework train a tiny model, on the GPU where there is one, and fails where the loss \
+                  does not fall. It takes some seconds for each.",
     },
     Key {
         path: "instance.ssh-keys",
@@ -470,7 +520,7 @@ pub const KEYS: &[Key] = &[
 
 /// Keys and tables whose names are settled, but which this version does not have. They get an error of their
 /// own, so that nobody looks for a typing mistake.
-pub const NOT_YET: &[&str] = &["frameworks"];
+pub const NOT_YET: &[&str] = &[];
 
 /// The key called `path`.
 pub fn find(path: &str) -> Option<&'static Key> {

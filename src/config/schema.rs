@@ -22,6 +22,8 @@ pub struct Config {
     pub containers: ContainersConfig,
     /// How packages are installed.
     pub install: InstallConfig,
+    /// Frameworks for Python.
+    pub frameworks: FrameworksConfig,
     /// The early part of a boot without cloud-init.
     pub instance: InstanceConfig,
     /// What to do in cases of doubt.
@@ -178,6 +180,39 @@ pub enum Method {
     Originals,
     /// Everything by plain apt.
     Apt,
+}
+
+/// `[frameworks]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FrameworksConfig {
+    /// Frameworks, by their names; empty for none.
+    pub python: Vec<String>,
+    /// The virtual environment's directory; empty for one below `/opt/gpu-bootstrap`.
+    pub path: String,
+    /// What the wheels are built for.
+    pub device: Device,
+    /// URL of the package index.
+    pub index: String,
+    /// A directory of wheels that takes the index's place; empty for none.
+    pub wheels: String,
+    /// Whether each framework trains a tiny model.
+    pub training_check: bool,
+}
+
+/// What the frameworks' wheels are built for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    /// The toolkit's CUDA generation, where driver, GPU and locks have it; the other one else.
+    #[default]
+    Auto,
+    /// CUDA 12.
+    Cuda12,
+    /// CUDA 13.
+    Cuda13,
+    /// No GPU is used.
+    Cpu,
 }
 
 /// `[instance]`
@@ -430,6 +465,19 @@ impl Default for InstallConfig {
             lock_timeout: 600,
             // A kernel module that DKMS builds in silence takes ten minutes on two cores, half an hour without CPU credits.
             script_timeout: 3600,
+        }
+    }
+}
+
+impl Default for FrameworksConfig {
+    fn default() -> Self {
+        Self {
+            python: Vec::new(),
+            path: String::new(),
+            device: Device::Auto,
+            index: "https://index.example/simple".into(),
+            wheels: String::new(),
+            training_check: true,
         }
     }
 }

@@ -37,6 +37,16 @@ pub const VALUE_NAMES: &[&str] = &[
     "cuda.profile",              // text: the script for /etc/profile.d
     "cudnn.packages",            // list
     "cudnn.debs",                // list of { url, sha256 }
+    // Frameworks
+    "frameworks.names",          // text: their names, joined by ", "
+    "frameworks.device",         // text: what the wheels are built for: cuda12, cuda13, cpu
+    "frameworks.wanted",         // list: their names
+    "frameworks.path",           // text: directory of the virtual environment
+    "frameworks.python",         // text: version of the distribution's Python
+    "frameworks.requirements",   // text: the lock, as a pip requirements file
+    "frameworks.index",          // text: URL of the package index
+    "frameworks.wheels",         // text: directory of wheels that takes its place, "" for none
+    "frameworks.gpu",            // whether they must train on a GPU
     // The machine
     "instance.id",               // text: the EC2 instance id, "local" elsewhere
     "instance.type",             // text, on EC2 only

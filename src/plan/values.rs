@@ -9,6 +9,7 @@ use toml::{Spanned, Value};
 use super::{containers, mount_unit, unattended};
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
+use crate::catalog::frameworks::Frameworks;
 use crate::config::Config;
 use crate::config::schema::{AptMirror, FileSystem};
 use crate::facts::Facts;
@@ -136,7 +137,7 @@ fn placed<'v>(value: DeValue<'v>, span: &Range<usize>) -> DeValue<'v> {
 
 /// Computes every value. Names that do not apply (no driver, no repository) are left out: a step that uses
 /// them must have a `when` that keeps it away.
-pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
+pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option<&Frameworks>) -> Values {
     let mut v = Values::default();
     v.set("output", "${output}"); // the command itself knows where
     v.set("instance.id", facts.identity.instance_id());
@@ -169,6 +170,17 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack) -> Values {
         },
     );
     v.set("containers.cuda", stack.toolkits.first().map(|t| t.version.clone()).unwrap_or_default());
+    if let Some(chosen) = frameworks {
+        v.set("frameworks.names", chosen.wanted.join(", "));
+        v.set("frameworks.device", chosen.device);
+        v.set("frameworks.wanted", chosen.wanted.clone());
+        v.set("frameworks.path", chosen.path.clone());
+        v.set("frameworks.python", chosen.python.clone());
+        v.set("frameworks.requirements", chosen.requirements.clone());
+        v.set("frameworks.index", config.frameworks.index.clone());
+        v.set("frameworks.wheels", config.frameworks.wheels.clone());
+        v.set("frameworks.gpu", chosen.device != "cpu" && !facts.gpu.gpus.is_empty());
+    }
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
     let driver = stack.driver.as_ref().map(|d| d.packages.clone()).unwrap_or_default();
