@@ -155,7 +155,9 @@ const MISTAKES: &[(&str, Code, &str)] = &[
         Code::ConfigType,
         "report.autoscaling.hook is of no use without report.autoscaling.group",
     ),
-    ("source.packages = \"bundle:/x\"", Code::ConfigType, "bundles are not available in this version"),
+    ("source.packages = \"bundle:x\"", Code::ConfigType, "neither an absolute path"),
+    ("source.packages = \"bundle:s3://UP/x\"", Code::ConfigType, "no s3://bucket/prefix"),
+    ("source.bundle-sha256 = \"12\"", Code::ConfigType, "is not 64 hexadecimal digits"),
     // Versions
     (
         "[cuda]\ntoolkit = 12.10",

@@ -53,8 +53,7 @@ pub const SNS: Service =
 pub const EVENTBRIDGE: Service =
     Service { name: "EventBridge", prefix: "events", variable: "EVENTBRIDGE", gov_dual_stack_is_fips: true };
 /// Objects.
-pub const S3: Service =
-    Service { name: "S3", prefix: "s3", variable: "S3", gov_dual_stack_is_fips: false };
+pub const S3: Service = Service { name: "S3", prefix: "s3", variable: "S3", gov_dual_stack_is_fips: false };
 
 impl Service {
     /// The environment variable that names this service's endpoint.

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use aws_credential_types::Credentials;
 use aws_sigv4::http_request::{
     PercentEncodingMode, SignableBody, SignableRequest, SignatureLocation, SigningSettings,
     UriPathNormalizationMode, sign,
@@ -207,44 +208,52 @@ impl Bucket<'_> {
         if !pairs.is_empty() {
             url = format!("{url}?{}", pairs.join("&"));
         }
-        let cannot = |e: &dyn std::error::Error| {
-            let url = redact_url(&url);
-            Refused::new(Refusal::Invalid, format!("cannot sign a request to {url}: {e}"))
-        };
         parse_url(&url)
             .map_err(|why| Refused::new(Refusal::Invalid, format!("s3://{}/{key}: {why}", self.name)))?;
-        let mut settings = SigningSettings::default();
-        settings.percent_encoding_mode = PercentEncodingMode::Single;
-        settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
-        settings.signature_location = SignatureLocation::QueryParams;
-        settings.expires_in = Some(VALID);
-        let identity = credentials.into();
-        let params = v4::SigningParams::builder()
-            .identity(&identity)
-            .region(&self.region)
-            .name(S3.prefix)
-            .time(SystemTime::from(self.session.now()))
-            .settings(settings)
-            .build()
-            .map_err(|e| cannot(&e))?;
-        let request = SignableRequest::new(
-            method.as_str(),
-            url.as_str(),
-            headers.iter().copied(),
-            SignableBody::UnsignedPayload,
-        )
-        .map_err(|e| cannot(&e))?;
-        let (instructions, _signature) =
-            sign(request, &params.into()).map_err(|e| cannot(&e))?.into_parts();
-        let added = instructions.params().iter();
-        let added: Vec<String> = added.map(|(n, v)| format!("{n}={}", encoded(v, false))).collect();
-        let joint = if pairs.is_empty() { '?' } else { '&' };
-        Ok(format!("{url}{joint}{}", added.join("&")))
+        presigned(method, &url, headers, &self.region, credentials, self.session.now().into(), VALID)
     }
 
     fn base_is_a_host(&self) -> bool {
         self.base.starts_with(&format!("https://{}.", self.name))
     }
+}
+
+/// The URL with Signature Version 4 in its query; the body is not signed.
+fn presigned(
+    method: &Method,
+    url: &str,
+    headers: &[(&str, &str)],
+    region: &str,
+    credentials: Credentials,
+    at: SystemTime,
+    valid: Duration,
+) -> Result<String, Refused> {
+    let cannot = |e: &dyn std::error::Error| {
+        let url = redact_url(url);
+        Refused::new(Refusal::Invalid, format!("cannot sign a request to {url}: {e}"))
+    };
+    let mut settings = SigningSettings::default();
+    settings.percent_encoding_mode = PercentEncodingMode::Single;
+    settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+    settings.signature_location = SignatureLocation::QueryParams;
+    settings.expires_in = Some(valid);
+    let identity = credentials.into();
+    let params = v4::SigningParams::builder()
+        .identity(&identity)
+        .region(region)
+        .name(S3.prefix)
+        .time(at)
+        .settings(settings)
+        .build()
+        .map_err(|e| cannot(&e))?;
+    let headers = headers.iter().copied();
+    let request = SignableRequest::new(method.as_str(), url, headers, SignableBody::UnsignedPayload);
+    let request = request.map_err(|e| cannot(&e))?;
+    let (instructions, _signature) = sign(request, &params.into()).map_err(|e| cannot(&e))?.into_parts();
+    let added = instructions.params().iter();
+    let added: Vec<String> = added.map(|(n, v)| format!("{n}={}", encoded(v, false))).collect();
+    let joint = if url.contains('?') { '&' } else { '?' };
+    Ok(format!("{url}{joint}{}", added.join("&")))
 }
 
 /// A file in pieces.
@@ -289,6 +298,28 @@ fn unescaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The example in S3's documentation of signatures in the query.
+    #[test]
+    fn the_published_signature_is_reproduced() {
+        let credentials = Credentials::new(
+            "AKIAIOSFODNN7EXAMPLE",
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            None,
+            None,
+            "test",
+        );
+        let at: jiff::Timestamp = "2013-05-24T00:00:00Z".parse().unwrap();
+        let url = "https://examplebucket.s3.amazonaws.com/test.txt";
+        let day = Duration::from_secs(86_400);
+        let signed = presigned(&Method::GET, url, &[], "us-east-1", credentials, at.into(), day).unwrap();
+        assert!(
+            signed.ends_with(
+                "X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c31957d157751f604f4a404"
+            ),
+            "{signed}"
+        );
+    }
 
     #[test]
     fn keys_are_encoded_as_signatures_want_them() {

@@ -57,8 +57,9 @@ impl Distribution {
         let mut all: BTreeSet<&str> = own.into_iter().collect();
         all.extend(components.iter().map(String::as_str));
         let components = all.into_iter().collect::<Vec<_>>().join(" ");
-        let stanza =
-            |uri: &str, suites: &str| format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: {components}\n");
+        let stanza = |uri: &str, suites: &str| {
+            format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: {components}\n")
+        };
         let updates = format!("{codename} {codename}-updates");
         let security = format!("{codename}-security");
         if self.id == "debian" {
@@ -157,11 +158,8 @@ impl Apart {
                 let _ = writeln!(written, "Components: {}", repo.components.join(" "));
             }
             let keyring = host.seen(&format!("/{keyring}"));
-            let _ = write!(
-                written,
-                "Architectures: {}\nSigned-By: {keyring}\nTargets: Packages\n",
-                origin.arch
-            );
+            let _ =
+                write!(written, "Architectures: {}\nSigned-By: {keyring}\nTargets: Packages\n", origin.arch);
         }
         host.files.write("/etc/apt/sources.list.d/distribution.sources", written.as_bytes(), 0o644)?;
         host.apt().update().await?;
@@ -185,26 +183,43 @@ impl Apart {
         let mut known: BTreeMap<String, Known> = BTreeMap::new();
         let mut provided: BTreeMap<String, String> = BTreeMap::new();
         for (inside, _) in self.indexes()?.iter().filter(|(inside, _)| inside.ends_with("Packages")) {
-            let text = self.host.files.read(inside)?.unwrap_or_default();
+            let text = self.list(inside)?;
             let wanted = [
-                "Package", "Architecture", "Priority", "Essential", "Multi-Arch", "Provides", "Pre-Depends", "Depends",
+                "Package",
+                "Architecture",
+                "Priority",
+                "Essential",
+                "Multi-Arch",
+                "Provides",
+                "Pre-Depends",
+                "Depends",
             ];
-            control::stream(text.as_slice(), wanted, |_, [name, arch, priority, essential, multi, provides, pre, depends]| {
-                let mut fields = format!("Package: {name}\nStatus: install ok installed\nPriority: {priority}\n");
-                let _ = write!(fields, "Maintainer: nobody\nArchitecture: {arch}\nVersion: 0\n");
-                for (field, value) in [("Essential", essential), ("Multi-Arch", multi), ("Provides", provides)] {
-                    if !value.is_empty() {
-                        let _ = writeln!(fields, "{field}: {value}");
+            control::stream(
+                text.as_slice(),
+                wanted,
+                |_, [name, arch, priority, essential, multi, provides, pre, depends]| {
+                    let mut fields =
+                        format!("Package: {name}\nStatus: install ok installed\nPriority: {priority}\n");
+                    let _ = write!(fields, "Maintainer: nobody\nArchitecture: {arch}\nVersion: 0\n");
+                    for (field, value) in
+                        [("Essential", essential), ("Multi-Arch", multi), ("Provides", provides)]
+                    {
+                        if !value.is_empty() {
+                            let _ = writeln!(fields, "{field}: {value}");
+                        }
                     }
-                }
-                fields.push_str("Description: taken as installed\n\n");
-                for provided_name in packages::names_in(provides) {
-                    provided.entry(provided_name.to_owned()).or_insert_with(|| name.clone());
-                }
-                let is_required = priority == "required" || essential == "yes";
-                known.insert(name.clone(), Known { fields, depends: format!("{pre}, {depends}"), is_required });
-                Ok(())
-            })
+                    fields.push_str("Description: taken as installed\n\n");
+                    for provided_name in packages::names_in(provides) {
+                        provided.entry(provided_name.to_owned()).or_insert_with(|| name.clone());
+                    }
+                    let is_required = priority == "required" || essential == "yes";
+                    known.insert(
+                        name.clone(),
+                        Known { fields, depends: format!("{pre}, {depends}"), is_required },
+                    );
+                    Ok(())
+                },
+            )
             .map_err(|why| Error::new(Code::IndexMalformed, format!("{inside}: {why}")))?;
         }
         let mut pending: Vec<String> =
@@ -212,18 +227,26 @@ impl Apart {
         let mut chosen: BTreeSet<String> = BTreeSet::new();
         while let Some(name) = pending.pop() {
             let real = if known.contains_key(&name) { Some(&name) } else { provided.get(&name) };
-            let Some((real, package)) = real.and_then(|name| Some((name, known.get(name)?))) else { continue };
+            let Some((real, package)) = real.and_then(|name| Some((name, known.get(name)?))) else {
+                continue;
+            };
             if !chosen.insert(real.clone()) {
                 continue;
             }
             for relation in package.depends.split(',') {
                 let alternatives: Vec<&str> = packages::names_in(relation).collect();
                 let is_met = alternatives.iter().any(|a| chosen.contains(*a));
-                let first = alternatives.iter().find(|a| known.contains_key(**a) || provided.contains_key(**a));
+                let first =
+                    alternatives.iter().find(|a| known.contains_key(**a) || provided.contains_key(**a));
                 pending.extend(first.filter(|_| !is_met).map(|name| (*name).to_owned()));
             }
         }
         Ok(chosen.iter().filter_map(|name| known.get(name)).map(|k| k.fields.as_str()).collect())
+    }
+
+    /// A list's bytes. Of a `file:` repository apt keeps a link, which leads out of the root.
+    pub(super) fn list(&self, inside: &str) -> Result<Vec<u8>> {
+        std::fs::read(self.host.files.outside(inside)?).map_err(|e| Error::io("read", inside, e))
     }
 
     /// Every index that apt has fetched and verified: where it lies (path inside), and where it belongs in the bundle.
@@ -238,12 +261,14 @@ impl Apart {
                     flat if flat.ends_with('/') => flat.to_owned(),
                     suite => format!("dists/{suite}/"),
                 };
-                let mut files: Vec<String> = ["InRelease", "Release", "Release.gpg"].map(str::to_owned).into();
+                let mut files: Vec<String> =
+                    ["InRelease", "Release", "Release.gpg"].map(str::to_owned).into();
                 if repo.components.is_empty() {
                     files.push("Packages".into());
                 }
                 for component in &repo.components {
-                    files.extend([self.arch, "all"].map(|arch| format!("{component}/binary-{arch}/Packages")));
+                    files
+                        .extend([self.arch, "all"].map(|arch| format!("{component}/binary-{arch}/Packages")));
                 }
                 for file in files {
                     let name = list_name(&format!("{}{base}{file}", repo.uri));
@@ -319,13 +344,13 @@ mod tests {
     #[test]
     fn sources_that_nobody_signs_are_refused() {
         let read = |text: &str| repos("x.list", &sources::parse("x.list", text));
-        assert_eq!(
-            read("deb [trusted=yes] http://a/ x main\n").unwrap_err().code(),
-            Code::UntrustedSource
-        );
+        assert_eq!(read("deb [trusted=yes] http://a/ x main\n").unwrap_err().code(), Code::UntrustedSource);
         assert_eq!(read("deb cdrom:[x]/ x main\n").unwrap_err().code(), Code::Usage);
         assert_eq!(read("# nothing\n").unwrap_err().code(), Code::Usage);
         let two = read("deb http://a/debian x main\ndeb-src http://b/ x main\ndeb http://c/ ./\n").unwrap();
-        assert_eq!(two.iter().map(|r| r.path.as_str()).collect::<Vec<_>>(), ["distribution/0", "distribution/1"]);
+        assert_eq!(
+            two.iter().map(|r| r.path.as_str()).collect::<Vec<_>>(),
+            ["distribution/0", "distribution/1"]
+        );
     }
 }

@@ -169,8 +169,9 @@ async fn chosen(
     let mut config = layers::load(host, user_data, extra.as_slice())?.config;
     if super::is_wanted(&config) {
         let text = "source.packages names a bundle, and a bundle is made from repositories";
-        return Err(Error::new(Code::ConfigType, text)
-            .with_hint("give `bundle create` a configuration with source.packages = \"nvidia\" or \"distro\""));
+        return Err(Error::new(Code::ConfigType, text).with_hint(
+            "give `bundle create` a configuration with source.packages = \"nvidia\" or \"distro\"",
+        ));
     }
     if !is_here {
         let types = options.target.instance_types.iter();
@@ -314,7 +315,11 @@ impl Collector {
                 }
                 Action::AptSource(a) => {
                     let apart = AptSource { keyring: host.seen(&a.keyring), ..a.clone() };
-                    host.files.write("/etc/apt/sources.list.d/nvidia.sources", apart.content().as_bytes(), 0o644)?;
+                    host.files.write(
+                        "/etc/apt/sources.list.d/nvidia.sources",
+                        apart.content().as_bytes(),
+                        0o644,
+                    )?;
                     let uri = format!("{}/", a.url.trim_end_matches('/'));
                     let mut names = uri.trim_end_matches('/').rsplit('/');
                     let arch = names.next().unwrap_or_default();
@@ -344,8 +349,7 @@ impl Collector {
                 if !named.exists() {
                     fs::hard_link(&from, &named).map_err(|e| Error::io("link", &named, e))?;
                 }
-                let request =
-                    Request { packages: vec![named.display().to_string()], ..Request::default() };
+                let request = Request { packages: vec![named.display().to_string()], ..Request::default() };
                 let file = File { path: path.clone(), size, sha256 };
                 self.wanted.insert(path, (file, From::Path(named)));
                 self.packages(&request).await
@@ -382,7 +386,7 @@ impl Collector {
     fn indexes(&mut self, stack: &Stack) -> Result<()> {
         let mut put = Vec::new();
         for (inside, path) in self.apart.indexes()? {
-            put.push((path, self.apart.host.files.read(inside)?.unwrap_or_default()));
+            put.push((path, self.apart.list(&inside)?));
         }
         put.push((self.apart.keyring.clone(), self.apart.keyring_bytes.clone()));
         if let Source::Nvidia(repository) = &stack.source {
@@ -471,14 +475,10 @@ impl Collector {
 
     /// Removes what is left of other bundles, and writes the manifest last.
     async fn end(self, manifest: &Manifest, bytes: &[u8]) -> Result<()> {
-        let is_left = |path: &String| {
-            OURS.iter().any(|dir| path.starts_with(dir)) && manifest.file(path).is_none()
-        };
-        let file = File {
-            path: manifest::NAME.into(),
-            size: bytes.len() as u64,
-            sha256: manifest::sum(bytes),
-        };
+        let is_left =
+            |path: &String| OURS.iter().any(|dir| path.starts_with(dir)) && manifest.file(path).is_none();
+        let file =
+            File { path: manifest::NAME.into(), size: bytes.len() as u64, sha256: manifest::sum(bytes) };
         let at = self.work.join("new/manifest");
         fs::write(&at, bytes).map_err(|e| Error::io("write", &at, e))?;
         if let Some(dir) = &self.store.dir {
@@ -499,7 +499,9 @@ impl Collector {
 /// Whether a package is under a licence of NVIDIA's, or of somebody else's that is not free.
 fn is_nvidias(path: &str) -> bool {
     const NOT_FREE: [&str; 3] = ["/pool/non-free", "/pool/restricted/", "/pool/multiverse/"];
-    path.starts_with("nvidia/") || path.starts_with("debs/") || NOT_FREE.iter().any(|part| path.contains(part))
+    path.starts_with("nvidia/")
+        || path.starts_with("debs/")
+        || NOT_FREE.iter().any(|part| path.contains(part))
 }
 
 /// A path of a URI without its percent signs.

@@ -210,11 +210,7 @@ pub(crate) fn example(files: &[(&str, &[u8])]) -> Manifest {
         licences: Vec::new(),
         files: files
             .iter()
-            .map(|(path, bytes)| File {
-                path: (*path).into(),
-                size: bytes.len() as u64,
-                sha256: sum(bytes),
-            })
+            .map(|(path, bytes)| File { path: (*path).into(), size: bytes.len() as u64, sha256: sum(bytes) })
             .collect(),
     }
 }
@@ -233,7 +229,8 @@ mod tests {
 
     #[test]
     fn paths_that_lead_elsewhere_are_refused() {
-        for path in ["/etc/passwd", "../x", "a/../../x", "a//b", "a/./b", "", "a\nb", "a b", "manifest.json"] {
+        for path in ["/etc/passwd", "../x", "a/../../x", "a//b", "a/./b", "", "a\nb", "a b", "manifest.json"]
+        {
             let text = example(&[(path, b"x")]).text();
             let error = Manifest::read(&text, None, "/b").unwrap_err();
             assert_eq!(error.code(), Code::BundleInvalid, "{path:?}");

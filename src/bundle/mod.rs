@@ -56,9 +56,7 @@ impl Location {
         if let Some(rest) = text.strip_prefix("s3://") {
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
             let is_bucket = (3..=63).contains(&bucket.len())
-                && bucket
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+                && bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
             let prefix = prefix.trim_end_matches('/');
             if !is_bucket || !(prefix.is_empty() || manifest::is_path(prefix)) {
                 return Err(format!("\"{text}\" is no s3://bucket/prefix"));
@@ -122,7 +120,8 @@ pub async fn open(
     let location = Location::parse(place)
         .map_err(|why| Error::new(Code::ConfigType, format!("source.packages: {why}")))?;
     if wanted.is_empty() {
-        let text = format!("source.packages names the bundle {location}, and source.bundle-sha256 is not set");
+        let text =
+            format!("source.packages names the bundle {location}, and source.bundle-sha256 is not set");
         return Err(Error::new(Code::ConfigType, text).with_hint(
             "set it to the sum that `bundle create` printed: it is what everything in the bundle is trusted by",
         ));
@@ -272,7 +271,9 @@ mod tests {
         assert_eq!(shown("/srv/bundle/"), Ok("/srv/bundle".into()));
         assert_eq!(shown("s3://gpu-images/a/b/"), Ok("s3://gpu-images/a/b".into()));
         assert_eq!(shown("s3://gpu-images"), Ok("s3://gpu-images".into()));
-        for bad in ["", "/", "srv", "/a/../b", "/a b", "s3://", "s3://UP/x", "s3://bucket/../x", "https://x/y"] {
+        for bad in
+            ["", "/", "srv", "/a/../b", "/a b", "s3://", "s3://UP/x", "s3://bucket/../x", "https://x/y"]
+        {
             assert!(Location::parse(bad).is_err(), "{bad}");
         }
     }

@@ -107,7 +107,8 @@ impl Opened {
         };
         let base = host.files.outside(dir)?;
         // The sticky bit keeps others from renaming root's files in `/tmp` and the like, above the bundle only.
-        let strict = |path: &Path| ours(path) && fs::symlink_metadata(path).is_ok_and(|m| m.mode() & 0o022 == 0);
+        let strict =
+            |path: &Path| ours(path) && fs::symlink_metadata(path).is_ok_and(|m| m.mode() & 0o022 == 0);
         let above = base.ancestors().skip(1).all(|p| p.as_os_str().is_empty() || ours(p));
         let inside = self.manifest.files.iter().all(|f| {
             let path = base.join(&f.path);
@@ -128,7 +129,8 @@ impl Opened {
         let needed: u64 = missing.iter().map(|f| f.size).sum();
         let free = host.files.free_bytes(FILES)?;
         if needed > free {
-            let text = format!("the bundle takes {needed} bytes, but only {free} are free where {FILES} lies");
+            let text =
+                format!("the bundle takes {needed} bytes, but only {free} are free where {FILES} lies");
             return Err(Error::new(Code::DiskFull, text));
         }
         let mut items = Vec::new();

@@ -74,11 +74,7 @@ impl Target {
             },
             os,
             gpu: GpuFacts::default(),
-            disk: Disk {
-                usr_free: room(),
-                var_free: room(),
-                instance_store: Fact::new(Vec::new(), SOURCE),
-            },
+            disk: Disk { usr_free: room(), var_free: room(), instance_store: Fact::new(Vec::new(), SOURCE) },
         })
     }
 }

@@ -231,7 +231,11 @@ fn sources_file(config: &Config) -> String {
 pub(super) fn apt_mirror(facts: &Facts, config: &Config) -> Option<(String, Vec<String>)> {
     let region = &facts.identity.instance.as_ref()?.value.region;
     let is_name = !region.is_empty() && region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    if bundle::is_wanted(config) || config.source.apt_mirror != AptMirror::Region || facts.os.id.value != "ubuntu" || !is_name {
+    if bundle::is_wanted(config)
+        || config.source.apt_mirror != AptMirror::Region
+        || facts.os.id.value != "ubuntu"
+        || !is_name
+    {
         return None;
     }
     // Other architectures than amd64 have an archive of their own.

@@ -58,9 +58,8 @@ pub(crate) fn read(host: &Host) -> Result<Vec<Entry>> {
     let (main, parts) =
         if host.bundle().is_some() { (None, crate::bundle::SOURCES) } else { (Some(MAIN_FILE), PARTS_DIR) };
     let mut files: Vec<_> = main.map(str::to_owned).into_iter().collect();
-    files.extend(
-        host.files.list(parts)?.iter().filter(|n| is_read_by_apt(n)).map(|n| format!("{parts}/{n}")),
-    );
+    files
+        .extend(host.files.list(parts)?.iter().filter(|n| is_read_by_apt(n)).map(|n| format!("{parts}/{n}")));
     let mut entries = Vec::new();
     for file in files {
         if let Some(text) = host.files.read_text(&file)? {

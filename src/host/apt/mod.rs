@@ -135,7 +135,8 @@ impl Apt<'_> {
     /// What would be fetched for a request, by apt's word alone: for whoever keeps it for another machine.
     pub(crate) async fn resolve(&self, request: &Request) -> Result<Plan> {
         let hashes = "Acquire::ForceHash=SHA256";
-        let call = request_call(self.host, request, call::SIMULATE_LIMIT).args(["--print-uris", "-o", hashes]);
+        let call =
+            request_call(self.host, request, call::SIMULATE_LIMIT).args(["--print-uris", "-o", hashes]);
         let output = self.host.exec.output(&call).await?;
         if !output.ok() {
             return Err(failure::explain(&request.describe(), &output));
@@ -298,7 +299,8 @@ impl Apt<'_> {
             "Acquire::ForceHash=SHA256".to_owned(),
         ];
         let options = options.into_iter().flat_map(|option| ["-o".to_owned(), option]);
-        let call = request_call(self.host, request, call::SIMULATE_LIMIT).args(["--print-uris"]).args(options);
+        let call =
+            request_call(self.host, request, call::SIMULATE_LIMIT).args(["--print-uris"]).args(options);
         let uris = self.host.exec.run(&call).await?;
         Ok(Plan::read("", &uris.text()))
     }
