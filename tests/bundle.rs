@@ -113,6 +113,12 @@ impl Scene {
         document["manifest-sha256"].as_str().unwrap().to_owned()
     }
 
+    /// Installs what a bundle takes as installed.
+    fn seed(&self, root: &Root) {
+        fs::copy(self.at("srv/dist/base-other_1_all.deb"), root.at("/base.deb")).unwrap();
+        root.run("dpkg", &["--install", "/base.deb"]);
+    }
+
     /// Configures a root for the bundle and runs the agent in it.
     fn run(&self, root: &Root, place: &str, sha256: &str) -> Command {
         root.write("/etc/apt/sources.list", "deb http://192.0.2.1/debian bookworm main\n");
@@ -187,6 +193,12 @@ fn a_bundle_installs_where_no_source_can_be_reached_and_is_not_needed_afterwards
 
     let root = Root::of("bookworm", &[]);
     copy(&bundle, &root.at("/srv/bundle"));
+    // A machine that lacks what every one is taken to have is told so, before anything is installed.
+    let lacking = told(&mut scene.run(&root, "/srv/bundle", &sha256));
+    assert_eq!(lacking.code, 1);
+    assert!(lacking.stderr.contains("lacks base-other_1_all.deb"), "{}", lacking.stderr);
+    assert!(!is_installed(&root, "cuda-toolkit-12-8"));
+    scene.seed(&root);
     let first = told(&mut scene.run(&root, "/srv/bundle", &sha256));
     assert_eq!(first.code, 0, "{}\n{}", first.stdout, first.stderr);
     for package in ["cuda-toolkit-12-8", "cuda-part-12-8", "dist-lib", "libcudnn8"] {
@@ -412,6 +424,7 @@ fn a_bucket_is_made_verified_and_installed_from() {
     assert_eq!(told.code, 0, "{}\n{}", told.stdout, told.stderr);
 
     let root = Root::of("bookworm", &[]);
+    scene.seed(&root);
     let run = signed(&mut scene.run(&root, place, &sha256));
     assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
     assert!(is_installed(&root, "cuda-toolkit-12-8") && is_installed(&root, "libcudnn8"));

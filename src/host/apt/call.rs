@@ -61,6 +61,9 @@ pub(super) fn place(host: &Host) -> Vec<String> {
             "Dir::Cache::pkgcache=".to_owned(),
             "Dir::Cache::srcpkgcache=".to_owned(),
             "Acquire::Languages=none".to_owned(),
+            // Of the forms that a Release file names, only this one is in the bundle; for a packed one apt's `file:` method
+            // would bring it under the wrong sum.
+            "Acquire::IndexTargets::deb::Packages::CompressionTypes=uncompressed".to_owned(),
             // The bundle may lie where only root can read; every byte of it has been compared with its sum.
             "APT::Sandbox::User=root".to_owned(),
         ]
