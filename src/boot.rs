@@ -180,7 +180,7 @@ pub async fn run(options: &RunOptions) -> u8 {
     if let Err(error) = host.fetch.sweep(&host) {
         tracing::warn!("{}", explain(&error));
     }
-    let ended = run_locked(options, &host, &reports, &remote).await;
+    let ended = Box::pin(run_locked(options, &host, &reports, &remote)).await;
     let exit_code = finish(options, &reports, &remote, began, &ended);
     if ended.may_reboot
         && options.reboot

@@ -72,10 +72,9 @@ impl Bucket<'_> {
     async fn home(&self) -> Result<Option<String>, Refused> {
         let url = self.signed(&Method::HEAD, "", &[], &[]).await?;
         let request = self.session.http()?.head(url);
-        let response = match tokio::time::timeout(super::PATIENCE, request.send()).await {
-            Ok(Ok(response)) => response,
-            // Whatever stands in the way, the first real request meets it, too.
-            Ok(Err(_)) | Err(_) => return Ok(None),
+        // Whatever stands in the way, the first real request meets it, too.
+        let Ok(Ok(response)) = tokio::time::timeout(super::PATIENCE, request.send()).await else {
+            return Ok(None);
         };
         let region = response.headers().get(REGION).and_then(|v| v.to_str().ok());
         Ok(region.filter(|r| super::endpoint::is_region(r) && *r != self.region).map(str::to_owned))

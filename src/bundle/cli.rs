@@ -20,7 +20,7 @@ use crate::report::streams;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Collect every artefact of a plan into a directory or S3 prefix, and print the sum that a user pins.
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// Look at every file of a bundle, and name each that is not what the manifest says.
     Verify(VerifyArgs),
 }
@@ -31,7 +31,7 @@ pub struct CreateArgs {
     #[command(flatten)]
     pub(crate) inputs: crate::cli::InputArgs,
 
-    /// Where it goes: a directory, or s3://bucket/prefix.
+    /// Where it goes: a directory, or `s3://bucket/prefix`.
     #[arg(long, value_name = "PLACE")]
     output: String,
 
@@ -75,7 +75,7 @@ pub struct CreateArgs {
 /// `bundle verify`
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// A directory, or s3://bucket/prefix.
+    /// A directory, or `s3://bucket/prefix`.
     #[arg(value_name = "PLACE")]
     place: String,
 
@@ -113,7 +113,7 @@ pub async fn main(command: Command) -> Result<u8> {
     match command {
         Command::Create(args) => {
             let inputs = args.inputs.inputs(false);
-            made(args, inputs).await
+            made(*args, inputs).await
         }
         Command::Verify(args) => verified(args).await,
     }

@@ -257,14 +257,13 @@ impl Collector {
         stack: &Stack,
         store: Store,
     ) -> Result<Self> {
-        let (room, work) = match &store.dir {
-            Some(dir) => (None, dir.join(WORK)),
-            None => {
-                let room = tempfile::Builder::new().prefix("gpu-bootstrap-bundle-").tempdir();
-                let room = room.map_err(|e| Error::io("make a directory in", std::env::temp_dir(), e))?;
-                let work = room.path().to_path_buf();
-                (Some(room), work)
-            }
+        let (room, work) = if let Some(dir) = &store.dir {
+            (None, dir.join(WORK))
+        } else {
+            let room = tempfile::Builder::new().prefix("gpu-bootstrap-bundle-").tempdir();
+            let room = room.map_err(|e| Error::io("make a directory in", std::env::temp_dir(), e))?;
+            let work = room.path().to_path_buf();
+            (Some(room), work)
         };
         // What an interrupted attempt left of apt's state says nothing; the files that it kept are found by their sums.
         if work.exists() && room.is_none() {
@@ -404,7 +403,7 @@ impl Collector {
 
     /// Asks for what must be accepted, before anything is kept.
     fn licences(&self, accepted: &[String]) -> Result<Vec<Licence>> {
-        let debs = self.wanted.keys().filter(|path| path.ends_with(".deb"));
+        let debs = self.wanted.keys().filter(|path| Path::new(path).extension().is_some_and(|e| e == "deb"));
         let files = debs.filter(|path| is_nvidias(path)).count();
         if files == 0 {
             return Ok(Vec::new());
@@ -510,15 +509,12 @@ pub(super) fn decoded(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
         let digits = after.get(..2).and_then(|d| std::str::from_utf8(d).ok());
-        match digits.filter(|_| first == b'%').and_then(|d| u8::from_str_radix(d, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                out.push(first);
-                rest = after;
-            }
+        if let Some(byte) = digits.filter(|_| first == b'%').and_then(|d| u8::from_str_radix(d, 16).ok()) {
+            out.push(byte);
+            rest = &after[2..];
+        } else {
+            out.push(first);
+            rest = after;
         }
     }
     String::from_utf8_lossy(&out).into_owned()

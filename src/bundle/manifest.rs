@@ -93,6 +93,12 @@ pub struct File {
     pub sha256: String,
 }
 
+/// What every schema has.
+#[derive(Deserialize)]
+struct Any {
+    schema: u32,
+}
+
 impl Manifest {
     /// Compares the sum first, if one is `wanted`; only then is anything read.
     pub fn read(bytes: &[u8], wanted: Option<&str>, place: &str) -> Result<Self> {
@@ -105,11 +111,6 @@ impl Manifest {
             ));
         }
         let invalid = |why: String| Error::new(Code::BundleInvalid, format!("{place}/{NAME}: {why}"));
-        /// What every schema has.
-        #[derive(Deserialize)]
-        struct Any {
-            schema: u32,
-        }
         let any: Any = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
         if any.schema != SCHEMA {
             return Err(invalid(format!("its schema is {}, this version reads {SCHEMA}", any.schema))
