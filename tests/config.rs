@@ -253,7 +253,7 @@ const MISTAKES: &[(&str, Code, &str)] = &[
     (
         "source.packages = \"nvida\"",
         Code::ConfigType,
-        "\"nvida\" is not \"nvidia\", \"distro\" or the http(s) URL of a mirror; \"nvidia\" is probably meant",
+        "\"nvida\" is not \"nvidia\", \"distro\", the http(s) URL of a mirror, \"bundle:/directory\" or \"bundle:s3://bucket/prefix\"; \"nvidia\" is probably meant",
     ),
     (
         "source.packages = \"ftp://a.b/c\"",

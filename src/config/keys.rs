@@ -147,7 +147,7 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "source.bundle-sha256",
         kind: Kind::Sum,
-        example: "\"9f2c…\"",
+        example: "\"9f2c0c52c2e7f2b5a6d7d3b1b8a4a2a5c6d7e8f90123456789abcdef01234567\"",
         meaning: "SHA-256 of the bundle's `manifest.json`, as `bundle create` printed it. A bundle is not used without.",
     },
     Key {
