@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, umask};
 
 use crate::action::Action;
 use crate::action::repository::private::Private;
-use crate::catalog::{Catalog, Choice, Stack, choose};
+use crate::bundle::{self, Opened};
+use crate::catalog::{Catalog, Choice, Stack};
 use crate::config::schema::Reboot;
 use crate::config::user_data::NotOurs;
 use crate::config::{Config, layers};
@@ -26,7 +28,7 @@ use crate::host::clock::Clock;
 use crate::host::files::Files;
 use crate::host::paths;
 use crate::imds;
-use crate::install::Installer;
+use crate::install::{self, Installer};
 use crate::instance;
 use crate::plan::step::Scope;
 use crate::plan::{self, Plan};
@@ -102,7 +104,8 @@ pub struct Prepared {
 pub async fn prepare(host: &Host, inputs: &Inputs, metadata: Option<&imds::Client>) -> Result<Prepared> {
     let facts = facts::gather(host, metadata).await?;
     let loaded = read_config(host, inputs, &facts)?;
-    let choice = decide(host, inputs, &facts, &loaded.config)?;
+    let bundle = bundle::open(host, &loaded.config, &facts, metadata).await?;
+    let choice = decide(host, inputs, &facts, &loaded.config, bundle)?;
     Ok(Prepared::new(facts, loaded, choice))
 }
 
@@ -112,12 +115,23 @@ fn read_config(host: &Host, inputs: &Inputs, facts: &Facts) -> Result<layers::Lo
     layers::load(host, user_data, extra.as_slice())
 }
 
-fn decide(host: &Host, inputs: &Inputs, facts: &Facts, config: &Config) -> Result<Choice> {
+fn decide(
+    host: &Host,
+    inputs: &Inputs,
+    facts: &Facts,
+    config: &Config,
+    bundle: Option<Arc<Opened>>,
+) -> Result<Choice> {
     let catalog = match &inputs.catalog {
         Some(dir) => Catalog::with_overrides(dir)?,
         None => Catalog::embedded()?,
     };
-    choose(&catalog, facts, config, change::earlier(&host.files)?.as_ref())
+    let earlier = change::earlier(&host.files)?;
+    let choice = bundle::choose_within(bundle.as_deref(), &catalog, facts, config, earlier.as_ref())?;
+    if let Some(bundle) = bundle {
+        host.install_from(bundle);
+    }
+    Ok(choice)
 }
 
 impl Prepared {
@@ -218,7 +232,18 @@ async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports, remote
     let root = options.inputs.root.clone();
     remote.start(&Settings::new(root, report, &facts.identity, metadata.is_some(), began));
     match loaded {
-        Ok(loaded) => run_configured(options, host, reports, facts, loaded, &mut signals).await,
+        Ok(loaded) => {
+            let bundle = tokio::select! {
+                bundle = bundle::open(host, &loaded.config, &facts, metadata.as_ref()) => bundle,
+                error = signals.next() => Err(error),
+            };
+            match bundle {
+                Ok(bundle) => {
+                    run_configured(options, host, reports, facts, loaded, bundle, &mut signals).await
+                }
+                Err(error) => Ended::early(fail(reports, error)),
+            }
+        }
         Err(error) => Ended::early(fail(reports, error)),
     }
 }
@@ -230,9 +255,10 @@ async fn run_configured(
     reports: &Reports,
     facts: Facts,
     loaded: layers::Loaded,
+    bundle: Option<Arc<Opened>>,
     signals: &mut Signals,
 ) -> Ended {
-    let prepared = match decide(host, &options.inputs, &facts, &loaded.config) {
+    let prepared = match decide(host, &options.inputs, &facts, &loaded.config, bundle) {
         Ok(choice) => Prepared::new(facts, loaded, choice),
         Err(error) => return Ended::early(fail(reports, error)),
     };
@@ -257,7 +283,9 @@ async fn run_plan(
     signals: &mut Signals,
 ) -> Result<Outcome> {
     let identity = &prepared.facts.identity;
-    host.install_as((&prepared.config.install).into());
+    let how = install::Options::from(&prepared.config.install);
+    // What lies in a bundle is here already.
+    host.install_as(install::Options { prefetch: how.prefetch && host.bundle().is_none(), ..how });
     let custom = plan::custom::read(&host.files);
     let plan = custom.and_then(|custom| plan::build(&prepared.facts, &prepared.config, stack, &custom));
     let begun = plan.and_then(|plan| {
@@ -279,6 +307,12 @@ async fn run_plan(
         never = self_wait::watch(host) => match never {},
     };
     let result = note_end(&mut receipt, result, reports);
+    if host.bundle().is_some()
+        && matches!(result, Ok(Outcome::Converged { .. }))
+        && let Err(error) = bundle::tidy(host)
+    {
+        tracing::warn!("{}", explain(&error)); // no reason to fail a machine that works
+    }
     // Only what is installed is a choice to be kept: one that the repository could not meet is made anew.
     let mut of_image = plan.steps.iter().filter(|s| s.scope == Scope::Image && s.origin.is_none());
     if of_image.all(|s| receipt.is_done_as(&s.id, &s.digest))

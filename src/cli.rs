@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::analyze;
 use crate::boot::{self, Inputs, RunOptions};
+use crate::bundle;
 use crate::catalog::Choice;
 use crate::catalog_query::{self, CatalogArgs};
 use crate::config;
@@ -72,6 +73,9 @@ enum Command {
     /// Work with EC2 user-data.
     #[command(subcommand)]
     UserData(UserDataCommand),
+    /// Make and verify bundles: every artefact of a plan, for machines without the internet.
+    #[command(subcommand)]
+    Bundle(bundle::cli::Command),
     /// Take away what is this instance's, before an image is captured of the machine.
     Seal(SealArgs),
     /// Take back what runs have added to this machine: packages, files, services; what was changed since stays.
@@ -92,7 +96,7 @@ enum Command {
 
 /// Where to look, shared by the commands that look.
 #[derive(Args, Debug)]
-struct InputArgs {
+pub(crate) struct InputArgs {
     /// The machine's root, or a directory treated as if chrooted into it.
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
@@ -115,7 +119,7 @@ struct InputArgs {
 
     /// More log lines on standard error (twice for debugging).
     #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
+    pub(crate) verbose: u8,
 }
 
 #[derive(Args, Debug)]
@@ -495,6 +499,13 @@ fn dispatch(cli: Cli) -> Result<u8> {
             streams::out(&document)?;
             problem.map_or(Ok(exit::CONVERGED), Err)
         }
+        Command::Bundle(command) => {
+            log::start(match &command {
+                bundle::cli::Command::Create(args) => args.inputs.verbose,
+                bundle::cli::Command::Verify(_) => 0,
+            });
+            runtime()?.block_on(Box::pin(bundle::cli::main(command)))
+        }
         Command::Rehearse(options) => rehearse::run(&options),
         Command::RehearseInside(options) => rehearse::inside(&options),
         Command::Early(args) => {
@@ -565,7 +576,7 @@ fn require_directory(root: &Path) -> Result<()> {
 }
 
 impl InputArgs {
-    fn inputs(&self, boot: bool) -> Inputs {
+    pub(crate) fn inputs(&self, boot: bool) -> Inputs {
         let deadline = if boot { boot::METADATA_DEADLINE_AT_BOOT } else { boot::METADATA_DEADLINE_BY_HAND };
         let deadline = self.imds_timeout.map_or(deadline, Duration::from_secs);
         Inputs {

@@ -149,6 +149,12 @@ codes! {
     PinConflict "pin-conflict" FAILED "A preferences file of somebody else's also pins the repository.";
     SourceConflict "source-conflict" FAILED "A sources file of somebody else's also names the repository.";
     ComponentMissing "component-missing" FAILED "The distribution's archive cannot supply a wanted component.";
+    // bundles
+    BundleInvalid "bundle-invalid" FAILED "A bundle, or its manifest, is not what its sum or its form says.";
+    BundleTampered "bundle-tampered" FAILED "A file of a bundle is missing, or is not the one that the manifest names.";
+    BundleMismatch "bundle-mismatch" UNSUPPORTED "The bundle was made for another machine or another stack.";
+    BundleIncomplete "bundle-incomplete" FAILED "The bundle lacks a file that this machine needs.";
+    LicenceNotAccepted "licence-not-accepted" USAGE "A bundle would hold files under a licence that has not been accepted.";
     // device query
     DriverNotLoaded "driver-not-loaded" UNHEALTHY "The NVIDIA kernel module is not loaded.";
     DriverMismatch "driver-mismatch" UNHEALTHY "Kernel module, libraries and services of the driver have different versions.";
@@ -264,6 +270,14 @@ impl Code {
             Self::PinConflict | Self::SourceConflict | Self::ContainerConfig => {
                 "correct the file that the message names, then run again"
             }
+            Self::BundleInvalid | Self::BundleTampered => {
+                "`gpu-bootstrap bundle verify` names every file that is wrong; copy the bundle again, or make it anew"
+            }
+            Self::BundleMismatch => "make a bundle for this machine: `gpu-bootstrap bundle create`",
+            Self::BundleIncomplete => {
+                "make the bundle anew with --installed and this machine's /var/lib/dpkg/status"
+            }
+            Self::LicenceNotAccepted => "read it, then say --accept-licence nvidia",
             Self::DriverNotLoaded | Self::DriverMismatch => {
                 "reboot; then `gpu-bootstrap device-query` tells what is left"
             }

@@ -7,6 +7,7 @@ pub mod action;
 pub mod analyze;
 pub mod aws;
 pub mod boot;
+pub mod bundle;
 pub mod catalog;
 pub mod catalog_query;
 pub mod cli;

@@ -182,7 +182,9 @@ const MISTAKES: &[(&str, Code, &str)] = &[
         Code::ConfigType,
         "report.autoscaling.hook is of no use without report.autoscaling.group",
     ),
-    ("source.packages = \"bundle:/x\"", Code::ConfigType, "bundles are not available in this version"),
+    ("source.packages = \"bundle:x\"", Code::ConfigType, "neither an absolute path"),
+    ("source.packages = \"bundle:s3://UP/x\"", Code::ConfigType, "no s3://bucket/prefix"),
+    ("source.bundle-sha256 = \"12\"", Code::ConfigType, "is not 64 hexadecimal digits"),
     // Versions
     (
         "[cuda]\ntoolkit = 12.10",
@@ -278,7 +280,7 @@ const MISTAKES: &[(&str, Code, &str)] = &[
     (
         "source.packages = \"nvida\"",
         Code::ConfigType,
-        "\"nvida\" is not \"nvidia\", \"distro\" or the http(s) URL of a mirror; \"nvidia\" is probably meant",
+        "\"nvida\" is not \"nvidia\", \"distro\", the http(s) URL of a mirror, \"bundle:/directory\" or \"bundle:s3://bucket/prefix\"; \"nvidia\" is probably meant",
     ),
     (
         "source.packages = \"ftp://a.b/c\"",

@@ -28,9 +28,6 @@ pub struct AptSource {
     pub keyring: String,
 }
 
-/// Where apt keeps the indexes of its sources.
-const LISTS_DIR: &str = "/var/lib/apt/lists";
-
 impl Converge for AptSource {
     async fn check(&self, host: &Host) -> Result<Check> {
         if let Some(rival) = self.rivals(host)?.first() {
@@ -88,7 +85,7 @@ impl Converge for AptSource {
 }
 
 impl AptSource {
-    fn content(&self) -> String {
+    pub(crate) fn content(&self) -> String {
         format!(
             "# Written by gpu-bootstrap; changes are undone by its next run.\n\
              Types: deb\nURIs: {}\nSuites: /\nArchitectures: {}\nSigned-By: {}\nBy-Hash: no\n",
@@ -196,7 +193,7 @@ pub(super) fn release_in_lists(host: &Host, prefix: &str) -> Result<Option<Relea
         return Ok(None);
     }
     for name in ["InRelease", "Release"] {
-        let path = format!("{LISTS_DIR}/{prefix}{name}");
+        let path = format!("{}/{prefix}{name}", host.apt_lists());
         if let Some(text) = host.files.read_text(&path)? {
             return Release::parse(&text).map(Some).map_err(|why| malformed(prefix, &path, &why));
         }
@@ -210,7 +207,7 @@ pub(super) fn has_packages(host: &Host, prefix: &str) -> Result<bool> {
         return Ok(false);
     }
     for suffix in ["", ".lz4", ".gz", ".xz", ".zst", ".bz2", ".lzma"] {
-        if host.files.exists(format!("{LISTS_DIR}/{prefix}Packages{suffix}"))? {
+        if host.files.exists(format!("{}/{prefix}Packages{suffix}", host.apt_lists()))? {
             return Ok(true);
         }
     }
@@ -220,6 +217,8 @@ pub(super) fn has_packages(host: &Host, prefix: &str) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LISTS_DIR: &str = "/var/lib/apt/lists";
 
     fn source() -> AptSource {
         AptSource {

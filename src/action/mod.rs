@@ -9,6 +9,7 @@ pub mod apt_mirror;
 pub mod apt_package;
 pub mod apt_pin;
 pub mod apt_source;
+pub mod bundle;
 pub mod cdi;
 pub mod command;
 pub mod container_runtime;
@@ -194,6 +195,8 @@ actions! {
     AptMirror(apt_mirror::AptMirror),
     /// Components of the distribution's own archive.
     AptComponents(apt_components::AptComponents),
+    /// A bundle that takes the place of all repositories.
+    Bundle(bundle::Bundle),
     /// Packages, by apt.
     AptPackage(apt_package::AptPackage),
     /// Packages that go with the kernel, for the running one and for its updates.

@@ -61,6 +61,7 @@ impl Environment {
             &super::EC2,
             &super::SNS,
             &super::EVENTBRIDGE,
+            &super::S3,
         ];
         let names = services.iter().map(|s| s.endpoint_variable()).chain([super::ANY_ENDPOINT.into()]);
         let is_on = |name| set(name).is_some_and(|v| v.eq_ignore_ascii_case("true"));

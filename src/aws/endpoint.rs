@@ -52,6 +52,8 @@ pub const SNS: Service =
 /// Event buses.
 pub const EVENTBRIDGE: Service =
     Service { name: "EventBridge", prefix: "events", variable: "EVENTBRIDGE", gov_dual_stack_is_fips: true };
+/// Objects.
+pub const S3: Service = Service { name: "S3", prefix: "s3", variable: "S3", gov_dual_stack_is_fips: false };
 
 impl Service {
     /// The environment variable that names this service's endpoint.
@@ -64,6 +66,10 @@ impl Service {
         let domains = domains(region)?;
         let plain = region.starts_with("us-gov-") && (!config.dual_stack || self.gov_dual_stack_is_fips);
         let fips = if config.fips && !plain { "-fips" } else { "" };
+        if self.prefix == "s3" && config.dual_stack {
+            // Older than the others' names: `s3.dualstack.us-east-1.amazonaws.com`.
+            return Some(format!("https://s3{fips}.dualstack.{region}.{}/", domains.plain));
+        }
         let suffix = if config.dual_stack { domains.dual_stack } else { domains.plain };
         Some(format!("https://{}{fips}.{region}.{suffix}/", self.prefix))
     }

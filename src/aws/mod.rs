@@ -5,6 +5,7 @@
 mod credentials;
 mod endpoint;
 mod refusal;
+pub mod s3;
 
 use std::cell::Cell;
 use std::time::{Duration, SystemTime};
@@ -17,7 +18,7 @@ use reqwest::header::{DATE, HeaderValue, RETRY_AFTER};
 use tokio::sync::Mutex;
 
 pub use credentials::Environment;
-pub use endpoint::{AUTO_SCALING, CLOUDFORMATION, CLOUDWATCH, EC2, EVENTBRIDGE, LOGS, SNS, Service};
+pub use endpoint::{AUTO_SCALING, CLOUDFORMATION, CLOUDWATCH, EC2, EVENTBRIDGE, LOGS, S3, SNS, Service};
 pub use refusal::{Refusal, Refused};
 
 use crate::config::schema::AwsConfig;
@@ -244,8 +245,17 @@ struct Answer {
     server_time: Option<Timestamp>,
 }
 
-/// Sends a request within [`PATIENCE`] and reads the answer.
+/// Sends a request within its time and reads the answer.
 async fn ask(name: &str, url: &str, request: reqwest::RequestBuilder) -> Result<(u16, Answer), Refused> {
+    ask_within(name, url, request, PATIENCE).await
+}
+
+async fn ask_within(
+    name: &str,
+    url: &str,
+    request: reqwest::RequestBuilder,
+    patience: Duration,
+) -> Result<(u16, Answer), Refused> {
     fault::point(Kind::Fetch, url)
         .map_err(|e| Refused::new(Refusal::Temporary, format!("{name} cannot be reached: {e}")))?;
     let work = async {
@@ -263,8 +273,8 @@ async fn ask(name: &str, url: &str, request: reqwest::RequestBuilder) -> Result<
         }
         Ok((status, Answer { body, retry_after, server_time }))
     };
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_elapsed| {
-        let text = format!("{name} did not answer within {} s", PATIENCE.as_secs());
+    tokio::time::timeout(patience, work).await.unwrap_or_else(|_elapsed| {
+        let text = format!("{name} did not answer within {} s", patience.as_secs());
         Err(Refused::new(Refusal::Temporary, text))
     })
 }

@@ -25,6 +25,8 @@ pub enum Kind {
     SwitchOrAuto,
     /// A name of a package source, or the URL of a mirror.
     Source,
+    /// A SHA-256, or nothing.
+    Sum,
     /// A driver branch or full driver version.
     Branch,
     /// One toolkit version or a list of them.
@@ -76,7 +78,10 @@ impl Kind {
             Self::Choice(values) => one_of(values),
             Self::Switch => "true or false".into(),
             Self::SwitchOrAuto => "true, false or \"auto\"".into(),
-            Self::Source => "\"nvidia\", \"distro\" or the http(s) URL of a mirror".into(),
+            Self::Source => {
+                "\"nvidia\", \"distro\", the http(s) URL of a mirror, \"bundle:/directory\" or \"bundle:s3://bucket/prefix\"".into()
+            }
+            Self::Sum => "64 hexadecimal digits, or \"\" for none".into(),
             Self::Branch => {
                 "\"auto\", \"none\", a branch such as \"580\" or a version such as \"535.309.01\"".into()
             }
@@ -157,7 +162,14 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Source,
         example: "\"distro\"",
         meaning: "Where packages come from: NVIDIA's repositories, the distribution's own packages, or a \
-                  mirror of NVIDIA's `compute/cuda/repos` tree (still checked against NVIDIA's key).",
+                  mirror of NVIDIA's `compute/cuda/repos` tree (still checked against NVIDIA's key), or a bundle \
+                  ([bundle.md](bundle.md)).",
+    },
+    Key {
+        path: "source.bundle-sha256",
+        kind: Kind::Sum,
+        example: "\"9f2c0c52c2e7f2b5a6d7d3b1b8a4a2a5c6d7e8f90123456789abcdef01234567\"",
+        meaning: "SHA-256 of the bundle's `manifest.json`, as `bundle create` printed it. A bundle is not used without.",
     },
     Key {
         path: "source.apt-mirror",

@@ -36,8 +36,10 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SourceConfig {
-    /// `nvidia`, `distro`, or the URL of a mirror of NVIDIA's `compute/cuda/repos` tree.
+    /// `nvidia`, `distro`, the URL of a mirror of NVIDIA's `compute/cuda/repos` tree, or `bundle:` and where it lies.
     pub packages: String,
+    /// SHA-256 of the bundle's manifest; empty without a bundle.
+    pub bundle_sha256: String,
     /// Where Ubuntu's own packages come from on EC2.
     pub apt_mirror: AptMirror,
 }
@@ -418,7 +420,7 @@ pub enum Enabled {
 
 impl Default for SourceConfig {
     fn default() -> Self {
-        Self { packages: "nvidia".into(), apt_mirror: AptMirror::Keep }
+        Self { packages: "nvidia".into(), bundle_sha256: String::new(), apt_mirror: AptMirror::Keep }
     }
 }
 

@@ -157,6 +157,7 @@ impl Walk<'_> {
         match key.kind {
             Kind::Choice(values) => self.string(key, value, |s| choice(s, values)),
             Kind::Source => self.string(key, value, source),
+            Kind::Sum => self.string(key, value, |s| none_or(s, sum)),
             Kind::Branch => self.string(key, value, branch),
             Kind::CudnnVersion => self.string(key, value, cudnn_version),
             Kind::Namespace => self.string(key, value, namespace),
@@ -399,10 +400,8 @@ fn source(written: &str) -> Result<(), String> {
     if matches!(written, "nvidia" | "distro") {
         return Ok(());
     }
-    if written.starts_with("bundle:") {
-        return Err(
-            "bundles are not available in this version; use \"nvidia\", \"distro\" or a mirror's URL".into(),
-        );
+    if let Some(place) = written.strip_prefix("bundle:") {
+        return crate::bundle::Location::parse(place).map(drop);
     }
     if !written.contains("://") {
         let near = keys::nearest(written, &["nvidia", "distro"])
@@ -414,6 +413,11 @@ fn source(written: &str) -> Result<(), String> {
         return Err("a mirror's URL has no ? and no #, because paths are added to it".into());
     }
     Ok(())
+}
+
+fn sum(written: &str) -> Result<(), String> {
+    let is_sum = written.len() == 64 && written.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_sum { Ok(()) } else { Err(format!("\"{written}\" is not {}", Kind::Sum.takes())) }
 }
 
 /// Numbers joined by dots; how many of them, and how many digits each may have.

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use crate::bundle::Opened;
 use crate::device_query::verdicts::Verdicts;
 use crate::install::report::Report as Installation;
 use crate::report::event::Progress;
@@ -41,6 +42,8 @@ pub struct Host {
     /// Time, boot id.
     pub clock: clock::Clock,
     install: OnceLock<crate::install::Options>,
+    bundle: OnceLock<Arc<Opened>>,
+    is_apart: bool,
     ahead: Arc<crate::install::ahead::Ahead>,
     dpkg: dpkg::Cache,
     look: look::Look,
@@ -61,6 +64,8 @@ impl Host {
             fetch: fetch::Fetch::new(),
             clock: clock::Clock,
             install: OnceLock::new(),
+            bundle: OnceLock::new(),
+            is_apart: false,
             ahead: Arc::default(),
             dpkg: dpkg::Cache::default(),
             look: look::Look::default(),
@@ -126,6 +131,36 @@ impl Host {
     /// Lets packages be installed as the configuration says, from now on. Told once: later words change nothing.
     pub fn install_as(&self, options: crate::install::Options) {
         let _ = self.install.set(options);
+    }
+
+    /// A directory as the root of an apt that only computes and fetches, while programs run outside of it.
+    #[must_use]
+    pub(crate) fn apart(root: PathBuf) -> Self {
+        Self { exec: exec::Exec::new("/".into()), is_apart: true, ..Self::new(root) }
+    }
+
+    pub(crate) fn is_apart(&self) -> bool {
+        self.is_apart
+    }
+
+    /// A path of the root as programs see it.
+    pub(crate) fn seen(&self, path: &str) -> String {
+        if self.is_apart { format!("{}{path}", self.files.root().display()) } else { path.to_owned() }
+    }
+
+    /// Lets apt see this bundle's sources in place of the machine's, from now on. Told once.
+    pub fn install_from(&self, bundle: Arc<Opened>) {
+        let _ = self.bundle.set(bundle);
+    }
+
+    /// The bundle that packages come from, if they do.
+    pub(crate) fn bundle(&self) -> Option<&Opened> {
+        self.bundle.get().map(Arc::as_ref)
+    }
+
+    /// Where apt keeps the indexes of its sources.
+    pub(crate) fn apt_lists(&self) -> &'static str {
+        if self.bundle().is_some() { crate::bundle::LISTS } else { "/var/lib/apt/lists" }
     }
 
     /// How packages are installed.

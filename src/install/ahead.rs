@@ -414,6 +414,8 @@ struct Place {
     to: PathBuf,
     cached: PathBuf,
     archive: PathBuf,
+    /// In a bundle.
+    bundled: Option<PathBuf>,
     from: Mutex<Source>,
 }
 
@@ -424,6 +426,7 @@ enum Source {
     Ahead,
     Cache,
     Archives,
+    Bundle,
     Address,
 }
 
@@ -439,6 +442,7 @@ impl Stock {
                 to: stage.spool(number),
                 cached: host.files.outside(cached(&sha256))?,
                 archive: host.files.outside(Path::new(ARCHIVES).join(&download.file))?,
+                bundled: host.bundle().and_then(|b| b.supplies(host, &download.uri)).map(|(path, _)| path),
                 from: Mutex::new(Source::Nowhere),
                 sha256,
             });
@@ -468,11 +472,20 @@ impl Stock {
         if *from < Source::Archives {
             *from = Source::Archives;
             if place.is_archived() {
-                if place.link().is_ok() {
+                if place.link(&place.archive).is_ok() {
                     return Supply::Here;
                 }
                 let _ = fs::remove_file(&place.to); // what a copy has left that failed; mostly nothing
             }
+        }
+        if *from < Source::Bundle
+            && let Some(bundled) = &place.bundled
+        {
+            *from = Source::Bundle;
+            if place.link(bundled).is_ok() {
+                return Supply::Here;
+            }
+            let _ = fs::remove_file(&place.to);
         }
         *from = Source::Address;
         Supply::Address
@@ -485,7 +498,7 @@ impl Stock {
         };
         Prepared {
             ahead: bytes(&[Source::Ahead]) + self.local,
-            cached: bytes(&[Source::Cache, Source::Archives]),
+            cached: bytes(&[Source::Cache, Source::Archives, Source::Bundle]),
             ..Prepared::default()
         }
     }
@@ -500,11 +513,11 @@ impl Place {
     }
 
     /// A second name costs no space; across file systems a copy is made.
-    fn link(&self) -> io::Result<()> {
+    fn link(&self, from: &Path) -> io::Result<()> {
         fault::point(Kind::Link, &self.to)?;
-        fs::hard_link(&self.archive, &self.to).or_else(|_| {
+        fs::hard_link(from, &self.to).or_else(|_| {
             fault::point(Kind::Create, &self.to)?;
-            io::copy(&mut File::open(&self.archive)?, &mut File::create_new(&self.to)?).map(drop)
+            io::copy(&mut File::open(from)?, &mut File::create_new(&self.to)?).map(drop)
         })
     }
 }

@@ -42,7 +42,7 @@ use in_flight::{Entry, InFlight};
 use report::Prepared;
 pub use report::Report;
 pub use rung::Rung;
-pub use single::deb_into_cache;
+pub use single::{deb_into_cache, fetch_files};
 use stage::Stage;
 #[cfg(any(test, fuzzing))]
 pub(crate) use unpack::fuzz::package as fuzz_package;

@@ -84,7 +84,9 @@ pub(super) async fn choose(host: &Host, request: &Request, plan: &Plan, most: Ru
     if most == Rung::Apt {
         return Ok(Chosen::new(Rung::Apt, "install.method asks for it"));
     }
-    if let Some(download) = plan.downloads.iter().find(|d| !is_http(&d.uri)) {
+    if let Some(download) = plan.downloads.iter().find(|d| {
+        !is_http(&d.uri) && host.bundle().is_none_or(|bundle| bundle.supplies(host, &d.uri).is_none())
+    }) {
         let scheme = download.uri.split(':').next().unwrap_or_default();
         return Ok(Chosen::new(
             Rung::Apt,

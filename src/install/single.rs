@@ -64,3 +64,30 @@ pub async fn deb_into_cache(host: &Host, url: &str, sha256: &str) -> Result<Path
     kept.map_err(|e| full_hint(Error::io("keep", &wanted.place, e)))?;
     Ok(wanted.inside)
 }
+
+/// Fetches files to where their items say, over many connections. Each is whole and verified there, or is named with its
+/// error by its number.
+pub async fn fetch_files(host: &Host, items: Vec<Item>) -> Result<Vec<(usize, Error)>> {
+    if items.is_empty() {
+        return Ok(Vec::new());
+    }
+    let total = items.iter().map(|item| item.size).sum();
+    let failed = Arc::new(Mutex::new(Vec::new()));
+    let (failures, progress) = (failed.clone(), host.progress_sink());
+    let what = "downloading files".to_owned();
+    let on = move |event| match event {
+        Event::Progress { bytes: done } => {
+            let what = what.clone();
+            progress(Progress { what, item: String::new(), done, total: Some(total), unit: Unit::Bytes });
+        }
+        Event::Waiting { why, wait } => progress(waiting(&why, wait)),
+        Event::Failed { item, error } => {
+            failures.lock().unwrap_or_else(PoisonError::into_inner).push((item, error));
+        }
+        Event::Verified { .. } => {}
+    };
+    let fetching = Fetching::start(host, &ProxyChoice::Environment, items, |_| Supply::Address, on);
+    wait_for(fetching).await?;
+    let failed = std::mem::take(&mut *failed.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(failed)
+}

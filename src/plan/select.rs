@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::step::RawStep;
 use super::{containers, values};
 use crate::action::container_runtime::Runtime;
+use crate::bundle;
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
 use crate::config::Config;
@@ -20,6 +21,7 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
     let home = stack.toolkits.first().map(|t| t.home.is_some());
     BTreeMap::from([
         ("source", source(stack)),
+        ("bundle", either(bundle::is_wanted(config), "wanted", "none")),
         ("components", either(components(stack), "wanted", "none")),
         (
             "kernel-packages",
@@ -97,6 +99,7 @@ fn source(stack: &Stack) -> &'static str {
 /// The values that each condition can have anywhere: one that is none of them would never hold, unnoticed.
 const POSSIBLE: &[(&str, &[&str])] = &[
     ("source", &["nvidia", "distro", "none"]),
+    ("bundle", &["wanted", "none"]),
     ("components", &["wanted", "none"]),
     ("kernel-packages", &["wanted", "none"]),
     ("driver", &["wanted", "none"]),

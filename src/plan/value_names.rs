@@ -12,6 +12,9 @@ pub const VALUE_NAMES: &[&str] = &[
     "repository.always-allow",   // list: patterns pinned positive besides the closure
     "repository.neighbours",     // list: base URLs of other repositories of the plan
     "repository.packages",       // list: every package that any step asks this repository for
+    "repository.sources-file",   // text: where apt's sources name it
+    "bundle.location",           // text: a directory, or s3://bucket/prefix
+    "bundle.sha256",             // text: of its manifest
     "repository.architecture",   // text: dpkg's name of the machine's architecture
     "distro.components",         // list: components of the distribution that must be enabled
     // The driver

@@ -7,6 +7,7 @@ use toml::de::DeValue;
 use toml::{Spanned, Value};
 
 use super::{containers, mount_unit, unattended};
+use crate::bundle;
 use crate::catalog::Stack;
 use crate::catalog::choose::Source;
 use crate::catalog::frameworks::Frameworks;
@@ -145,6 +146,10 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
         v.set("instance.type", instance.value.instance_type.clone());
         v.set("instance.region", instance.value.region.clone());
     }
+    if bundle::is_wanted(config) {
+        v.set("bundle.location", config.source.packages.trim_start_matches("bundle:").trim_end_matches('/'));
+        v.set("bundle.sha256", config.source.bundle_sha256.to_ascii_lowercase());
+    }
     if let Some((url, replaces)) = apt_mirror(facts, config) {
         v.set("apt-mirror.url", url);
         v.set("apt-mirror.replaces", replaces);
@@ -189,6 +194,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
     match &stack.source {
         Source::Nvidia(r) => {
             v.set("repository.url", r.url.clone());
+            v.set("repository.sources-file", sources_file(config));
             v.set("repository.architecture", facts.os.arch.value.debian_name());
             v.set("repository.fingerprint", r.fingerprint.clone());
             v.set("repository.key", r.key.clone());
@@ -244,12 +250,26 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
     v
 }
 
+/// A bundle's sources are no business of the machine's apt.
+fn sources_file(config: &Config) -> String {
+    let (dir, name) = if bundle::is_wanted(config) {
+        (bundle::SOURCES, "nvidia")
+    } else {
+        ("/etc/apt/sources.list.d", "gpu-bootstrap-nvidia")
+    };
+    format!("{dir}/{name}.sources")
+}
+
 /// Ubuntu's archive in the instance's region, and the addresses that it takes the place of. `None` where it is not asked
 /// for, on another distribution, or where nobody knows the region.
 pub(super) fn apt_mirror(facts: &Facts, config: &Config) -> Option<(String, Vec<String>)> {
     let region = &facts.identity.instance.as_ref()?.value.region;
     let is_name = !region.is_empty() && region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    if config.source.apt_mirror != AptMirror::Region || facts.os.id.value != "ubuntu" || !is_name {
+    if bundle::is_wanted(config)
+        || config.source.apt_mirror != AptMirror::Region
+        || facts.os.id.value != "ubuntu"
+        || !is_name
+    {
         return None;
     }
     // Other architectures than amd64 have an archive of their own.

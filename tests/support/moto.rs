@@ -2,7 +2,7 @@
 //! virtual environment that is made on first use below cargo's target directory.
 
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
-#![allow(unreachable_pub, reason = "a module of test crates")]
+#![allow(dead_code, unreachable_pub, reason = "shared between test files, not each of which uses all of it")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ def client(service, key, token=None):
 # moto names the action after the signing name, AWS after the API.
 allowed = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Resource": "*", "Action": [
     "cloudwatch:PutMetricData", "monitoring:PutMetricData", "cloudwatch:GetMetricStatistics",
-    "monitoring:GetMetricStatistics", "sts:AssumeRole", "logs:*"]}]}
+    "monitoring:GetMetricStatistics", "sts:AssumeRole", "logs:*", "s3:*"]}]}
 iam = client("iam", ("setup", "setup"))
 
 def user(name, policy):
@@ -47,9 +47,12 @@ arn = iam.create_role(RoleName="gpu-node", AssumeRolePolicyDocument=json.dumps(t
 iam.put_role_policy(RoleName="gpu-node", PolicyName="p", PolicyDocument=json.dumps(allowed))
 role = client("sts", writer).assume_role(RoleArn=arn, RoleSessionName="i-0123456789abcdef0")["Credentials"]
 
+client("s3", ("setup", "setup")).create_bucket(Bucket="gpu-bundles")
+
 # From here on, signatures and policies are checked.
-request = urllib.request.Request(url + "/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"})
-urllib.request.urlopen(request).read()
+if "unchecked" not in sys.argv:
+    request = urllib.request.Request(url + "/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"})
+    urllib.request.urlopen(request).read()
 
 print(json.dumps({"url": url, "writer": writer, "stranger": stranger,
     "role": [role["AccessKeyId"], role["SecretAccessKey"], role["SessionToken"]]}), flush=True)
@@ -74,8 +77,18 @@ def log(asked):
     events = logs.get_log_events(logGroupName=asked["group"], logStreamName=asked["stream"], startFromHead=True)["events"]
     return {"days": groups[0].get("retentionInDays"), "messages": [e["message"] for e in events]}
 
+def flip(asked):
+    s3 = client("s3", writer)
+    body = bytearray(s3.get_object(Bucket="gpu-bundles", Key=asked["flip"])["Body"].read())
+    body[len(body) // 2] ^= 1
+    s3.put_object(Bucket="gpu-bundles", Key=asked["flip"], Body=bytes(body))
+    return {}
+
 for line in sys.stdin:
     asked = json.loads(line)
+    if "flip" in asked:
+        print(json.dumps(flip(asked)), flush=True)
+        continue
     print(json.dumps(metric(asked) if "metric" in asked else log(asked)), flush=True)
 "#;
 
@@ -97,8 +110,18 @@ pub struct Moto {
 impl Moto {
     /// Starts it on a free port.
     pub fn start() -> Self {
+        Self::started(&[])
+    }
+
+    /// The same without looking at signatures: those in a URL are none that it knows.
+    pub fn start_unchecked() -> Self {
+        Self::started(&["unchecked"])
+    }
+
+    fn started(words: &[&str]) -> Self {
         let mut child = Command::new(python())
             .args(["-c", SCRIPT])
+            .args(words)
             .env_remove("http_proxy")
             .env_remove("HTTP_PROXY")
             .stdin(Stdio::piped())
@@ -147,6 +170,11 @@ impl Moto {
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap()
+    }
+
+    /// Flips a bit in the middle of an object of the bucket `gpu-bundles`.
+    pub fn flip(&mut self, key: &str) {
+        self.ask(&serde_json::json!({ "flip": key }));
     }
 
     /// The messages of a log's stream, and for how many days the group keeps them, read back with boto3.

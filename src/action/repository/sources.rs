@@ -54,10 +54,12 @@ impl Entry {
 
 /// The enabled entries of all source files that apt reads, in apt's order.
 pub(crate) fn read(host: &Host) -> Result<Vec<Entry>> {
-    let mut files = vec![MAIN_FILE.to_owned()];
-    files.extend(
-        host.files.list(PARTS_DIR)?.iter().filter(|n| is_read_by_apt(n)).map(|n| format!("{PARTS_DIR}/{n}")),
-    );
+    // While packages come from a bundle, apt reads its sources only.
+    let (main, parts) =
+        if host.bundle().is_some() { (None, crate::bundle::SOURCES) } else { (Some(MAIN_FILE), PARTS_DIR) };
+    let mut files: Vec<_> = main.map(str::to_owned).into_iter().collect();
+    files
+        .extend(host.files.list(parts)?.iter().filter(|n| is_read_by_apt(n)).map(|n| format!("{parts}/{n}")));
     let mut entries = Vec::new();
     for file in files {
         if let Some(text) = host.files.read_text(&file)? {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::bundle::{LISTS, SOURCES};
+use crate::host::Host;
 use crate::host::exec::Call;
 
 /// `apt-get update`: full indexes are 60 MB; a line of 100 kB/s needs ten minutes for them.
@@ -46,6 +48,52 @@ const BEHAVIOUR: [&str; 8] = [
 pub(super) fn apt_get(limit: Duration) -> Call {
     let options = SIGNATURES_ON.iter().chain(&BEHAVIOUR).flat_map(|o| ["-o".to_owned(), (*o).to_owned()]);
     quiet(Call::new("apt-get")).status_descriptor().args(["-q", "-y"]).args(options).limit(limit)
+}
+
+/// What stands in the place of the machine's sources and lists: a bundle's, or a directory of its own.
+pub(super) fn place(host: &Host) -> Vec<String> {
+    let options = if host.bundle().is_some() {
+        vec![
+            "Dir::Etc::sourcelist=/dev/null".to_owned(),
+            format!("Dir::Etc::sourceparts={SOURCES}"),
+            format!("Dir::State::lists={LISTS}"),
+            // No caches: they would replace the machine's.
+            "Dir::Cache::pkgcache=".to_owned(),
+            "Dir::Cache::srcpkgcache=".to_owned(),
+            "Acquire::Languages=none".to_owned(),
+            // Of the forms that a Release file names, only this one is in the bundle; for a packed one apt's `file:` method
+            // would bring it under the wrong sum.
+            "Acquire::IndexTargets::deb::Packages::CompressionTypes=uncompressed".to_owned(),
+            // The bundle may lie where only root can read; every byte of it has been compared with its sum.
+            "APT::Sandbox::User=root".to_owned(),
+        ]
+    } else if host.is_apart() {
+        let root = host.files.root().display();
+        vec![
+            format!("Dir={root}"),
+            format!("Dir::State={root}/var/lib/apt"),
+            format!("Dir::State::status={root}/var/lib/dpkg/status"),
+            format!("Dir::Cache={root}/var/cache/apt"),
+            format!("Dir::Etc={root}/etc/apt"),
+            "Dir::Etc::sourcelist=/dev/null".to_owned(),
+            format!("Dir::Etc::sourceparts={root}/etc/apt/sources.list.d"),
+            format!("Dir::Etc::preferencesparts={root}/etc/apt/preferences.d"),
+            format!("Dir::Etc::trusted={root}/etc/apt/trusted.gpg"),
+            format!("Dir::Etc::trustedparts={root}/etc/apt/trusted.gpg.d"),
+            "Acquire::Languages=none".to_owned(),
+            "Acquire::GzipIndexes=false".to_owned(),
+            "APT::Sandbox::User=root".to_owned(),
+            "Debug::NoLocking=1".to_owned(),
+        ]
+    } else {
+        Vec::new()
+    };
+    let architecture = host.files.read_text("/var/lib/dpkg/arch").ok().flatten().unwrap_or_default();
+    let architecture = architecture.lines().next().filter(|_| host.is_apart()).map(str::to_owned);
+    let of_architecture = architecture
+        .into_iter()
+        .flat_map(|name| [format!("APT::Architecture={name}"), format!("APT::Architectures={name}")]);
+    options.into_iter().chain(of_architecture).flat_map(|o| ["-o".to_owned(), o]).collect()
 }
 
 /// A call of `apt-get` for what a user asks for: it waits for dpkg's lock, and takes nothing away.

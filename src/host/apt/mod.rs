@@ -87,12 +87,22 @@ impl Apt<'_> {
     /// `apt-get update` for all of the machine's sources. An index that could not be fetched is an error, although
     /// apt would go on with an old one: what is installed next would be chosen from it.
     pub async fn update(&self) -> Result<()> {
+        if self.host.bundle().is_some() || self.host.is_apart() {
+            // Lists of our own: made anew by whoever asks.
+            let mut output = self.fetched(&self.apt_get(self.update_limit()).args(["update"])).await?;
+            if policy::refused_a_legacy_key(&output) {
+                output = self
+                    .fetched(&policy::scoped(self.host, self.apt_get(self.update_limit()).args(["update"]))?)
+                    .await?;
+            }
+            return updated("read the package lists of the bundle", &output);
+        }
         if self.lists_are_in_doubt()? {
             // They are about to be removed: not under another program's eyes.
             locks::wait(self.host, Instant::now() + self.lock_timeout).await?;
         }
         let in_doubt = lists::begin(self.host)?;
-        let call = call::apt_get(self.update_limit()).args(["update"]);
+        let call = self.apt_get(self.update_limit()).args(["update"]);
         let mut output = self.fetched(&call).await?;
         if policy::refused_a_legacy_key(&output) && policy::install(self.host)? {
             output = self.fetched(&call).await?;
@@ -107,7 +117,7 @@ impl Apt<'_> {
     pub(crate) async fn for_users(&self, command: &[&str], packages: &[String]) -> Result<()> {
         locks::wait(self.host, Instant::now() + self.lock_timeout).await?;
         let words = command.iter().map(|word| (*word).to_owned()).chain(packages.iter().cloned());
-        let call = call::for_users(self.lock_timeout).args(words);
+        let call = call::for_users(self.lock_timeout).args(call::place(self.host)).args(words);
         let output = self.host.exec.output(&call).await?;
         if output.ok() {
             return Ok(());
@@ -118,6 +128,23 @@ impl Apt<'_> {
             .because(output.tail()))
     }
 
+    /// A call of `apt-get` with the sources that are to be used.
+    fn apt_get(&self, limit: Duration) -> Call {
+        call::apt_get(limit).args(call::place(self.host))
+    }
+
+    /// What would be fetched for a request, by apt's word alone: for whoever keeps it for another machine.
+    pub(crate) async fn resolve(&self, request: &Request) -> Result<Plan> {
+        let hashes = "Acquire::ForceHash=SHA256";
+        let call =
+            request_call(self.host, request, call::SIMULATE_LIMIT).args(["--print-uris", "-o", hashes]);
+        let output = self.host.exec.output(&call).await?;
+        if !output.ok() {
+            return Err(failure::explain(&request.describe(), &output));
+        }
+        Ok(Plan::read("", &output.text()))
+    }
+
     /// apt itself gives up a silent server (after 30 s, and four attempts at each file), but not one that trickles.
     fn update_limit(&self) -> Duration {
         call::UPDATE_LIMIT.min(self.host.fetch.patience().total)
@@ -126,6 +153,9 @@ impl Apt<'_> {
     /// Whether the package lists may be torn, because the machine went down before they were on the disk. Then they
     /// count as none: the next update fetches all of them.
     pub fn lists_are_in_doubt(&self) -> Result<bool> {
+        if self.host.bundle().is_some() {
+            return Ok(false);
+        }
         lists::are_in_doubt(self.host)
     }
 
@@ -158,13 +188,13 @@ impl Apt<'_> {
     /// the machine's lists and sources stay as they are.
     pub async fn update_apart(&self, sources: &str, lists_dir: &str) -> Result<()> {
         self.host.files.make_dir(format!("{lists_dir}/partial"), 0o755)?;
-        let call = call::apt_get(self.update_limit()).args([
+        let call = self.apt_get(self.update_limit()).args([
             "-o".to_owned(),
-            format!("Dir::Etc::sourcelist={sources}"),
+            format!("Dir::Etc::sourcelist={}", self.host.seen(sources)),
             "-o".to_owned(),
             "Dir::Etc::sourceparts=/dev/null".to_owned(),
             "-o".to_owned(),
-            format!("Dir::State::lists={lists_dir}"),
+            format!("Dir::State::lists={}", self.host.seen(lists_dir)),
             // No caches: they would replace the machine's.
             "-o".to_owned(),
             "Dir::Cache::pkgcache=".to_owned(),
@@ -189,7 +219,7 @@ impl Apt<'_> {
         let request = Request { packages: vec![package.to_owned()], ..Request::default() };
         match self.plan(&request).await {
             Ok(_) => Ok(true),
-            Err(e) if e.code() == Code::AptUnsolvable => Ok(false),
+            Err(e) if matches!(e.code(), Code::AptUnsolvable | Code::BundleIncomplete) => Ok(false),
             Err(e) => Err(e),
         }
     }
@@ -257,7 +287,7 @@ impl Apt<'_> {
 
     async fn plan_with(&self, request: &Request, holds: Holds) -> Result<Plan> {
         self.host.files.make_dir(format!("{NO_ARCHIVES}/partial"), 0o755)?;
-        let base = holds.option(request_call(request, call::SIMULATE_LIMIT));
+        let base = holds.option(request_call(self.host, request, call::SIMULATE_LIMIT));
         let archives = format!("Dir::Cache::archives={NO_ARCHIVES}");
         // Without the second option apt prints no sum at all where an index has nothing weaker than SHA-256.
         let hashes = "Acquire::ForceHash=SHA256";
@@ -278,6 +308,7 @@ impl Apt<'_> {
         // Package files among the request are there already.
         plan.downloads.retain(|d| !request.local_files().any(|path| d.uri == format!("file:{path}")));
         plan.judge(request.downgrade)?;
+        plan.refuse_what_no_bundle_has(self.host)?;
         plan.refuse_unsigned(&sources::unsigned(self.host)?)?;
         plan.fits(self.host)?;
         Ok(plan)
@@ -296,7 +327,8 @@ impl Apt<'_> {
             "Acquire::ForceHash=SHA256".to_owned(),
         ];
         let options = options.into_iter().flat_map(|option| ["-o".to_owned(), option]);
-        let call = request_call(request, call::SIMULATE_LIMIT).args(["--print-uris"]).args(options);
+        let call =
+            request_call(self.host, request, call::SIMULATE_LIMIT).args(["--print-uris"]).args(options);
         let uris = self.host.exec.run(&call).await?;
         Ok(Plan::read("", &uris.text()))
     }
@@ -308,7 +340,7 @@ impl Apt<'_> {
         plan: &Plan,
         adjust: impl FnOnce(Call) -> Call,
     ) -> Result<Output> {
-        self.installing(&adjust(install_call(request, plan)), Some(plan.download_bytes())).await
+        self.installing(&adjust(install_call(self.host, request, plan)), Some(plan.download_bytes())).await
     }
 
     /// Runs an update, and again where a server was busy: apt has further attempts for broken connections only.
@@ -406,8 +438,8 @@ impl Request {
 
 /// `apt-get install` for a request. `--reinstall` counts for every package named, but changes nothing for those
 /// that are not installed in the wanted version.
-fn request_call(request: &Request, limit: Duration) -> Call {
-    let mut call = call::apt_get(limit).args(["install"]);
+fn request_call(host: &Host, request: &Request, limit: Duration) -> Call {
+    let mut call = call::apt_get(limit).args(call::place(host)).args(["install"]);
     if request.packages.is_empty() && request.reinstall.is_empty() {
         // Only here: together with names it would let apt drop a name that it cannot install.
         call = call.args(["--fix-broken"]);
@@ -426,8 +458,8 @@ fn request_call(request: &Request, limit: Duration) -> Call {
 }
 
 /// The real call: removals stay forbidden, unless the simulation showed permitted ones.
-fn install_call(request: &Request, plan: &Plan) -> Call {
-    let call = plan.holds.option(request_call(request, call::INSTALL_LIMIT));
+fn install_call(host: &Host, request: &Request, plan: &Plan) -> Call {
+    let call = plan.holds.option(request_call(host, request, call::INSTALL_LIMIT));
     if plan.removes.is_empty() { call.args(["--no-remove"]) } else { call }
 }
 

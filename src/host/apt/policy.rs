@@ -36,7 +36,7 @@ pub(super) fn scoped(host: &Host, call: Call) -> Result<Call> {
     let path = format!("{}/apt-sequoia.config", paths::STATE_DIR);
     // Readable for all: apt verifies as the user _apt.
     host.files.write(&path, POLICY.as_bytes(), 0o644)?;
-    Ok(call.env("APT_SEQUOIA_CRYPTO_POLICY", path))
+    Ok(call.env("APT_SEQUOIA_CRYPTO_POLICY", host.seen(&path)))
 }
 
 /// Writes the policy for the machine's apt. False when the administrator has a policy of their own.

@@ -132,6 +132,20 @@ impl Plan {
         Ok(())
     }
 
+    /// Refuses files that a bundle's indexes name, and that are not in it: apt would only say that they are missing.
+    pub(super) fn refuse_what_no_bundle_has(&self, host: &Host) -> Result<()> {
+        let Some(bundle) = host.bundle().filter(|b| b.is_verified()) else { return Ok(()) };
+        let lacks = |d: &&Download| {
+            let there = bundle.supplies(host, &d.uri);
+            there.is_none_or(|(_, file)| d.sha256.as_deref() != Some(file.sha256.as_str()))
+        };
+        let missing: Vec<_> = self.downloads.iter().filter(lacks).map(|d| d.file.as_str()).collect();
+        let Some(first) = missing.first() else { return Ok(()) };
+        let more = if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() };
+        let text = format!("the bundle {} lacks {first}{more}, which this machine needs", bundle.location);
+        Err(Error::new(Code::BundleIncomplete, text))
+    }
+
     /// What would be downloaded if nothing were in apt's cache.
     pub(crate) fn download_bytes(&self) -> u64 {
         self.downloads.iter().map(|d| d.size).sum()

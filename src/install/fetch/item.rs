@@ -15,6 +15,7 @@ use super::job::{Host, host_of};
 use crate::error::{Code, Error, Result};
 use crate::host::fetch::{self, FIRST_WAIT, LONGEST_WAIT, PROOF};
 use crate::host::retry::Backoff;
+use crate::text::parse_url;
 
 /// A rest that is not worth a request of its own.
 pub(super) const CRUMB: u64 = 256 << 10;
@@ -114,7 +115,11 @@ impl State {
             let text = format!("the sha256 given for {url} is not 64 lower-case hexadecimal digits");
             return Err(Error::new(Code::Fetch, text));
         }
-        let url = fetch::parse(&item.uri)?;
+        // A bundle's files are supplied, never fetched; their address only names them.
+        let url = match item.uri.strip_prefix("file:") {
+            Some(_) => parse_url(&item.uri).map_err(|why| Error::new(Code::Fetch, why))?,
+            None => fetch::parse(&item.uri)?,
+        };
         Ok(Self {
             size: item.size,
             sha256: item.sha256.clone(),

@@ -1,0 +1,441 @@
+//! Bundles, by the real binary with real apt and dpkg: made from a repository laid out like NVIDIA's and one that stands
+//! for the distribution's, installed in a disposable root whose own sources lead nowhere, and refused with every flaw.
+#![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
+
+#[path = "support/debs.rs"]
+mod debs;
+#[path = "support/machine.rs"]
+mod machine;
+#[path = "support/moto.rs"]
+mod moto;
+#[path = "support/repository.rs"]
+mod repository;
+#[path = "support/root.rs"]
+mod root;
+#[path = "support/web.rs"]
+mod web;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use debs::Deb;
+use machine::{Ran, binary, ran};
+use moto::Moto;
+use repository::{Key, Package, Repository, sum};
+use root::Root;
+use web::{Answer, Web};
+
+/// What a bundle is made from.
+struct Scene {
+    dir: tempfile::TempDir,
+    nvidia: Repository,
+    web: Web,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let key = Key::generate("bundle test");
+        let nvidia = Repository::new("debian12", "x86_64")
+            .with(&Package::new("cuda-toolkit-12-8", "12.8.1-1").depends("cuda-part-12-8, dist-lib (>= 1)"))
+            .with(&Package::new("cuda-part-12-8", "12.8.1-1"))
+            .with(&Package::new("cuda-not-wanted", "1"));
+        nvidia.publish(&key);
+        let web = Web::serve(nvidia.root());
+        let dir = tempfile::tempdir().unwrap();
+        let scene = Self { dir, nvidia, web };
+        fs::create_dir_all(scene.at("catalog")).unwrap();
+        fs::create_dir_all(scene.at("machine/var/lib/dpkg")).unwrap();
+        let armour = &key.armoured;
+        scene.write(
+            "catalog/repositories.toml",
+            &format!(
+                "schema = 1\n[[key]]\nid = \"test\"\nfingerprint = \"{}\"\narmour = '''\n{armour}'''\n\
+                 [[repository]]\ndistro = \"debian12\"\nkey = \"test\"\n",
+                key.fingerprint
+            ),
+        );
+        let dist_key = debs::Key::new();
+        let dist = debs::Repository::new(scene.dir.path(), "dist");
+        dist.add(
+            &Deb::new("dist-lib", "2.0")
+                .field("Depends", "base-thing (>= 5), base-other")
+                .file("/usr/share/dist/lib", "x"),
+        );
+        dist.add(&Deb::new("base-thing", "5").field("Priority", "required"));
+        dist.add(&Deb::new("base-other", "1").field("Priority", "required"));
+        dist.add(&Deb::new("dist-apart", "1"));
+        dist.publish(Some(&dist_key));
+        dist_key.export(&scene.at("dist.gpg"));
+        let uri = format!("file:{}", scene.at("srv/dist").display());
+        scene.write("dist.sources", &format!("Types: deb\nURIs: {uri}\nSuites: ./\n"));
+        // As `debs::Repository` has it, sources files end in `.list`; both forms are read.
+        fs::rename(scene.at("dist.sources"), scene.at("archive.sources")).unwrap();
+        let cudnn = Deb::new("libcudnn8", "8.9.7.29-1").arch("amd64").file("/usr/lib/libcudnn.so.8", "cudnn");
+        let cudnn = cudnn.build(&scene.at("files"));
+        fs::copy(&cudnn, scene.nvidia.root().join("cudnn.deb")).unwrap();
+        let (sha256, _) = sum(&fs::read(cudnn).unwrap());
+        let url = scene.web.url();
+        scene.write(
+            "create.toml",
+            &format!(
+                "[source]\npackages = \"{url}\"\n[driver]\nbranch = \"none\"\n[cuda]\ntoolkit = \"12.8\"\n\
+                 [cudnn]\ndeb = [{{ url = \"{url}/cudnn.deb\", sha256 = \"{sha256}\" }}]\n"
+            ),
+        );
+        scene
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.at(name), text).unwrap();
+    }
+
+    fn create(&self, output: &str) -> Command {
+        let mut command = binary();
+        let text = |name: &str| self.at(name).display().to_string();
+        command.args(["bundle", "create", "--no-imds", "--os", "debian12", "--instance-type", "g4dn.xlarge"]);
+        command.args(["--keyring", &text("dist.gpg"), "--sources", &text("archive.sources")]);
+        command.args(["--config", &text("create.toml"), "--catalog", &text("catalog")]);
+        command.args(["--accept-licence", "nvidia", "--output", output]);
+        command
+    }
+
+    /// Makes the bundle in a directory of the scene, and returns the manifest's sum.
+    fn made(&self, name: &str) -> String {
+        let made = ran(self.create(self.at(name).to_str().unwrap()).arg("--json"));
+        assert_eq!(made.code, 0, "{}", made.stderr);
+        let document: serde_json::Value = serde_json::from_str(&made.stdout).unwrap();
+        document["manifest-sha256"].as_str().unwrap().to_owned()
+    }
+
+    /// Installs what a bundle takes as installed.
+    fn seed(&self, root: &Root) {
+        fs::copy(self.at("srv/dist/base-other_1_all.deb"), root.at("/base.deb")).unwrap();
+        root.run("dpkg", &["--install", "/base.deb"]);
+    }
+
+    /// Configures a root for the bundle and runs the agent in it.
+    fn run(&self, root: &Root, place: &str, sha256: &str) -> Command {
+        root.write("/etc/apt/sources.list", "deb http://192.0.2.1/debian bookworm main\n");
+        root.write("/proc/sys/kernel/random/boot_id", "0b6d2a9c-7c3e-4c55-9f0a-3c1f6a1d2e3f\n");
+        root.write("/proc/sys/kernel/osrelease", "6.1.0-18-cloud-amd64\n");
+        self.write(
+            "run.toml",
+            &format!(
+                "[source]\npackages = \"bundle:{place}\"\nbundle-sha256 = \"{sha256}\"\n\
+                 [policy]\non-no-gpu = \"install\"\nfor = [\"g4dn.xlarge\"]\n"
+            ),
+        );
+        let mut command = binary();
+        command.args(["run", "--no-imds", "--root"]).arg(root.path());
+        command.arg("--config").arg(self.at("run.toml")).arg("--catalog").arg(self.at("catalog"));
+        command
+    }
+}
+
+fn verify(place: &Path, more: &[&str]) -> Ran {
+    ran(binary().args(["bundle", "verify"]).arg(place).args(more))
+}
+
+/// Runs; what it says is all in `stderr`, whichever stream it came by.
+fn told(command: &mut Command) -> Ran {
+    let ran = ran(command);
+    Ran { stderr: format!("{}{}", ran.stdout, ran.stderr), ..ran }
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let listed =
+        debs::run(Command::new("find").arg(".").args(["-type", "f", "-printf", "%P\n"]).current_dir(dir));
+    let mut names: Vec<String> = listed.lines().map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    debs::run(Command::new("cp").arg("-a").arg(from).arg(to));
+}
+
+fn is_installed(root: &Root, package: &str) -> bool {
+    let output = root.command("dpkg-query", &["-W", "-f", "${db:Status-Abbrev}", package]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).starts_with(['i', 'h'])
+}
+
+#[test]
+fn a_bundle_installs_where_no_source_can_be_reached_and_is_not_needed_afterwards() {
+    let scene = Scene::new();
+    let sha256 = scene.made("bundle");
+    let bundle = scene.at("bundle");
+    let names = files(&bundle);
+    for part in [
+        "cuda-toolkit-12-8_",
+        "cuda-part-12-8_",
+        "dist-lib_",
+        "base-thing_",
+        "debs/",
+        "InRelease",
+        "manifest.json",
+    ] {
+        assert!(names.iter().any(|n| n.contains(part)), "{part} is not in {names:#?}");
+    }
+    // What every machine has is not in it, unless something asks for a version of it.
+    for part in ["base-other_", "cuda-not-wanted", "dist-apart"] {
+        assert!(!names.iter().any(|n| n.contains(part)), "{part} is in {names:#?}");
+    }
+    // The same artefacts make the same bundle.
+    assert_eq!(scene.made("again"), sha256);
+    assert_eq!(verify(&bundle, &["--sha256", &sha256]).code, 0);
+
+    let root = Root::of("bookworm", &[]);
+    copy(&bundle, &root.at("/srv/bundle"));
+    // A machine that lacks what every one is taken to have is told so, before anything is installed.
+    let lacking = told(&mut scene.run(&root, "/srv/bundle", &sha256));
+    assert_eq!(lacking.code, 1);
+    assert!(lacking.stderr.contains("lacks base-other_1_all.deb"), "{}", lacking.stderr);
+    assert!(!is_installed(&root, "cuda-toolkit-12-8"));
+    scene.seed(&root);
+    let first = told(&mut scene.run(&root, "/srv/bundle", &sha256));
+    assert_eq!(first.code, 0, "{}\n{}", first.stdout, first.stderr);
+    for package in ["cuda-toolkit-12-8", "cuda-part-12-8", "dist-lib", "libcudnn8"] {
+        assert!(is_installed(&root, package), "{package}");
+    }
+    assert!(!root.at("/etc/apt/sources.list.d/gpu-bootstrap-nvidia.sources").exists());
+    assert!(!root.at("/var/lib/gpu-bootstrap/bundle/files").exists(), "its space is given back");
+    let result = root.read("/run/gpu-bootstrap/result.json");
+    assert!(result.contains("\"pipeline\""), "the pipeline takes a bundle's files: {result}");
+
+    fs::remove_dir_all(root.at("/srv/bundle")).unwrap();
+    let second = told(&mut scene.run(&root, "/srv/bundle", &sha256));
+    assert_eq!(second.code, 0, "{}\n{}", second.stdout, second.stderr);
+}
+
+#[test]
+fn a_flipped_byte_anywhere_is_refused_by_name() {
+    let scene = Scene::new();
+    let sha256 = scene.made("bundle");
+    let root = Root::of("bookworm", &[]);
+    let names = files(&scene.at("bundle"));
+    assert!(names.len() >= 10, "{names:?}");
+    let before = root.read("/var/lib/dpkg/status");
+    for name in &names {
+        let flawed = root.at("/srv/bundle");
+        drop(fs::remove_dir_all(&flawed));
+        copy(&scene.at("bundle"), &flawed);
+        let mut bytes = fs::read(flawed.join(name)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(flawed.join(name), bytes).unwrap();
+        let seen = verify(&flawed, &["--sha256", &sha256]);
+        assert_eq!(seen.code, 1, "{name}: {}", seen.stdout);
+        assert!(seen.stderr.contains(name.as_str()), "{name}: {}", seen.stderr);
+        let run = told(&mut scene.run(&root, "/srv/bundle", &sha256));
+        assert_eq!(run.code, 1, "{name}: {}", run.stdout);
+        assert!(run.stderr.contains(name.as_str()), "{name}: {}", run.stderr);
+        assert_eq!(root.read("/var/lib/dpkg/status"), before, "{name}");
+        // What was kept of a manifest that was right must not make another one right.
+        drop(fs::remove_file(root.at("/var/lib/gpu-bootstrap/bundle/manifest.json")));
+    }
+}
+
+#[test]
+fn what_is_missing_extra_short_or_a_link_is_named() {
+    let scene = Scene::new();
+    scene.made("bundle");
+    let bundle = scene.at("bundle");
+    let names = files(&bundle);
+    let named = |part: &str| names.iter().find(|n| n.contains(part)).unwrap().clone();
+    let (gone, short, link) = (named("dist-lib"), named("cuda-part"), named("InRelease"));
+    fs::remove_file(bundle.join(&gone)).unwrap();
+    fs::write(bundle.join(&short), "!<arch>\n").unwrap();
+    fs::rename(bundle.join(&link), scene.at("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(scene.at("elsewhere"), bundle.join(&link)).unwrap();
+    fs::write(bundle.join("nvidia/more.deb"), "").unwrap();
+    let told = verify(&bundle, &["--json"]);
+    assert_eq!(told.code, 1);
+    let document: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+    assert_eq!(document["wrong"].as_object().unwrap().len(), 3, "{document:#}");
+    assert_eq!(document["wrong"][&gone], "is missing");
+    assert!(document["wrong"][&short].as_str().unwrap().contains("has 8 bytes"));
+    assert!(document["wrong"][&link].as_str().unwrap().contains("symbolic link"));
+    assert_eq!(document["extra"][0], "nvidia/more.deb");
+    // Made again, it is whole, and what no manifest names is gone.
+    scene.made("bundle");
+    let told = verify(&bundle, &[]);
+    assert_eq!(told.code, 0, "{}", told.stdout);
+}
+
+#[test]
+fn a_manifest_is_believed_by_its_sum_alone_and_paths_lead_nowhere_else() {
+    let scene = Scene::new();
+    let sha256 = scene.made("bundle");
+    let root = Root::of("bookworm", &[]);
+    copy(&scene.at("bundle"), &root.at("/srv/bundle"));
+    let none = told(&mut scene.run(&root, "/srv/bundle", ""));
+    assert_eq!(none.code, 2, "{}", none.stderr);
+    assert!(none.stderr.contains("source.bundle-sha256 is not set"), "{}", none.stderr);
+    let wrong = told(&mut scene.run(&root, "/srv/bundle", &"0".repeat(64)));
+    assert_eq!(wrong.code, 1);
+    assert!(wrong.stderr.contains("nothing of it was read"), "{}", wrong.stderr);
+    let nowhere = told(&mut scene.run(&root, "/srv/nowhere", &sha256));
+    assert!(nowhere.code == 1 && nowhere.stderr.contains("has no manifest.json"), "{}", nowhere.stderr);
+    let text = root.read("/srv/bundle/manifest.json");
+    for path in ["../../etc/passwd", "/etc/passwd", "debs/../../x"] {
+        let hostile = text.replacen("keys/distribution.gpg", path, 2).replacen(
+            "\"keys/nvidia.asc\"",
+            &format!("\"{path}\""),
+            1,
+        );
+        root.write("/srv/bundle/manifest.json", &hostile);
+        let (sum, _) = sum(hostile.as_bytes());
+        let run = told(&mut scene.run(&root, "/srv/bundle", &sum));
+        assert_eq!(run.code, 1, "{path}");
+        assert!(run.stderr.contains("no path below the bundle"), "{path}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn another_gpu_another_system_and_another_wish_are_refused() {
+    let scene = Scene::new();
+    let sha256 = scene.made("bundle");
+    let root = Root::of("bookworm", &[]);
+    copy(&scene.at("bundle"), &root.at("/srv/bundle"));
+    let mut run = scene.run(&root, "/srv/bundle", &sha256);
+    let config = fs::read_to_string(scene.at("run.toml")).unwrap();
+    scene.write("run.toml", &config.replace("g4dn.xlarge", "p5.48xlarge"));
+    let it = told(&mut run);
+    assert_eq!(it.code, 3, "{}", it.stderr);
+    assert!(
+        it.stderr.contains("was made for GPUs of Turing, and this machine has one of Hopper"),
+        "{}",
+        it.stderr
+    );
+    scene.write("run.toml", &format!("{config}[cuda]\ntoolkit = \"12.9\"\n"));
+    let it = told(&mut run);
+    assert_eq!(it.code, 3, "{}", it.stderr);
+    assert!(it.stderr.contains("was not made with cuda-toolkit-12-9"), "{}", it.stderr);
+    scene.write("run.toml", &config);
+    let os = root.read("/etc/os-release");
+    root.write("/etc/os-release", &os.replace("VERSION_ID=\"12\"", "VERSION_ID=\"13\""));
+    let it = told(&mut run);
+    assert_eq!(it.code, 3, "{}", it.stderr);
+    assert!(it.stderr.contains("was made for debian12 on amd64, and this is debian13"), "{}", it.stderr);
+}
+
+#[test]
+fn licences_are_asked_for_and_other_peoples_directories_are_left_alone() {
+    let scene = Scene::new();
+    let out = scene.at("out");
+    let mut command = scene.create(out.to_str().unwrap());
+    let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let at = args.iter().position(|a| a == "--accept-licence").unwrap();
+    let mut without = binary();
+    without.args(&args[..at]).args(&args[at + 2..]);
+    let told = ran(&mut without);
+    assert_eq!(told.code, 2, "{}", told.stderr);
+    assert!(told.stderr.contains("--accept-licence nvidia"), "{}", told.stderr);
+    assert!(!files(&out).iter().any(|n| n.ends_with("manifest.json")));
+    drop(fs::remove_dir_all(&out));
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("thesis.tex"), "years of work").unwrap();
+    let told = ran(&mut command);
+    assert_eq!(told.code, 2, "{}", told.stderr);
+    assert!(told.stderr.contains("neither empty nor a bundle"), "{}", told.stderr);
+    assert_eq!(files(&out), ["thesis.tex"]);
+}
+
+#[test]
+fn an_index_that_the_keyring_does_not_vouch_for_makes_no_bundle() {
+    let scene = Scene::new();
+    let other = debs::Key::new();
+    other.export(&scene.at("dist.gpg"));
+    let told = ran(&mut scene.create(scene.at("out").to_str().unwrap()));
+    assert_eq!(told.code, 1, "{}", told.stderr);
+    assert!(!scene.at("out/manifest.json").exists());
+}
+
+#[test]
+fn a_making_that_was_killed_goes_on_with_what_is_there() {
+    let scene = Scene::new();
+    let reference = scene.made("reference");
+    let root = scene.nvidia.root().to_path_buf();
+    // A server on which one file never ends.
+    let slow = Web::answer(move |path| {
+        if path.contains("cuda-toolkit") {
+            std::thread::sleep(Duration::from_secs(30));
+        }
+        fs::read(root.join(path.trim_start_matches('/'))).map_or(Answer::Missing, Answer::Body)
+    });
+    let config = fs::read_to_string(scene.at("create.toml")).unwrap();
+    let out = scene.at("out");
+    scene.write("create.toml", &config.replace(&scene.web.url(), &slow.url()));
+    let mut child =
+        scene.create(out.to_str().unwrap()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(120);
+    while !files_or_none(&out).iter().any(|n| n.starts_with("distribution/") && n.contains("dist-lib")) {
+        assert!(Instant::now() < until && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!out.join("manifest.json").exists());
+    let kept =
+        fs::metadata(out.join(files_or_none(&out).iter().find(|n| n.contains("dist-lib")).unwrap())).unwrap();
+    scene.write("create.toml", &config);
+    assert_eq!(scene.made("out"), reference);
+    let now = files(&out);
+    let dist = out.join(now.iter().find(|n| n.contains("dist-lib")).unwrap());
+    assert_eq!(
+        fs::metadata(dist).unwrap().modified().unwrap(),
+        kept.modified().unwrap(),
+        "it was not had again"
+    );
+    assert!(!out.join(".gpu-bootstrap-create").exists());
+}
+
+fn files_or_none(dir: &Path) -> Vec<String> {
+    if dir.exists() { files(dir) } else { Vec::new() }
+}
+
+#[test]
+fn a_bucket_is_made_verified_and_installed_from() {
+    let scene = Scene::new();
+    let mut moto = Moto::start_unchecked();
+    let (url, writer) = (moto.url.clone(), moto.writer.clone());
+    let with_keys = |command: &mut Command| {
+        command.env("AWS_ENDPOINT_URL", &url).env("AWS_REGION", "us-east-1");
+        command.env("AWS_ACCESS_KEY_ID", &writer.0).env("AWS_SECRET_ACCESS_KEY", &writer.1);
+    };
+    let signed = |command: &mut Command| {
+        with_keys(command);
+        ran(command)
+    };
+    let place = "s3://gpu-bundles/debian12/t4";
+    let made = signed(scene.create(place).arg("--json"));
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let document: serde_json::Value = serde_json::from_str(&made.stdout).unwrap();
+    let sha256 = document["manifest-sha256"].as_str().unwrap().to_owned();
+    assert_eq!(scene.made("local"), sha256, "a bucket's bundle is a directory's");
+    let told = signed(binary().args(["bundle", "verify", place, "--sha256", &sha256]));
+    assert_eq!(told.code, 0, "{}\n{}", told.stdout, told.stderr);
+
+    let root = Root::of("bookworm", &[]);
+    scene.seed(&root);
+    let run = signed(&mut scene.run(&root, place, &sha256));
+    assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
+    assert!(is_installed(&root, "cuda-toolkit-12-8") && is_installed(&root, "libcudnn8"));
+
+    let flipped = files(&scene.at("local")).into_iter().find(|n| n.contains("cuda-part")).unwrap();
+    moto.flip(&format!("debian12/t4/{flipped}"));
+    let told = signed(binary().args(["bundle", "verify", place]));
+    assert!(told.code == 1 && told.stderr.contains(&flipped), "{}\n{}", told.stdout, told.stderr);
+    let root = Root::of("bookworm", &[]);
+    let run = signed(&mut scene.run(&root, place, &sha256));
+    let said = format!("{}{}", run.stdout, run.stderr);
+    assert!(run.code == 1 && said.contains(&flipped), "{said}");
+    assert!(!is_installed(&root, "cuda-toolkit-12-8"));
+}
