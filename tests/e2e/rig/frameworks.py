@@ -1,7 +1,7 @@
 """Real frameworks from their locks: Keras with TensorFlow, JAX and PyTorch back ends on a Debian 12 root, by the step itself, which
 trains on this machine's CPU; then TensorFlow's set once more from a directory of the same wheels, without any network.
 
-`run(work)` returns a list of (name, passed, words).  The bus shows a T4, so that there is a plan; `device = "cpu"` takes the locks
+`attempt(work)` returns a list of (name, passed, words); `run(work)` raises where one failed.  The bus shows a T4, so that there is a plan; `device = "cpu"` takes the locks
 without GPU.  6 GB below `work` at most: PyTorch on PyPI brings CUDA's libraries even where none is used."""
 import json
 import os
@@ -168,7 +168,15 @@ def pytorch(machine):
 SCENES = {"online": online, "offline": offline, "flipped-byte": flipped_byte, "pytorch": pytorch}
 
 
-def run(work, only=()):
+def run(work):
+    """All scenes; the results, or AssertionError with what failed."""
+    results = attempt(work)
+    if failed := [f"{name}: {words}" for name, passed, words in results if not passed]:
+        raise AssertionError("\n".join(failed))
+    return results
+
+
+def attempt(work, only=()):
     """Each scene builds on the one before, but for pytorch."""
     results = []
     machine = Machine(work)
