@@ -206,6 +206,7 @@ pub(crate) fn example(files: &[(&str, &[u8])]) -> Manifest {
             fabric_manager: None,
             expect_gpus: None,
             reasons: Vec::new(),
+            unverified: Vec::new(),
         },
         repositories: Vec::new(),
         licences: Vec::new(),

@@ -141,10 +141,7 @@ impl Walk<'_> {
     }
 
     fn unknown(&mut self, path: &str, at: usize) {
-        let settled = |n: &&&str| path == **n || path.strip_prefix(**n).is_some_and(|r| r.starts_with('.'));
-        let text = if keys::NOT_YET.iter().any(|n| settled(&n)) {
-            format!("`{path}` is not available in this version; remove it, or use a version that has it")
-        } else if let Some(near) = keys::suggest(path) {
+        let text = if let Some(near) = keys::suggest(path) {
             let kind = if keys::is_table(near) { "the table" } else { "the key" };
             format!("there is no key `{path}`; {kind} `{near}` is probably meant")
         } else {
