@@ -261,6 +261,7 @@ mod tests {
         let listed = cache(&[("libcuda.so.1", "/usr/lib/libcuda.so.1")]);
         host.files.write("/etc/ld.so.cache", &listed, 0o644).unwrap();
         host.files.write(format!("/lib/modules/{KERNEL}/build/Makefile"), b"", 0o644).unwrap();
+        host.files.write("/var/lib/dpkg/status", b"", 0o644).unwrap();
         let action = DriverMatch { companions: Vec::new() };
         let check = action.check(&host).await.unwrap();
         assert_eq!(

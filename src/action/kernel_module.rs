@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(check, Check::needed("module 535.216.03 is loaded with EnableGpuFirmware=18, wanted 0"));
         match action.apply(&host).await.unwrap() {
             Applied::RebootNeeded { why } => {
-                assert!(why.ends_with("the next boot loads it as wanted"), "{why}")
+                assert!(why.ends_with("the next boot loads it as wanted"), "{why}");
             }
             Applied::Done => panic!("nobody can unload it here"),
         }

@@ -30,6 +30,7 @@ def keyring(work):
     gpg = ["gpg", "--homedir", home, "--batch", "--quiet"]
     subprocess.run([*gpg, "--import", os.path.join(tree, KEYRING)], check=True, stderr=subprocess.DEVNULL)
     subprocess.run([*gpg, "--output", f"{target}.new", "--export", FINGERPRINT], check=True)
+    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False)
     if not os.path.getsize(f"{target}.new"):
         raise SystemExit(f"{KEYRING_DEB} has no key {FINGERPRINT}")
     os.rename(f"{target}.new", target)
