@@ -314,7 +314,7 @@ mod tests {
         let signed = presigned(&Method::GET, url, &[], "us-east-1", credentials, at.into(), day).unwrap();
         assert!(
             signed.ends_with(
-                "X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c31957d157751f604f4a404"
+                "X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
             ),
             "{signed}"
         );
