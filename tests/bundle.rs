@@ -247,8 +247,8 @@ fn what_is_missing_extra_short_or_a_link_is_named() {
     let scene = Scene::new();
     scene.made("bundle");
     let bundle = scene.at("bundle");
-    let names = files(&bundle);
-    let named = |part: &str| names.iter().find(|n| n.contains(part)).unwrap().clone();
+    let present = files(&bundle);
+    let named = |part: &str| present.iter().find(|n| n.contains(part)).unwrap().clone();
     let (gone, short, link) = (named("dist-lib"), named("cuda-part"), named("InRelease"));
     fs::remove_file(bundle.join(&gone)).unwrap();
     fs::write(bundle.join(&short), "!<arch>\n").unwrap();

@@ -108,12 +108,6 @@ const MISTAKES: &[(&str, Code, &str)] = &[
         Code::ConfigUnknownKey,
         "there is no key `sha265` in an entry of cudnn.deb; `sha256` is probably meant",
     ),
-    // Settled names of later versions
-    (
-        "[containers]\nruntime = [\"docker\"]",
-        Code::ConfigUnknownKey,
-        "FILE:1:2: `containers` is not available in this version",
-    ),
     // Frameworks
     ("[frameworks]\npython = [\"pytorch\"]", Code::ConfigType, "frameworks.python: "),
     (

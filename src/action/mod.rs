@@ -32,8 +32,8 @@ mod package_set;
 pub mod python_environment;
 pub(crate) mod repository;
 pub mod service;
-mod unload;
 pub mod training_check;
+mod unload;
 
 pub(crate) use package_set::recorded_files;
 use serde::{Deserialize, Serialize};

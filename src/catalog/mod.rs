@@ -4,8 +4,8 @@
 pub mod choose;
 pub mod data;
 mod distributions;
-pub mod machine;
 pub mod frameworks;
+pub mod machine;
 mod tables;
 pub mod version;
 

@@ -136,6 +136,35 @@ fn placed<'v>(value: DeValue<'v>, span: &Range<usize>) -> DeValue<'v> {
     }
 }
 
+fn container_values(v: &mut Values, facts: &Facts, config: &Config, stack: &Stack) {
+    v.set("containers.architecture", facts.os.arch.value.debian_name());
+    v.set("containers.key", containers::KEY);
+    if let Some(url) = containers::repository(facts, config) {
+        v.set("containers.repository", url);
+    }
+    v.set("repository.neighbours", containers::repository(facts, config).into_iter().collect::<Vec<_>>());
+    v.set(
+        "containers.family",
+        match &stack.gpu_architectures[..] {
+            [one] => one.clone(),
+            _ => String::new(),
+        },
+    );
+    v.set("containers.cuda", stack.toolkits.first().map(|t| t.version.clone()).unwrap_or_default());
+}
+
+fn framework_values(v: &mut Values, facts: &Facts, config: &Config, chosen: &Frameworks) {
+    v.set("frameworks.names", chosen.wanted.join(", "));
+    v.set("frameworks.device", chosen.device);
+    v.set("frameworks.wanted", chosen.wanted.clone());
+    v.set("frameworks.path", chosen.path.clone());
+    v.set("frameworks.python", chosen.python.clone());
+    v.set("frameworks.requirements", chosen.requirements.clone());
+    v.set("frameworks.index", config.frameworks.index.clone());
+    v.set("frameworks.wheels", config.frameworks.wheels.clone());
+    v.set("frameworks.gpu", chosen.device != "cpu" && !facts.gpu.gpus.is_empty());
+}
+
 /// Computes every value. Names that do not apply (no driver, no repository) are left out: a step that uses
 /// them must have a `when` that keeps it away.
 pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option<&Frameworks>) -> Values {
@@ -161,30 +190,9 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
         v.set("instance-store.unit", mount_unit::name(store.path));
         v.set("instance-store.unit-file", mount_unit::text(store.path));
     }
-    v.set("containers.architecture", facts.os.arch.value.debian_name());
-    v.set("containers.key", containers::KEY);
-    if let Some(url) = containers::repository(facts, config) {
-        v.set("containers.repository", url);
-    }
-    v.set("repository.neighbours", containers::repository(facts, config).into_iter().collect::<Vec<_>>());
-    v.set(
-        "containers.family",
-        match &stack.gpu_architectures[..] {
-            [one] => one.clone(),
-            _ => String::new(),
-        },
-    );
-    v.set("containers.cuda", stack.toolkits.first().map(|t| t.version.clone()).unwrap_or_default());
+    container_values(&mut v, facts, config, stack);
     if let Some(chosen) = frameworks {
-        v.set("frameworks.names", chosen.wanted.join(", "));
-        v.set("frameworks.device", chosen.device);
-        v.set("frameworks.wanted", chosen.wanted.clone());
-        v.set("frameworks.path", chosen.path.clone());
-        v.set("frameworks.python", chosen.python.clone());
-        v.set("frameworks.requirements", chosen.requirements.clone());
-        v.set("frameworks.index", config.frameworks.index.clone());
-        v.set("frameworks.wheels", config.frameworks.wheels.clone());
-        v.set("frameworks.gpu", chosen.device != "cpu" && !facts.gpu.gpus.is_empty());
+        framework_values(&mut v, facts, config, chosen);
     }
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
