@@ -426,6 +426,6 @@ fn a_rehearsal_runs_this_machines_steps_before_the_proof() {
     let result: Value = serde_json::from_slice(&fs::read(keep.join("result.json")).unwrap()).unwrap();
     let steps: Vec<_> =
         result["steps"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
-    assert_eq!(steps[steps.len() - 3..], ["kernel-module", "tool", "device-query"], "{said}");
+    assert_eq!(steps[steps.len() - 3..], ["persistence", "tool", "device-query"], "{said}");
     assert!(!Path::new("/etc/gpu-bootstrap/steps.d/50-tool.toml").exists());
 }

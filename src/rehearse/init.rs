@@ -1,11 +1,12 @@
 //! The sandbox's first process: arranges `/proc`, `/sys`, `/dev`, `/run` and `/tmp`, makes the copy its root,
 //! and then only reaps. When it ends, the kernel ends everything in the sandbox.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
@@ -125,11 +126,17 @@ fn dev(root: &Path) -> Result<()> {
     mount_tmpfs(&dev, "mode=0755")?;
     for (name, major, minor) in DEVICES {
         let node = dev.join(name);
-        mknod(&node, SFlag::S_IFCHR, Mode::empty(), makedev(*major, *minor))
-            .map_err(|e| Error::io("make the device", &node, e.into()))?;
-        // The umask may have taken bits away from a mode given above.
-        fs::set_permissions(&node, fs::Permissions::from_mode(0o666))
-            .map_err(|e| Error::io("set the mode of", &node, e))?;
+        match mknod(&node, SFlag::S_IFCHR, Mode::empty(), makedev(*major, *minor)) {
+            // The umask may have taken bits away from a mode given above.
+            Ok(()) => fs::set_permissions(&node, fs::Permissions::from_mode(0o666))
+                .map_err(|e| Error::io("set the mode of", &node, e))?,
+            // Root of a user namespace, in a container for example, may make none, but show those that there are.
+            Err(Errno::EPERM) => {
+                File::create(&node).map_err(|e| Error::io("make", &node, e))?;
+                bind(&Path::new("/dev").join(name), &node)?;
+            }
+            Err(e) => return Err(Error::io("make the device", &node, e.into())),
+        }
     }
     for name in ["pts", "shm"] {
         make_dir(&dev.join(name))?;

@@ -449,8 +449,7 @@ fn imex(ctx: &Context, target: &Target, place: Place, reasons: &mut Vec<String>)
         return Err(impossible(format!(
             "these GPUs reach others in their rack by IMEX, which {} does not have",
             place.title()
-        ))
-        .with_hint("set source.packages = \"nvidia\""));
+        )));
     }
     reasons.push(
         "The GPUs belong to a rack: IMEX is installed in exactly the driver's version. It runs once \
