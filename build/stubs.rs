@@ -36,7 +36,10 @@ pub(crate) fn c_compiler() -> String {
     let target = env::var("TARGET").expect("cargo sets TARGET");
     let of_target = format!("CC_{}", target.replace('-', "_"));
     println!("cargo:rerun-if-env-changed={of_target}");
-    env::var(of_target).or_else(|_| env::var("CC")).unwrap_or_else(|_| "cc".into())
+    // Cargo names the linker that `.cargo/config.toml` has for the target: another architecture's compiler.
+    println!("cargo:rerun-if-env-changed=RUSTC_LINKER");
+    let given = env::var(of_target).or_else(|_| env::var("CC")).or_else(|_| env::var("RUSTC_LINKER"));
+    given.unwrap_or_else(|_| "cc".into())
 }
 
 /// The first glibc version of the architecture.

@@ -10,14 +10,25 @@ use std::process::{Command, Output};
 
 use sha2::{Digest, Sha256};
 
+const ARM_COMPILER: &str = "aarch64-linux-gnu-gcc";
+
 /// Unpacks the dependencies' sources when it is asked to fetch. Else writes `$BINARY` (some bytes) where cargo would, and
 /// its arguments and environment beside it.
 const CARGO: &str = r#"#!/bin/sh
 if [ "$1" = fetch ]; then mkdir -p "$CARGO_HOME/registry/src/registry-1"; exit; fi
 printf '%s\n' "$*" "epoch $SOURCE_DATE_EPOCH" "cflags $CFLAGS" >>"$NOTES"
-mkdir -p target/x86_64-unknown-linux-gnu/release
-cp "$BINARY" target/x86_64-unknown-linux-gnu/release/gpu-bootstrap
-[ -z "$DIFFERENT" ] || echo "$PWD/main.c" >>target/x86_64-unknown-linux-gnu/release/gpu-bootstrap
+while [ "$1" != --target ]; do shift; done
+mkdir -p "target/$2/release"
+cp "$BINARY" "target/$2/release/gpu-bootstrap"
+[ -z "$DIFFERENT" ] || echo "$PWD/main.c" >>"target/$2/release/gpu-bootstrap"
+"#;
+
+/// Has libraries for both architectures.
+const RUSTC: &str = r#"#!/bin/sh
+case $* in
+"--print sysroot") echo "${NOTES%/*}/sysroot" ;;
+*) printf 'rustc 1.0\ncommit-hash: 0123\n' ;;
+esac
 "#;
 
 /// A repository with nothing but the script in it.
@@ -36,8 +47,17 @@ impl Repository {
         }
         fs::copy(script, repository.path("source/packaging/release")).unwrap();
         fs::write(repository.path("source/.gitignore"), "target/\n/dist/\n").unwrap();
-        fs::write(repository.path("bin/cargo"), CARGO).unwrap();
-        fs::set_permissions(repository.path("bin/cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+        let compiler = "#!/bin/sh\nexec cc \"$@\"\n";
+        let programs =
+            [("cargo", CARGO), ("rustc", RUSTC), (ARM_COMPILER, compiler), ("x86_64-linux-gnu-gcc", compiler)];
+        for (name, text) in programs {
+            let path = repository.path("bin").join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        for architecture in ["x86_64", "aarch64"] {
+            fs::create_dir_all(repository.libraries(architecture)).unwrap();
+        }
         for args in [&["init", "-q"][..], &["add", "."], &["commit", "-q", "-m", "x"]] {
             assert!(repository.git(args).status.success());
         }
@@ -46,6 +66,10 @@ impl Repository {
 
     fn path(&self, inside: &str) -> PathBuf {
         self.0.path().join(inside)
+    }
+
+    fn libraries(&self, architecture: &str) -> PathBuf {
+        self.path("sysroot/lib/rustlib").join(format!("{architecture}-unknown-linux-gnu"))
     }
 
     fn git(&self, args: &[&str]) -> Output {
@@ -93,9 +117,9 @@ fn a_release_has_the_binary_its_sum_and_the_tools_names() {
     let output = repository.command().env("BINARY", &binary).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let dist = |name: &str| fs::read(repository.path("source/dist").join(name)).unwrap();
-    assert_eq!(dist("gpu-bootstrap-x86_64"), fs::read(&binary).unwrap());
     let sums = String::from_utf8(dist("SHA256SUMS")).unwrap();
-    for name in ["gpu-bootstrap-x86_64", "buildinfo"] {
+    for name in ["gpu-bootstrap-x86_64", "gpu-bootstrap-aarch64", "buildinfo"] {
+        assert!(name == "buildinfo" || dist(name) == fs::read(&binary).unwrap(), "{name}");
         assert!(sums.contains(&format!("{:x}  {name}\n", Sha256::digest(dist(name)))), "{sums}");
     }
     let commit = String::from_utf8(repository.git(&["rev-parse", "HEAD"]).stdout).unwrap();
@@ -103,6 +127,11 @@ fn a_release_has_the_binary_its_sum_and_the_tools_names() {
     assert!(info.starts_with(&format!("commit {commit}")) && info.contains("\nrustc "), "{info}");
     let epoch = String::from_utf8(repository.git(&["log", "-1", "--format=%ct"]).stdout).unwrap();
     let notes = fs::read_to_string(repository.path("notes")).unwrap();
+    for architecture in ["x86_64", "aarch64"] {
+        let target = format!("{architecture}-unknown-linux-gnu");
+        assert!(notes.contains(&format!("--target {target} ")), "{notes}");
+        assert!(notes.contains(&format!("--config target.{target}.rustflags=[")), "{notes}");
+    }
     assert!(notes.starts_with("build --release --locked "), "{notes}");
     assert!(notes.contains(&format!("epoch {epoch}")), "{notes}");
     let source = fs::canonicalize(repository.path("source")).unwrap();
@@ -117,6 +146,20 @@ fn a_release_has_the_binary_its_sum_and_the_tools_names() {
 }
 
 #[test]
+fn one_architecture_can_be_built_alone() {
+    let repository = Repository::new();
+    let binary = static_binary(&repository);
+    let build = |argument: &str| repository.command().env("BINARY", &binary).arg(argument).output().unwrap();
+    fs::remove_dir(repository.libraries("aarch64")).unwrap();
+    refused(&build("aarch64"), "rustup target add aarch64-unknown-linux-gnu");
+    fs::create_dir(repository.libraries("aarch64")).unwrap();
+    let output = build("aarch64");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let dist = repository.path("source/dist");
+    assert!(dist.join("gpu-bootstrap-aarch64").exists() && !dist.join("gpu-bootstrap-x86_64").exists());
+}
+
+#[test]
 fn a_second_build_elsewhere_is_compared() {
     let repository = Repository::new();
     let binary = static_binary(&repository);
@@ -124,7 +167,10 @@ fn a_second_build_elsewhere_is_compared() {
     verify.arg("--verify").env("BINARY", &binary);
     let output = verify.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("two builds in two directories are identical"));
+    for architecture in ["x86_64", "aarch64"] {
+        let said = format!("two builds for {architecture} in two directories are identical");
+        assert!(String::from_utf8_lossy(&output.stdout).contains(&said));
+    }
     // A difference that is no path of this machine, which is another refusal.
     fs::write(repository.path("bin/cargo"), CARGO.replace("$PWD/main.c", "${#PWD}")).unwrap();
     refused(&verify.env("DIFFERENT", "1").output().unwrap(), "two builds of the same commit differ");
