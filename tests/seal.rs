@@ -383,7 +383,7 @@ fn an_instance_of_a_sealed_image_applies_no_step() {
     assert_eq!(ran.code, 0, "{ran:#?}");
     for words in [
         "is new on this image: what an earlier run installed is proved by dpkg's database",
-        "14 of 14 actions are satisfied",
+        "20 of 20 actions are satisfied",
         "(driver, image)",
         "(device-query, boot)",
         "and no package is to be installed",
