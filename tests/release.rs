@@ -193,8 +193,8 @@ fn what_would_make_a_wrong_binary_is_refused() {
     // One byte too many, behind the program's end.
     let large = repository.path("large");
     fs::copy(&binary, &large).unwrap();
-    fs::File::options().write(true).open(&large).unwrap().set_len(7_400_001).unwrap();
-    refused(&run("BINARY", large.to_str().unwrap()), "has 7400001 bytes, more than 7400000");
+    fs::File::options().write(true).open(&large).unwrap().set_len(8_200_001).unwrap();
+    refused(&run("BINARY", large.to_str().unwrap()), "has 8200001 bytes, more than 8200000");
     refused(&repository.command().arg("--fast").output().unwrap(), "unknown argument --fast");
     fs::write(repository.path("source/new"), "").unwrap();
     refused(&run("X", ""), "the working tree has changes");
