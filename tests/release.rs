@@ -48,8 +48,12 @@ impl Repository {
         fs::copy(script, repository.path("source/packaging/release")).unwrap();
         fs::write(repository.path("source/.gitignore"), "target/\n/dist/\n").unwrap();
         let compiler = "#!/bin/sh\nexec cc \"$@\"\n";
-        let programs =
-            [("cargo", CARGO), ("rustc", RUSTC), (ARM_COMPILER, compiler), ("x86_64-linux-gnu-gcc", compiler)];
+        let programs = [
+            ("cargo", CARGO),
+            ("rustc", RUSTC),
+            (ARM_COMPILER, compiler),
+            ("x86_64-linux-gnu-gcc", compiler),
+        ];
         for (name, text) in programs {
             let path = repository.path("bin").join(name);
             fs::write(&path, text).unwrap();
