@@ -31,7 +31,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_mins(5);
 /// Of each agent's run; with its beginning and its end, twice as many events and one more.
 const STEPS: usize = 7;
 const EVENTS: usize = 2 * STEPS + 1;

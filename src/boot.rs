@@ -42,7 +42,7 @@ use crate::report::streams;
 use crate::report::{Listener, Reports};
 
 /// At boot the network may come up late, and nobody waits at a prompt.
-pub const METADATA_DEADLINE_AT_BOOT: Duration = Duration::from_secs(300);
+pub const METADATA_DEADLINE_AT_BOOT: Duration = Duration::from_mins(5);
 /// By hand a person waits, and the network is up.
 pub const METADATA_DEADLINE_BY_HAND: Duration = Duration::from_secs(5);
 

@@ -653,7 +653,7 @@ fn detect(args: &InputArgs, json: bool) -> Result<u8> {
 
 /// How long a driver may take to answer for the page: it has been initialised before, and whoever waits for the page sees
 /// nothing meanwhile.
-const PAGE_LIMIT: Duration = Duration::from_secs(60);
+const PAGE_LIMIT: Duration = Duration::from_mins(1);
 
 fn report(args: &InputArgs) -> Result<u8> {
     log::start(args.verbose);

@@ -375,7 +375,7 @@ fn a_making_that_was_killed_goes_on_with_what_is_there() {
     scene.write("create.toml", &config.replace(&scene.web.url(), &slow.url()));
     let mut child =
         scene.create(out.to_str().unwrap()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let until = Instant::now() + Duration::from_secs(120);
+    let until = Instant::now() + Duration::from_mins(2);
     while !files_or_none(&out).iter().any(|n| n.starts_with("distribution/") && n.contains("dist-lib")) {
         assert!(Instant::now() < until && child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(20));

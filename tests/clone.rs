@@ -81,7 +81,7 @@ fn when_read(machine: &Machine, path: &str) -> SystemTime {
 }
 
 fn never_read(machine: &Machine, path: &str) {
-    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400);
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_hours(24);
     let times = fs::FileTimes::new().set_accessed(long_ago);
     File::options().write(true).open(machine.root.at(path)).unwrap().set_times(times).unwrap();
 }
@@ -175,7 +175,7 @@ fn an_instance_is_new_on_an_image_until_it_has_a_receipt() {
 #[test]
 fn prewarming_reads_every_file_of_the_packages_and_says_what_is_gone() {
     let machine = image();
-    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400);
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_hours(24);
     let prewarm = || {
         let out = std::process::Command::new(env!("CARGO_BIN_EXE_gpu-bootstrap"))
             .args(["prewarm", "--jobs", "2", "--root"])

@@ -114,7 +114,7 @@ async fn a_service_that_refuses_its_own_tokens_is_given_up_after_the_second() {
 async fn metadata_that_is_switched_off_fails_at_once_and_says_so() {
     for (method, requests) in [("PUT", 1), ("GET", 2)] {
         let service = Imds::new().fault(method, "/", FOREVER, imds::error(403)).start();
-        let client = client_within(&service, Duration::from_secs(300));
+        let client = client_within(&service, Duration::from_mins(5));
         let e = client.get(DOCUMENT).await.unwrap_err();
         assert_eq!(e.code(), Code::MetadataDisabled);
         assert!(e.hint().unwrap().contains("--http-endpoint enabled"), "{e:?}");
@@ -125,7 +125,7 @@ async fn metadata_that_is_switched_off_fails_at_once_and_says_so() {
 #[tokio::test]
 async fn our_own_mistake_is_not_repeated() {
     let service = Imds::new().fault("PUT", "token", FOREVER, imds::error(400)).start();
-    let client = client_within(&service, Duration::from_secs(300));
+    let client = client_within(&service, Duration::from_mins(5));
     assert_eq!(client.get(DOCUMENT).await.unwrap_err().code(), Code::MetadataInvalid);
     assert_eq!(client.requests(), 1);
 }

@@ -37,9 +37,9 @@ use root::Root;
 use sha2::{Digest, Sha256};
 
 /// Longer than any wait here; a test that needs it would take that long.
-const FOREVER: Duration = Duration::from_secs(120);
+const FOREVER: Duration = Duration::from_mins(2);
 /// What a row may take, with the patience below, on a machine that does other things.
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = Duration::from_mins(1);
 /// After so many bytes some firewalls cut connections.
 const CUT: usize = 64 << 10;
 

@@ -765,7 +765,7 @@ fn a_script_that_hangs_is_ended_with_its_package_s_name_and_the_next_run_goes_on
         for _ in 0..2 {
             let began = Instant::now();
             let error = install().unwrap_err();
-            assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
             assert_eq!(error.code(), Code::ExecTimeout, "{error}");
             assert!(error.message().contains("cuda-hangs"), "{error}");
             assert!(error.hint().unwrap().contains("script-timeout"), "{error:?}");

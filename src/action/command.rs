@@ -20,7 +20,7 @@ const USUAL_TIMEOUT: u64 = 300;
 /// A day: what takes longer is no step of a boot.
 const LONGEST_TIMEOUT: u64 = 86_400;
 /// Looking takes no time; `plan` does it, too.
-const CHECK_LIMIT: Duration = Duration::from_secs(60);
+const CHECK_LIMIT: Duration = Duration::from_mins(1);
 /// Lines of a command's output that are passed on; of what comes after them, the number.
 const LINES: usize = 200;
 /// Characters of a command that are shown in a sentence.

@@ -21,7 +21,7 @@ use crate::host::Host;
 
 const GPUS: &str = "/proc/driver/nvidia/gpus";
 /// How long GPUs may take to join the NVSwitch fabric once its manager runs; seconds as a rule, more after a cold start.
-const FABRIC_LIMIT: Duration = Duration::from_secs(120);
+const FABRIC_LIMIT: Duration = Duration::from_mins(2);
 const FABRIC_POLL: Duration = Duration::from_secs(2);
 
 /// A GPU that works.

@@ -15,7 +15,7 @@ const VERSION: &str = "/proc/driver/nvidia/version";
 /// Longer chains than Debian's four are loops.
 const MAX_LINKS: usize = 8;
 /// It reads two files.
-const MODINFO_LIMIT: Duration = Duration::from_secs(60);
+const MODINFO_LIMIT: Duration = Duration::from_mins(1);
 
 /// Version of the loaded kernel module; `None` when none is loaded.
 pub(super) fn module_version(host: &Host) -> Result<Option<String>> {

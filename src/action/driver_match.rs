@@ -19,9 +19,9 @@ use crate::host::dpkg::compare_versions;
 use crate::host::exec::Call;
 
 /// It reads a few files.
-const MODINFO_LIMIT: Duration = Duration::from_secs(60);
+const MODINFO_LIMIT: Duration = Duration::from_mins(1);
 /// Ten minutes on two cores, half an hour without CPU credits, for each kernel.
-const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+const BUILD_LIMIT: Duration = Duration::from_hours(1);
 
 /// One version of everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::host::exec::Call;
 
 /// Initialising eight GPUs takes tens of seconds.
-const LOAD_LIMIT: Duration = Duration::from_secs(180);
+const LOAD_LIMIT: Duration = Duration::from_mins(3);
 
 /// What the loaded driver was told.
 const PARAMS: &str = "/proc/driver/nvidia/params";

@@ -58,7 +58,7 @@ impl Converge for LibraryPath {
     async fn apply(&self, host: &Host) -> Result<Applied> {
         host.files.write(&self.path, self.content().as_bytes(), 0o644)?;
         // It reads the head of every library; a full toolkit on a cold disk takes seconds.
-        host.exec.run(&Call::new("ldconfig").limit(Duration::from_secs(300))).await?;
+        host.exec.run(&Call::new("ldconfig").limit(Duration::from_mins(5))).await?;
         Ok(Applied::Done)
     }
 

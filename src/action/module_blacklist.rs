@@ -13,9 +13,9 @@ use crate::host::Host;
 use crate::host::exec::Call;
 
 /// Reading one takes a second, on an instance without CPU credits half a minute.
-const LIST_LIMIT: Duration = Duration::from_secs(120);
+const LIST_LIMIT: Duration = Duration::from_mins(2);
 /// Making one takes half a minute on two cores.
-const MAKE_LIMIT: Duration = Duration::from_secs(900);
+const MAKE_LIMIT: Duration = Duration::from_mins(15);
 
 /// A module that the next boot does not load by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -29,7 +29,7 @@ const TEMPORARY: &str = "gpu-bootstrap-tmp";
 /// Unpacked wheels of this kind come to less than this many times their size, with what Python compiles.
 const UNPACKED: u64 = 3;
 /// Making an environment runs pip's own installation from a file: seconds, a minute on a cold disk.
-const MAKE_LIMIT: Duration = Duration::from_secs(600);
+const MAKE_LIMIT: Duration = Duration::from_mins(10);
 
 /// A virtual environment with locked packages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

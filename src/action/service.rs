@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::host::exec::Call;
 
 /// Fabric manager needs about a minute to train the links of eight GPUs.
-const START_LIMIT: Duration = Duration::from_secs(180);
+const START_LIMIT: Duration = Duration::from_mins(3);
 
 /// A running systemd service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use crate::host::exec::Call;
 
 const PROGRAM: &str = include_str!("../../steps/files/training_check.py");
 /// Importing TensorFlow from a cold volume takes a minute; building code for a new GPU takes longer.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_mins(10);
 /// The loss must fall to less than this part. All of them reach a tenth.
 const LEARNT: f64 = 0.7;
 /// Who trains: nobody, on every Debian and Ubuntu.

@@ -7,7 +7,7 @@ use crate::host::Host;
 use crate::host::exec::Call;
 
 /// Giving up a GPU takes seconds.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 /// The driver's modules, those first that use the others.
 const MODULES: [&str; 5] = ["nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia_peermem", "nvidia"];
 /// Services that hold the driver open and do nothing else with it. They are started again by later steps.

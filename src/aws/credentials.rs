@@ -15,7 +15,7 @@ use crate::imds;
 const METADATA: Duration = Duration::from_secs(3);
 const ROLES: &str = "meta-data/iam/security-credentials/";
 /// EC2 has new credentials five minutes before the old ones end.
-const EARLY: Duration = Duration::from_secs(5 * 60);
+const EARLY: Duration = Duration::from_mins(5);
 
 /// What the process's environment says, by the AWS SDKs' names.
 #[derive(Clone, Default)]

@@ -21,7 +21,7 @@ use crate::host::retry::Backoff;
 use crate::text::parse_url;
 
 /// A signed URL holds so long: the largest bundle over a slow line.
-const VALID: Duration = Duration::from_secs(12 * 60 * 60);
+const VALID: Duration = Duration::from_hours(12);
 /// Attempts at a request, and the waits between them.
 const ATTEMPTS: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -310,7 +310,7 @@ mod tests {
         );
         let at: jiff::Timestamp = "2013-05-24T00:00:00Z".parse().unwrap();
         let url = "https://examplebucket.s3.amazonaws.com/test.txt";
-        let day = Duration::from_secs(86_400);
+        let day = Duration::from_hours(24);
         let signed = presigned(&Method::GET, url, &[], "us-east-1", credentials, at.into(), day).unwrap();
         assert!(
             signed.ends_with(

@@ -16,7 +16,7 @@ const KEYS: [&str; 2] = ["remove_defaults", "trusted"];
 const DIRECTORY: &str = "/usr/local/share/ca-certificates/gpu-bootstrap";
 /// Which of the packages' certificates are trusted.
 const CHOICE: &str = "/etc/ca-certificates.conf";
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// What `ca_certs` says.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,8 +18,8 @@ const NAMES: [&str; 8] =
 /// cloud-init's own: how long whatever goes on is waited for, seconds.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 /// A condition looks at something; it is no work.
-const CONDITION_LIMIT: Duration = Duration::from_secs(600);
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
+const CONDITION_LIMIT: Duration = Duration::from_mins(10);
+const SHUTDOWN_LIMIT: Duration = Duration::from_mins(1);
 
 /// `power_state`.
 #[derive(Clone, Debug, PartialEq, Eq)]

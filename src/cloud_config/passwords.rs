@@ -13,7 +13,7 @@ use crate::yaml::{Node, Value};
 const KEYS: [&str; 3] = ["expire", "users", "list"];
 const USER_KEYS: [&str; 3] = ["name", "password", "type"];
 /// Hashing takes long on purpose.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 const SSHD_FILE: &str = "/etc/ssh/sshd_config.d/10-gpu-bootstrap.conf";
 
 /// Passwords to be set.

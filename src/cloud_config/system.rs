@@ -159,7 +159,7 @@ pub(super) async fn apply_locale(host: &Host, locale: &str) -> Result<String> {
         let plain = |name: &str| name.to_lowercase().replace('-', "");
         if !have.lines().any(|known| plain(known) == plain(locale)) {
             let call = Call::new("localedef").args(["-i", language(locale), "-f", charset(locale), locale]);
-            host.exec.run(&call.limit(std::time::Duration::from_secs(300))).await.map_err(|e| {
+            host.exec.run(&call.limit(std::time::Duration::from_mins(5))).await.map_err(|e| {
                 Error::new(Code::UserDataFailed, format!("locale: {locale} cannot be made"))
                     .with_hint("install the package locales in the image, or take C.UTF-8")
                     .because(e)

@@ -43,7 +43,7 @@ const UNSUPPORTED: [&str; 3] = ["doas", "ssh_import_id", "ssh_redirect_user"];
 /// Rules of all users; written whole.
 const SUDOERS: &str = "/etc/sudoers.d/90-gpu-bootstrap-users";
 /// Password hashing takes long on purpose, and a small machine may have a slow disk.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// Users and groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -11,10 +11,10 @@ use super::{CUDA, Examination, NVML, NotRun, Probe, Run, SmokeTest, all, first};
 use crate::error::Result;
 
 /// A context, 256 MiB of pinned memory, 7 GB of copies: some 2 s where persistence mode is on.
-const COPIES_LIMIT: Duration = Duration::from_secs(60);
+const COPIES_LIMIT: Duration = Duration::from_mins(1);
 /// Eight contexts and 23 GB of copies: below 20 s where persistence mode is on. No further process is started
 /// after this.
-const PEERS_LIMIT: Duration = Duration::from_secs(60);
+const PEERS_LIMIT: Duration = Duration::from_mins(1);
 
 /// Copies between the host and one device.
 #[derive(Clone, Debug)]

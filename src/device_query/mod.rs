@@ -82,11 +82,11 @@ pub struct Options {
 }
 
 /// Initialising takes 1 to 3 s for each GPU where persistence mode is off, and the first time longer.
-const QUERY_LIMIT: Duration = Duration::from_secs(120);
+const QUERY_LIMIT: Duration = Duration::from_mins(2);
 /// A context, a compilation, a kernel.
-const SMOKE_LIMIT: Duration = Duration::from_secs(120);
+const SMOKE_LIMIT: Duration = Duration::from_mins(2);
 /// Loading a library reads up to a few hundred megabytes.
-const LIBRARY_LIMIT: Duration = Duration::from_secs(60);
+const LIBRARY_LIMIT: Duration = Duration::from_mins(1);
 
 const NVML: &[&str] = &["libnvidia-ml.so.1"];
 const CUDA: &[&str] = &["libcuda.so.1"];

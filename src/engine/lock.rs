@@ -15,7 +15,7 @@ use crate::host::paths;
 /// drops at once; and a run that was killed lets go only when each of its threads has come back from the disk.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The same where the holder can be seen to be dying.
-const PATIENCE_WITH_THE_DYING: Duration = Duration::from_secs(60);
+const PATIENCE_WITH_THE_DYING: Duration = Duration::from_mins(1);
 /// How often it is tried.
 const GLANCE: Duration = Duration::from_millis(10);
 

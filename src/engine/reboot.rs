@@ -13,7 +13,7 @@ use super::receipt::Receipt;
 /// the first brought along. A third would be a loop.
 const MOST_REBOOTS: u32 = 2;
 /// cloud-init's own stages end within minutes; a user's script inside it may take longer, and we go first then.
-const CLOUD_INIT_LIMIT: Duration = Duration::from_secs(600);
+const CLOUD_INIT_LIMIT: Duration = Duration::from_mins(10);
 /// How often cloud-init is looked at.
 const CLOUD_INIT_POLL: Duration = Duration::from_millis(500);
 

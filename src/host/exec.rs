@@ -76,7 +76,7 @@ impl Call {
             program: program.into(),
             args: Vec::new(),
             env: Vec::new(),
-            limit: Duration::from_secs(60),
+            limit: Duration::from_mins(1),
             status_descriptor: false,
             input: None,
         }

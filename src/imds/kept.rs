@@ -18,7 +18,7 @@ use crate::report::streams;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// An instance that was hibernated goes on with the same boot id, and may come back with other user-data. The clock that
 /// this is measured by goes on meanwhile. A boot takes less.
-const MOST_AGE: Duration = Duration::from_secs(15 * 60);
+const MOST_AGE: Duration = Duration::from_mins(15);
 /// User-data of 16 KiB and 32 keys in base64 are far less.
 const MOST_BYTES: u64 = 1 << 20;
 

@@ -23,7 +23,7 @@ const DISABLED: &str = "/etc/growroot-disabled";
 /// The tool that changes the partition.
 const TOOL: &str = "growpart";
 /// Online growth writes some blocks for every 128 MiB; a slow new volume takes its time for them.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// A partition, in sectors.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,9 +18,9 @@ pub(super) const FIRST: [&str; 2] = ["ed25519", "ecdsa"];
 /// The kind that follows.
 pub(super) const LATER: &str = "rsa";
 /// sshd waits for the first ones.
-const FIRST_LIMIT: Duration = Duration::from_secs(60);
+const FIRST_LIMIT: Duration = Duration::from_mins(1);
 /// Primes are found by trying. It took more than a minute where a processor was emulated; nobody waits for it.
-const LATER_LIMIT: Duration = Duration::from_secs(240);
+const LATER_LIMIT: Duration = Duration::from_mins(4);
 
 /// Makes the first keys anew and removes those of another instance. Each file is replaced whole, the private one before
 /// the public one; keys of other kinds go only when the new ones are there.

@@ -45,7 +45,7 @@ use state::State;
 
 /// How long the metadata service may take: sshd waits for it. An instance that it does not answer in this time is
 /// reached by what it had, and set up at the next boot.
-pub const METADATA_DEADLINE: Duration = Duration::from_secs(120);
+pub const METADATA_DEADLINE: Duration = Duration::from_mins(2);
 
 /// Where temporary files of ours may lie after a power cut.
 const WRITTEN_DIRS: [&str; 4] = [paths::STATE_DIR, "/run/gpu-bootstrap", "/etc", "/etc/ssh"];

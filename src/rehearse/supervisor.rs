@@ -64,7 +64,7 @@ fn hold(dir: &Path) -> Result<Flock<fs::File>> {
 }
 
 /// A rehearsal locks its directory right after it has made it; younger ones may not have come that far.
-const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(60);
+const LEFT_BEHIND_AFTER: Duration = Duration::from_mins(1);
 
 /// Removes what rehearsals left behind that were killed together with their sandbox.
 fn remove_leftovers() {

@@ -26,7 +26,7 @@ use crate::report::streams;
 use plan::{Lies, Plan};
 
 /// A service may take this long to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(120);
+const STOP_LIMIT: Duration = Duration::from_mins(2);
 /// `sd_booted(3)`.
 const BOOTED: &str = "/run/systemd/system";
 
@@ -137,7 +137,7 @@ async fn carry_out(host: &Host, plan: &Plan) -> Result<()> {
         remove_empty(host, dir)?;
     }
     if plan.files.iter().any(|f| f.path.starts_with("/etc/ld.so.conf.d/")) {
-        host.exec.run(&Call::new("ldconfig").limit(Duration::from_secs(300))).await?;
+        host.exec.run(&Call::new("ldconfig").limit(Duration::from_mins(5))).await?;
     }
     if booted {
         after_files(host, plan).await?;

@@ -172,7 +172,7 @@ async fn make_nodes(host: &Host, spec: &Spec) -> Result<()> {
         args.push("-m".into());
     }
     args.extend(minors.into_iter().flat_map(|minor| ["-c".to_owned(), minor.to_owned()]));
-    let call = Call::new("nvidia-modprobe").args(args).limit(Duration::from_secs(180));
+    let call = Call::new("nvidia-modprobe").args(args).limit(Duration::from_mins(3));
     host.exec.run(&call).await.map_err(|e| {
         Error::new(
             Code::DriverNotLoaded,

@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::host::exec::Call;
 
 /// Docker waits ten seconds for each container to stop.
-const RESTART_LIMIT: Duration = Duration::from_secs(180);
+const RESTART_LIMIT: Duration = Duration::from_mins(3);
 /// What NVIDIA's toolkit brings.
 const NVIDIA_RUNTIME: &str = "/usr/bin/nvidia-container-runtime";
 /// A daemon that was started this much before its configuration was written is an older one: clocks of files and of

@@ -23,7 +23,7 @@ pub const LABEL: &str = "gpu-store";
 /// The label while it is being made.
 pub(crate) const UNFINISHED: &str = "gpu-making";
 /// Terabytes are ready in seconds, as nothing is discarded and ext4's tables are written later.
-pub(crate) const LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const LIMIT: Duration = Duration::from_mins(5);
 
 /// A file system on the instance store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

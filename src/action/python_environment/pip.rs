@@ -12,7 +12,7 @@ use crate::host::fetch::redact_text;
 /// A wheel from this size on is installed by itself: a second of pip's start is nothing beside its download.
 const BIG: u64 = 50 << 20;
 /// A gigabyte at 1 MB/s takes a quarter of an hour. pip's own patience with a silent server is shorter.
-const LIMIT: Duration = Duration::from_secs(3600);
+const LIMIT: Duration = Duration::from_hours(1);
 
 /// Small wheels together, then each big one.
 pub(super) fn batches<'a>(missing: &[&'a Locked]) -> Vec<Vec<&'a Locked>> {

@@ -57,7 +57,7 @@ const PROXIES: [(&str, &str); 4] =
 const PROXY_FILE: &str = "/etc/apt/apt.conf.d/90gpu-bootstrap-aptproxy";
 const CONF_FILE: &str = "/etc/apt/apt.conf.d/94gpu-bootstrap-config";
 /// debconf's database may be in use by an installation that goes on.
-const LOCKS: Duration = Duration::from_secs(120);
+const LOCKS: Duration = Duration::from_mins(2);
 
 /// What `apt` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,14 +8,14 @@ use crate::host::Host;
 use crate::host::exec::Call;
 
 /// `apt-get update`: full indexes are 60 MB; a line of 100 kB/s needs ten minutes for them.
-pub(super) const UPDATE_LIMIT: Duration = Duration::from_secs(15 * 60);
+pub(super) const UPDATE_LIMIT: Duration = Duration::from_mins(15);
 
 /// `apt-get install`: 4 GB at 1 MB/s take 70 minutes, and a kernel module built by DKMS ten more. Killing dpkg
 /// half-way is costly, so the limit only has to end what would never end.
-pub(super) const INSTALL_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
+pub(super) const INSTALL_LIMIT: Duration = Duration::from_hours(3);
 
 /// Simulations only compute: two seconds for a full-size index, minutes on an instance without CPU credits.
-pub(super) const SIMULATE_LIMIT: Duration = Duration::from_secs(5 * 60);
+pub(super) const SIMULATE_LIMIT: Duration = Duration::from_mins(5);
 
 /// Options that keep signatures in force whatever `/etc/apt/apt.conf.d` says. A source's own `trusted=yes` is
 /// not an option; [`super::sources`] deals with it.

@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn only_downloads_that_do_not_get_on_are_stuck() {
-        let (downloads, began) = (Downloads::new(Duration::from_secs(300)), Instant::now());
+        let (downloads, began) = (Downloads::new(Duration::from_mins(5)), Instant::now());
         let at = |seconds| began + Duration::from_secs(seconds);
         assert!(!downloads.is_stuck(at(9999)), "apt has not begun");
         downloads.note("dlstatus:1:0.0000:Retrieving file 1 of 6", at(0));

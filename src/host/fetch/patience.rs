@@ -25,7 +25,7 @@ pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(250);
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// The longest `Retry-After` that is waited for; a server that asks for more is as good as down.
-pub(crate) const LONGEST_ASKED_WAIT: Duration = Duration::from_secs(60);
+pub(crate) const LONGEST_ASKED_WAIT: Duration = Duration::from_mins(1);
 
 /// How long a server is waited for.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +46,8 @@ impl Default for Patience {
         Self {
             connect: Duration::from_secs(10),
             silence: Duration::from_secs(30),
-            trickle: Duration::from_secs(60),
-            total: Duration::from_secs(3 * 60 * 60),
+            trickle: Duration::from_mins(1),
+            total: Duration::from_hours(3),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::host::fault::{self, Kind};
 use crate::text::parse_url;
 
 /// One attempt with its answer: a server that has taken the form and thinks about it for longer has taken it.
-const ATTEMPT: Duration = Duration::from_secs(60);
+const ATTEMPT: Duration = Duration::from_mins(1);
 
 impl Fetch {
     /// Posts the fields as HTML forms have them. Any answer but a success is an error, and so is a redirect, which would

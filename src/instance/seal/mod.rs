@@ -33,7 +33,7 @@ use report::{Outcome, Report};
 use trace::Found;
 
 /// How long other programs may hold apt's and dpkg's locks.
-const APT_PATIENCE: Duration = Duration::from_secs(60);
+const APT_PATIENCE: Duration = Duration::from_mins(1);
 /// Where things are taken away: each may be a file system of its own.
 const WRITTEN: [&str; 9] = ["/", "/boot", "/boot/efi", "/etc", "/home", "/root", "/tmp", "/var", "/var/log"];
 /// Whoever is at work has systemd: `sd_booted(3)`.

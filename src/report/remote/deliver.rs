@@ -29,7 +29,7 @@ use crate::imds;
 use crate::report::event::{Event, EventKind};
 
 /// After the end of a run; then the next run or boot sends what is left.
-const GIVE_UP: Duration = Duration::from_secs(60 * 60);
+const GIVE_UP: Duration = Duration::from_hours(1);
 /// How often what waits is written to the disk while the other side does not take it.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// What is not delivered so long after a run is written to the disk.
