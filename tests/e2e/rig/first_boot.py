@@ -28,6 +28,8 @@ STATE = "/var/lib/gpu-bootstrap"
 # For the run, which the package's other unit starts: there is no GPU.
 USER_DATA = '#gpu-bootstrap\n[policy]\non-no-gpu = "skip"\n'
 # What is installed where there is one: Debian's driver, by the archive of fake_driver.py.
+# Steps that may do something in any boot; the rest belongs to the image, and was done while it was made.
+OF_EACH_BOOT = {"kernel-module", "persistence", "device-query"}
 STACK = '[source]\npackages = "distro"\n[cuda]\ntoolkit = "none"\n[cudnn]\nversion = "none"\n'
 # They ask the metadata service, too: an image has them where a scene says so.
 LATER = ["gpu-bootstrap.service", "gpu-bootstrap-cloud-config.service", "gpu-bootstrap-user-data.service"]

@@ -11,13 +11,11 @@ import fake_gpu
 import first_boot
 import traces
 import vm_image
-from first_boot import DUTIES, STACK, duties, is_set_up, say
+from first_boot import DUTIES, OF_EACH_BOOT, STACK, duties, is_set_up, say
 
 # Once for each instance: a line for each time that it ran.
 RAN = "/srv/ran"
 SCRIPT = f"#!/bin/sh\ncat /proc/sys/kernel/random/boot_id >>{RAN}\n"
-# The rest belongs to the image, and was done while it was made.
-OF_EACH_BOOT = {"kernel-module", "device-query"}
 DATABASE = "/var/lib/dpkg/status"
 
 
