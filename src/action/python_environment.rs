@@ -41,16 +41,12 @@ pub struct PythonEnvironment {
     pub python: String,
     /// A pip requirements file: `name==version --hash=sha256:…` a line; behind `#` may stand the wheel's bytes.
     pub requirements: String,
-    /// URL of the package index.
-    #[serde(default = "pypi")]
+    /// URL of the package index; empty for pip's own, which is PyPI.
+    #[serde(default)]
     pub index: String,
     /// A directory of wheels, which takes the index's place; empty for none.
     #[serde(default)]
     pub wheels: String,
-}
-
-fn pypi() -> String {
-    "https://index.example/simple".into()
 }
 
 /// How the environment stands.

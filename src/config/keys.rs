@@ -324,7 +324,7 @@ pub const KEYS: &[Key] = &[
         path: "frameworks.index",
         kind: Kind::Url,
         example: "\"https://mirror.example/simple\"",
-        meaning: "The package index: PyPI, or a mirror of it. Whatever it has, only wheels with the locked SHA-256 are installed.",
+        meaning: "The package index, a mirror of PyPI; without it, pip's own, which is PyPI. Whatever it has, only wheels with the locked SHA-256 are installed.",
     },
     Key {
         path: "frameworks.wheels",

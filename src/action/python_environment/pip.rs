@@ -61,7 +61,10 @@ fn call(environment: &PythonEnvironment, room: &str, file: &str) -> Call {
         return call.args(["--no-index", "--find-links", &environment.wheels]);
     }
     // By the environment, which only root can read: the URL may have a password in it.
-    let call = call.env("PIP_INDEX_URL", environment.index.as_str());
+    let call = match environment.index.as_str() {
+        "" => call,
+        index => call.env("PIP_INDEX_URL", index),
+    };
     let call = proxies().into_iter().fold(call, |call, (name, value)| call.env(&name, value));
     match environment.index.strip_prefix("http://").and_then(|rest| rest.split(['/', '?']).next()) {
         // pip wants it said; the sums are what is trusted.
@@ -93,8 +96,11 @@ fn proxies() -> Vec<(String, String)> {
 fn failure(environment: &PythonEnvironment, output: &Output) -> Error {
     let words = String::from_utf8_lossy(&output.stderr);
     let said = |what: &str| words.contains(what);
-    let from = if environment.wheels.is_empty() { &environment.index } else { &environment.wheels };
-    let from = redact_text(from);
+    let from = match (environment.wheels.as_str(), environment.index.as_str()) {
+        ("", "") => "PyPI".to_owned(),
+        ("", index) => redact_text(index),
+        (wheels, _) => redact_text(wheels),
+    };
     let error = if said("DO NOT MATCH THE HASHES") {
         let of = mismatch(&words);
         Error::new(
