@@ -41,7 +41,7 @@ pub struct PythonEnvironment {
     pub python: String,
     /// A pip requirements file: `name==version --hash=sha256:…` a line; behind `#` may stand the wheel's bytes.
     pub requirements: String,
-    /// URL of the package index; empty for pip's own, which is PyPI.
+    /// URL of the package index; empty for pip's own, which is `PyPI`.
     #[serde(default)]
     pub index: String,
     /// A directory of wheels, which takes the index's place; empty for none.

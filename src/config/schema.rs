@@ -194,7 +194,7 @@ pub struct FrameworksConfig {
     pub path: String,
     /// What the wheels are built for.
     pub device: Device,
-    /// URL of the package index; empty for pip's own, which is PyPI.
+    /// URL of the package index; empty for pip's own, which is `PyPI`.
     pub index: String,
     /// A directory of wheels that takes the index's place; empty for none.
     pub wheels: String,
