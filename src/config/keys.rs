@@ -94,7 +94,7 @@ impl Kind {
             Self::Runtimes => format!("a list of {}", one_of(RUNTIMES)),
             Self::ContainerToolkit => "\"nvidia\", \"none\" or the http(s) URL of a mirror".into(),
             Self::Frameworks => format!("a list of {}", one_of(FRAMEWORKS)),
-            Self::Url => "an http(s) URL".into(),
+            Self::Url => "an http(s) URL, or \"\" for none".into(),
             Self::User => {
                 "\"auto\" or a user's name: 1 to 32 lower-case letters, digits, - and _, not beginning with a digit or -".into()
             }

@@ -177,7 +177,7 @@ impl Walk<'_> {
             Kind::ContainerToolkit => self.string(key, value, container_toolkit),
             Kind::Debs => self.debs(key, value),
             Kind::Frameworks => self.frameworks(key, value),
-            Kind::Url => self.string(key, value, |s| url::check(s).map(drop)),
+            Kind::Url => self.string(key, value, |s| none_or(s, |s| url::check(s).map(drop))),
         }
     }
 
