@@ -94,7 +94,6 @@ impl Kind {
             Self::Runtimes => format!("a list of {}", one_of(RUNTIMES)),
             Self::ContainerToolkit => "\"nvidia\", \"none\" or the http(s) URL of a mirror".into(),
             Self::Frameworks => format!("a list of {}", one_of(FRAMEWORKS)),
-            Self::Url => "an http(s) URL, or \"\" for none".into(),
             Self::User => {
                 "\"auto\" or a user's name: 1 to 32 lower-case letters, digits, - and _, not beginning with a digit or -".into()
             }
@@ -113,7 +112,7 @@ impl Kind {
             Self::Topic => {
                 "an ARN such as \"arn:aws:sns:us-east-1:123456789012:gpu\", or \"\" for none".into()
             }
-            Self::Webhook => "an http(s) URL, or \"\" for none".into(),
+            Self::Url | Self::Webhook => "an http(s) URL, or \"\" for none".into(),
             Self::Namespace => "1 to 255 characters, not beginning with \":\" or \"AWS/\"".into(),
         }
     }
