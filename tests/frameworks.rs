@@ -234,6 +234,31 @@ fn a_killed_run_is_finished_by_the_next() {
 }
 
 #[test]
+fn uninstall_takes_an_environment_back_but_not_one_with_others_packages() {
+    let scene = tools();
+    assert_eq!(scene.run().code, 0);
+    let uninstall = || {
+        let mut command = binary();
+        ran(command.args(["uninstall", "--yes", "--root"]).arg(scene.root.path()))
+    };
+    // Somebody has put a package of their own into it.
+    let theirs = format!("{SITE}/theirs-1.0.dist-info");
+    scene.root.write(&format!("{theirs}/METADATA"), "Name: theirs\n");
+    let kept = uninstall();
+    assert!(kept.stdout.contains(&format!("leave    {ENVIRONMENT}: it has theirs, too")), "{kept:?}");
+    assert_eq!(scene.python("import beta_tool; print(beta_tool.answer)"), "42");
+    // What stays stays known.
+    fs::remove_dir_all(scene.root.at(&theirs)).unwrap();
+    let gone = uninstall();
+    assert!(gone.stdout.contains(&format!("remove   {ENVIRONMENT}\n")), "{gone:?}");
+    assert!(
+        !scene.root.at(ENVIRONMENT).exists() && !scene.root.at("/opt/gpu-bootstrap").exists(),
+        "{gone:?}"
+    );
+    assert!(!scene.root.at("/var/lib/gpu-bootstrap/added.json").exists());
+}
+
+#[test]
 fn a_directory_that_is_somebody_elses_is_left_alone() {
     let scene = tools();
     scene.root.write(&format!("{ENVIRONMENT}/thesis.tex"), "years of work");

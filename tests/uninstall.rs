@@ -67,8 +67,12 @@ fn packages() -> Vec<Deb> {
             .conffile("/etc/gpu-tool.conf", "a = 1\n"),
         Deb::new("gpu-shared", "1.0"),
         Deb::new("user-app", "1.0").field("Depends", "gpu-shared"),
+        Deb::new(KERNEL_IMAGE, "6.1").file(KERNEL_FILE, b"kernel"),
     ]
 }
+
+const KERNEL_IMAGE: &str = "linux-image-6.1.0-18-cloud-amd64";
+const KERNEL_FILE: &str = "/boot/vmlinuz-6.1.0-18-cloud-amd64";
 
 /// The administrator's own step, which every machine runs: packages, a file, a link.
 const STEP: &str = r#"title = "tools"
@@ -250,6 +254,24 @@ fn what_somebody_has_changed_or_needs_stays_and_is_named() {
     machine.root.run("apt-get", &["-qq", "-y", "remove", "user-app"]);
     machine.ok(&["uninstall", "--yes"]);
     assert!(!machine.state("gpu-shared").contains("ii"));
+}
+
+#[test]
+fn a_kernel_that_was_put_on_hold_gets_its_updates_again() {
+    let machine = Machine::prepared();
+    machine.root.run("apt-get", &["-qq", "-y", "install", KERNEL_IMAGE]);
+    let hold = "title = \"kernel\"\nscope = \"image\"\n[[action]]\nkernel-hold = { release = \"6.1.0-18-cloud-amd64\" }\n";
+    machine.root.write("/etc/gpu-bootstrap/steps.d/50-tools.toml", hold);
+    machine.ok(&["run"]);
+    assert_eq!(machine.state(KERNEL_IMAGE), "hi");
+    let shown = machine.ok(&["uninstall", "--yes"]);
+    assert!(shown.contains(&format!("unhold   {KERNEL_IMAGE}")), "{shown}");
+    assert_eq!(machine.state(KERNEL_IMAGE), "ii");
+    // One that the administrator holds is theirs.
+    machine.root.run("apt-mark", &["hold", KERNEL_IMAGE]);
+    machine.ok(&["run"]);
+    machine.ok(&["uninstall", "--yes"]);
+    assert_eq!(machine.state(KERNEL_IMAGE), "hi");
 }
 
 #[test]

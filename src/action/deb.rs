@@ -18,7 +18,7 @@ use crate::install::{Installer, deb_into_cache};
 
 /// Where files get a name that ends in `.deb`, which apt insists on. Kept until everything is on disk: after a
 /// kill the packages are installed again from here.
-const DEBS_DIR: &str = "/var/lib/gpu-bootstrap/debs";
+pub(crate) const DEBS_DIR: &str = "/var/lib/gpu-bootstrap/debs";
 
 /// Packages as files. Their dependencies come from apt's sources.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

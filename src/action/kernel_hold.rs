@@ -68,6 +68,8 @@ impl Converge for KernelHold {
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
         let (_, unheld) = self.packages(host)?;
+        // Before, so that an uninstall after a kill knows of it.
+        host.note_packages(std::iter::empty(), unheld.iter().cloned())?;
         host.apt().hold(&unheld).await?;
         Ok(Applied::Done)
     }

@@ -18,6 +18,7 @@ use super::{Applied, Check, Converge};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
+use crate::host::files::Files;
 use crate::report::event::{Progress, Unit};
 
 /// The requirements file in the environment; it says that the directory is ours.
@@ -47,6 +48,51 @@ pub struct PythonEnvironment {
     /// A directory of wheels, which takes the index's place; empty for none.
     #[serde(default)]
     pub wheels: String,
+}
+
+/// What an environment and the wheels of our locks have at its top.
+const TOP: [&str; 11] = [
+    "bin",
+    "include",
+    "lib",
+    "lib64",
+    "share",
+    "etc",
+    "pyvenv.cfg",
+    ".gitignore",
+    REQUIREMENTS,
+    IN_FLIGHT,
+    TEMPORARY,
+];
+/// What an environment has without any lock.
+const OF_VENV: [&str; 2] = ["pip", "setuptools"];
+
+/// What an environment at `path` has that no run of ours has put there: distributions that its lock does not name, and
+/// paths at its top. `None` if it is no environment of ours.
+pub(crate) fn others(files: &Files, path: &str) -> Result<Option<Vec<String>>> {
+    let Some(text) = files.read_text(format!("{path}/{REQUIREMENTS}"))? else { return Ok(None) };
+    let locked = distributions::parse(&text)?;
+    let top = files.list(path)?.into_iter().filter(|name| !TOP.contains(&name.as_str()));
+    let mut others: Vec<String> = top.collect();
+    for python in files.list(format!("{path}/lib"))? {
+        let there = distributions::names(files, &format!("{path}/lib/{python}/site-packages"))?;
+        others.extend(there.into_iter().filter(|name| {
+            !OF_VENV.contains(&name.as_str()) && locked.iter().all(|locked| locked.name != *name)
+        }));
+    }
+    Ok(Some(others))
+}
+
+/// Removes an environment of ours. What says that it is ours goes last, so that a removal that was killed is gone on with.
+pub(crate) fn remove(files: &Files, path: &str) -> Result<()> {
+    for name in files.list(path)?.iter().filter(|name| *name != REQUIREMENTS) {
+        let path = format!("{path}/{name}");
+        match files.lstat(&path)? {
+            Some(meta) if meta.is_dir() => files.remove_tree(&path)?,
+            _ => files.remove(&path)?,
+        }
+    }
+    files.remove_tree(path)
 }
 
 /// How the environment stands.

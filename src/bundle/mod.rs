@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use manifest::Manifest;
-pub use place::{FILES, LISTS, SOURCES, tidy};
+pub use place::{DIR, FILES, LISTS, SOURCES, tidy};
 pub use remote::Remote;
 
 use crate::catalog::choose::{Choice, Source};

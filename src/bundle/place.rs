@@ -19,7 +19,7 @@ use crate::install::fetch::Item;
 use crate::install::fetch_files;
 
 /// Everything about bundles.
-const DIR: &str = "/var/lib/gpu-bootstrap/bundle";
+pub const DIR: &str = "/var/lib/gpu-bootstrap/bundle";
 /// The bundle's files.
 pub const FILES: &str = "/var/lib/gpu-bootstrap/bundle/files";
 /// apt's sources.

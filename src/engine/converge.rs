@@ -168,6 +168,7 @@ fn note_before(action: &Action, host: &Host) -> Result<()> {
     match action {
         Action::Command(_) => Ok(()),
         Action::Service(service) => host.note_unit(&service.unit),
+        Action::PythonEnvironment(environment) => host.note_environment(&environment.path),
         action => action.target().map_or(Ok(()), |path| host.note_before(path)),
     }
 }
@@ -175,7 +176,7 @@ fn note_before(action: &Action, host: &Host) -> Result<()> {
 /// Notes what lies there now that the action is satisfied: after its own work, or after that of a run that was killed.
 fn note_ours(action: &Action, host: &Host) -> Result<()> {
     match action {
-        Action::Command(_) => Ok(()),
+        Action::Command(_) | Action::PythonEnvironment(_) => Ok(()),
         action => action.target().map_or(Ok(()), |path| host.note_written(path)),
     }
 }

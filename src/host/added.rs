@@ -32,6 +32,8 @@ pub struct Added {
     pub directories: BTreeSet<String>,
     /// Units that were enabled and started.
     pub units: BTreeSet<String>,
+    /// Python environments that were made.
+    pub environments: BTreeSet<String>,
 }
 
 /// A package that a run installed.
@@ -90,6 +92,17 @@ impl Added {
         })
     }
 
+    /// The directories that will have to be made for a path.
+    fn note_directories_above(&mut self, files: &Files, path: &str) -> Result<()> {
+        for dir in Path::new(path).ancestors().skip(1) {
+            if files.exists(dir)? {
+                break;
+            }
+            self.directories.insert(dir.display().to_string());
+        }
+        Ok(())
+    }
+
     /// Writes it durably.
     pub fn write(&self, files: &Files) -> Result<()> {
         let json = serde_json::to_vec_pretty(self)
@@ -111,12 +124,7 @@ impl Host {
             Some(state) if state == "other" => return Ok(()), // a directory, or worse: the action will say so
             Some(state) => Some(self.keep(path, state)?),
         };
-        for dir in Path::new(path).ancestors().skip(1) {
-            if files.exists(dir)? {
-                break;
-            }
-            added.directories.insert(dir.display().to_string());
-        }
+        added.note_directories_above(files, path)?;
         added.files.insert(path.to_owned(), AddedFile { written: String::new(), before });
         added.write(files)
     }
@@ -145,6 +153,16 @@ impl Host {
             return Ok(());
         }
         file.written = now;
+        added.write(&self.files)
+    }
+
+    /// Notes an environment that is about to be made, or is ours already.
+    pub(crate) fn note_environment(&self, path: &str) -> Result<()> {
+        let mut added = Added::read(&self.files)?;
+        if !added.environments.insert(path.to_owned()) {
+            return Ok(());
+        }
+        added.note_directories_above(&self.files, path)?;
         added.write(&self.files)
     }
 

@@ -14,13 +14,15 @@ use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
 
+use crate::action::{deb, python_environment};
 use crate::boot;
+use crate::bundle;
 use crate::engine::lock;
 use crate::engine::signals::Signals;
 use crate::error::{Code, Error, Result, exit};
 use crate::host::added::Added;
 use crate::host::exec::Call;
-use crate::host::{Host, paths};
+use crate::host::{Host, apt, paths};
 use crate::install::Installer;
 use crate::report::streams;
 use plan::{Lies, Plan};
@@ -130,6 +132,9 @@ async fn carry_out(host: &Host, plan: &Plan) -> Result<()> {
             Lies::InPlaceOf(before) => plan::restore(host, &file.path, before)?,
         }
     }
+    for path in &plan.environments {
+        python_environment::remove(&host.files, path)?;
+    }
     for path in &plan.lists {
         host.files.remove(path)?;
     }
@@ -176,10 +181,17 @@ fn forget(host: &Host, plan: &Plan) -> Result<()> {
     for path in [paths::CHOICE, paths::RECEIPT, paths::LAST_INSTALLATION] {
         host.files.remove(path)?;
     }
-    let left = plan.what_stays(&Added::read(&host.files)?);
+    let added = Added::read(&host.files)?;
+    let mut left = plan.what_stays(&added);
     if left == (Added { schema: left.schema, ..Added::default() }) {
         host.files.remove_tree(paths::ORIGINALS_DIR)?;
         return host.files.remove(paths::ADDED);
+    }
+    // Those that what stays is in: they go with it.
+    for dir in added.directories {
+        if host.files.exists(&dir)? {
+            left.directories.insert(dir);
+        }
     }
     left.write(&host.files)
 }
@@ -188,12 +200,7 @@ fn forget(host: &Host, plan: &Plan) -> Result<()> {
 /// held.
 fn purge_state(host: &Host) -> Result<()> {
     let files = &host.files;
-    for path in [
-        paths::CACHE_DIR,
-        paths::SPOOL_DIR,
-        "/var/lib/gpu-bootstrap/no-archives",
-        "/var/lib/gpu-bootstrap/debs",
-    ] {
+    for path in [paths::CACHE_DIR, paths::SPOOL_DIR, apt::NO_ARCHIVES, deb::DEBS_DIR, bundle::DIR] {
         files.remove_tree(path)?;
     }
     for path in [paths::LAST_RESULT, paths::STATUS, paths::RESULT, paths::DELIVERY] {

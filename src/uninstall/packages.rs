@@ -24,7 +24,7 @@ pub(super) struct Packages {
     pub(super) purge: Vec<String>,
     /// What stays.
     pub(super) left: Vec<Left>,
-    /// Of what stays, what we have put on hold.
+    /// Of what stays, or was there before, what we have put on hold.
     pub(super) unhold: Vec<String>,
 }
 
@@ -37,7 +37,7 @@ impl Packages {
         let added_packages = with_arriving(host, added)?;
         if added_packages.is_empty() {
             unknown(host, notes)?;
-            return Ok(Self::default());
+            return Ok(Self { unhold: still_held(&*host.packages()?, added, &[]), ..Self::default() });
         }
         let mut found = Self::default();
         let manual = host.apt().manual().await?;
@@ -71,9 +71,7 @@ impl Packages {
             .filter(|id| found.left.iter().all(|l| l.what != **id))
             .cloned()
             .collect();
-        let stays = |id: &&String| found.left.iter().any(|l| l.what == **id);
-        let holds = |id: &&String| database.all().any(|p| p.id() == **id && p.want == Want::Hold);
-        found.unhold = added.held.iter().filter(stays).filter(holds).cloned().collect();
+        found.unhold = still_held(&database, added, &found.remove);
         Ok(found)
     }
 
@@ -118,6 +116,12 @@ impl Packages {
         }
         Ok(())
     }
+}
+
+/// What we have put on hold, is so still, and stays: packages that were there before, too.
+fn still_held(database: &Database, added: &Added, remove: &[String]) -> Vec<String> {
+    let is_held = |id: &&String| database.all().any(|p| p.id() == **id && p.want == Want::Hold);
+    added.held.iter().filter(|id| !remove.contains(id)).filter(is_held).cloned().collect()
 }
 
 /// What an installation that was killed has brought belongs to it.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::packages::Packages;
+use crate::action::python_environment;
 use crate::action::repository::list_name;
 use crate::error::Result;
 use crate::host::added::{Added, Before, state};
@@ -19,6 +20,8 @@ pub(super) struct Plan {
     pub(super) units: Vec<String>,
     pub(super) packages: Packages,
     pub(super) files: Vec<File>,
+    /// Python environments.
+    pub(super) environments: Vec<String>,
     /// apt's indexes of the sources that go.
     pub(super) lists: Vec<String>,
     /// Directories that go if they are empty then.
@@ -88,6 +91,16 @@ impl Plan {
                 _ => stays("it was changed since it was written"),
             }
         }
+        let mut environments = Vec::new();
+        for path in &added.environments {
+            let stays = |why: String| Left { what: path.clone(), why };
+            match python_environment::others(&host.files, path)? {
+                None if host.files.lstat(path)?.is_none() => {} // gone already
+                None => left.push(stays("it is no environment of ours any more".into())),
+                Some(others) if others.is_empty() => environments.push(path.clone()),
+                Some(others) => left.push(stays(format!("it has {}, too", others.join(", ")))),
+            }
+        }
         let mut lists = Vec::new();
         for file in files.iter().filter(|f| f.path.starts_with(SOURCES) && f.path.contains("gpu-bootstrap")) {
             lists.extend(lists_of(host, &file.path)?);
@@ -97,12 +110,16 @@ impl Plan {
         let packages = Packages::of(host, &added, &mut notes).await?;
         let directories =
             added.directories.iter().filter(|d| host.files.exists(d).unwrap_or(false)).cloned().collect();
-        Ok(Self { units, packages, files, lists, directories, left, notes })
+        Ok(Self { units, packages, files, environments, lists, directories, left, notes })
     }
 
     /// Whether nothing of ours is there.
     pub(super) fn is_empty(&self) -> bool {
-        self.units.is_empty() && self.packages.is_empty() && self.files.is_empty() && self.lists.is_empty()
+        self.units.is_empty()
+            && self.packages.is_empty()
+            && self.files.is_empty()
+            && self.environments.is_empty()
+            && self.lists.is_empty()
     }
 
     /// What of `added` stays true once this is carried out.
@@ -115,6 +132,7 @@ impl Plan {
             schema: added.schema,
             files: files.map(|(path, file)| (path.clone(), file.clone())).collect(),
             packages: packages.map(|(id, package)| (id.clone(), package.clone())).collect(),
+            environments: added.environments.iter().filter(|e| stays.contains(e.as_str())).cloned().collect(),
             ..Added::default()
         }
     }

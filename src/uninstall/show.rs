@@ -30,6 +30,7 @@ pub(super) fn plan(plan: &Plan, options: &Options) -> Result<()> {
     for file in &plan.files {
         lines.push(format!("{} {}", if file.is_restored() { "restore " } else { "remove  " }, file.path));
     }
+    lines.extend(plan.environments.iter().map(|path| format!("remove   {path}")));
     if !plan.packages.unhold.is_empty() {
         lines.push(format!("unhold   {}", few(&plan.packages.unhold)));
     }

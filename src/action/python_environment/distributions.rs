@@ -85,6 +85,11 @@ fn installed(files: &Files, site: &str) -> Result<BTreeMap<String, Vec<(String, 
     Ok(found)
 }
 
+/// The normalised names of what is installed in `site`.
+pub(super) fn names(files: &Files, site: &str) -> Result<Vec<String>> {
+    Ok(installed(files, site)?.into_keys().collect())
+}
+
 /// What is missing, of another version, damaged, or was being installed; with the reason.
 pub(super) fn not_whole(
     files: &Files,

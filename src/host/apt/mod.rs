@@ -27,7 +27,7 @@ use watch::Watch;
 
 /// An archives directory that is never filled: apt lists only files that it does not have yet, and the list
 /// has to be whole to be judged.
-const NO_ARCHIVES: &str = "/var/lib/gpu-bootstrap/no-archives";
+pub(crate) const NO_ARCHIVES: &str = "/var/lib/gpu-bootstrap/no-archives";
 
 /// Updates that are tried while a server is busy, and the waits between them.
 const ATTEMPTS: u32 = 4;
