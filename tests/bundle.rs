@@ -349,6 +349,26 @@ fn licences_are_asked_for_and_other_peoples_directories_are_left_alone() {
 }
 
 #[test]
+fn a_manifest_of_something_else_makes_no_bundle_and_two_do_not_work_in_one_directory() {
+    let scene = Scene::new();
+    let place = scene.at("site");
+    fs::create_dir_all(place.join("keys")).unwrap();
+    fs::write(place.join("manifest.json"), "{\"name\": \"a web page\"}").unwrap();
+    fs::write(place.join("keys/mine.asc"), "mine").unwrap();
+    let refused = told(&mut scene.create(place.to_str().unwrap()));
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("is neither empty nor a bundle"), "{}", refused.stderr);
+    assert_eq!(files(&place), ["keys/mine.asc", "manifest.json"]);
+    scene.made("bundle");
+    let held = fs::File::open(scene.at("bundle")).unwrap();
+    let held = nix::fcntl::Flock::lock(held, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let refused = told(&mut scene.create(scene.at("bundle").to_str().unwrap()));
+    assert_eq!(refused.code, 4, "{}", refused.stderr);
+    drop(held);
+    scene.made("bundle");
+}
+
+#[test]
 fn an_index_that_the_keyring_does_not_vouch_for_makes_no_bundle() {
     let scene = Scene::new();
     let other = debs::Key::new();

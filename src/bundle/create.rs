@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 use super::apart::{Apart, Distribution, Origin, Repo, keyring};
@@ -192,6 +194,33 @@ struct Store {
     remote: Remote,
     /// The directory (outside path); none for a bucket.
     dir: Option<PathBuf>,
+    /// Two at work in one directory would remove each other's files.
+    _held: Option<Flock<fs::File>>,
+}
+
+/// Whether a bundle may be made there, where what is in its directories and not in the manifest is removed: nothing lies there,
+/// or a bundle does, or what an interrupted `create` has left. A file called `manifest.json` is not yet a bundle.
+fn is_free_or_ours(dir: &Path) -> Result<bool> {
+    let names = verify::all(dir);
+    if names.is_empty() || names.iter().any(|name| name.starts_with(WORK)) {
+        return Ok(true);
+    }
+    let path = dir.join(manifest::NAME);
+    match fs::read(&path) {
+        Ok(bytes) => Ok(Manifest::read(&bytes, None, &path.display().to_string()).is_ok()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io("read", &path, e)),
+    }
+}
+
+fn hold(dir: &Path) -> Result<Flock<fs::File>> {
+    let file = fs::File::open(dir).map_err(|e| Error::io("open", dir, e))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        Errno::EWOULDBLOCK => {
+            Error::new(Code::Locked, format!("another `bundle create` is at work in {}", dir.display()))
+        }
+        e => Error::io("lock", dir, e.into()),
+    })
 }
 
 impl Store {
@@ -200,11 +229,8 @@ impl Store {
             Location::S3 { .. } => None,
             Location::Directory(path) => {
                 let dir = PathBuf::from(path);
-                let names = verify::all(&dir);
-                let is_ours = names.is_empty()
-                    || dir.join(manifest::NAME).exists()
-                    || names.iter().any(|n| n.starts_with(WORK));
-                if !is_ours {
+                fs::create_dir_all(&dir).map_err(|e| Error::io("make the directory", &dir, e))?;
+                if !is_free_or_ours(&dir)? {
                     let text = format!("--output {path} is neither empty nor a bundle");
                     return Err(
                         Error::new(Code::Usage, text).with_hint("name an empty directory, or a new one")
@@ -213,7 +239,8 @@ impl Store {
                 Some(dir)
             }
         };
-        Ok(Self { location: location.clone(), remote, dir })
+        let held = dir.as_deref().map(hold).transpose()?;
+        Ok(Self { location: location.clone(), remote, dir, _held: held })
     }
 
     async fn has(&self, file: &File) -> Result<bool> {

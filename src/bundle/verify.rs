@@ -145,15 +145,15 @@ pub async fn anywhere(
     }
     let there: Vec<&File> = manifest.files.iter().filter(|f| keys.contains(&f.path)).collect();
     for batch in there.chunks(BATCH) {
-        let mut items = Vec::new();
-        for (number, file) in batch.iter().enumerate() {
-            items.push(Item {
-                uri: remote.url(location, &file.path).await?,
-                size: file.size,
-                sha256: file.sha256.clone(),
-                path: room.path().join(number.to_string()),
-            });
-        }
+        let paths: Vec<_> = batch.iter().map(|f| f.path.clone()).collect();
+        let urls = remote.urls(location, &paths).await?;
+        let item = |(number, (file, uri)): (usize, (&&File, String))| Item {
+            uri,
+            size: file.size,
+            sha256: file.sha256.clone(),
+            path: room.path().join(number.to_string()),
+        };
+        let items: Vec<Item> = batch.iter().zip(urls).enumerate().map(item).collect();
         for (number, error) in fetch_files(host, items.clone()).await? {
             faults.wrong.insert(batch[number].path.clone(), format!("cannot be used: {error}"));
         }
