@@ -2,10 +2,13 @@
 //! leaves of others', what the next run and an uninstall make of it. With containerd itself: tests/e2e/containers.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/programs.rs"]
+mod programs;
 #[path = "support/simulated_driver.rs"]
 mod simulated_driver;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -195,4 +198,27 @@ fn wrong_wishes_are_refused_with_their_place() {
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(":2:") && said.contains(words), "{written}: {said}");
     }
+}
+
+/// Calls of `systemctl` go to a script: the daemon runs, and starts with no configuration that says `cdi`.
+#[test]
+fn a_daemon_that_does_not_start_with_the_extended_file_gets_its_own_back() {
+    let machine = machine(&CONFIG.replace("\"docker\", \"containerd\"", "\"docker\""))
+        .file("/proc/77/stat", "77 (dockerd) S 1 77 77 0 -1 0 0 0 0 0 0 0 0 0 20 0 8 0 1000 1 1\n")
+        .file("/proc/uptime", "20.00 30.00\n")
+        .file("/run/systemd/system/.keep", "")
+        .file(
+            "/usr/bin/systemctl",
+            "#!/bin/sh\necho \"$*\" >>/calls\ncase $1 in\nshow) echo ActiveState=active; echo MainPID=77 ;;\n\
+             restart) ! grep -q cdi /etc/docker/daemon.json ;;\nesac\n",
+        );
+    programs::busybox(&machine.at("/"), &["sh", "grep"]);
+    fs::set_permissions(machine.at("/usr/bin/systemctl"), fs::Permissions::from_mode(0o755)).unwrap();
+    let output = agent(&machine, &["run"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("[container-config]") && said.contains("it runs again with the old one"), "{said}");
+    assert_eq!(read(&machine, "/etc/docker/daemon.json"), DAEMON);
+    let restarts = read(&machine, "/calls").lines().filter(|l| *l == "restart docker.service").count();
+    assert_eq!(restarts, 2, "with the new file, and with the old one");
 }

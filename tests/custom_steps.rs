@@ -27,7 +27,10 @@ version = \"none\"
 /// A machine with a GPU, busybox, and these steps.
 fn machine(steps: &[(&str, &str)]) -> Machine {
     let mut machine = Machine::debian12().t4().file("/etc/gpu-bootstrap/none.toml", NOTHING_BUILT_IN);
-    put_busybox(&machine);
+    machine::programs::busybox(
+        &machine.outside("/"),
+        &["sh", "cp", "env", "grep", "mkdir", "pwd", "sleep", "test", "touch"],
+    );
     for (name, text) in steps {
         machine = machine.file(&format!("/etc/gpu-bootstrap/steps.d/{name}"), text);
     }
@@ -45,21 +48,6 @@ fn set_mode(machine: &Machine, path: &str, mode: u32) {
     let path = machine.outside(path);
     if path.exists() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    }
-}
-
-/// This machine's busybox with its libraries, under the names that the steps use.
-fn put_busybox(machine: &Machine) {
-    let listed = Command::new("ldd").arg("/bin/busybox").output().unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    let libraries = listed.split_whitespace().filter(|word| word.starts_with('/'));
-    for file in libraries.chain(["/bin/busybox"]) {
-        let to = machine.outside(file);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(file, to).unwrap();
-    }
-    for name in ["sh", "cp", "env", "grep", "mkdir", "pwd", "sleep", "test", "touch"] {
-        std::os::unix::fs::symlink("busybox", machine.outside(&format!("/bin/{name}"))).unwrap();
     }
 }
 

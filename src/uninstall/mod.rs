@@ -122,7 +122,7 @@ async fn carry_out(host: &Host, plan: &Plan) -> Result<()> {
             host.exec
                 .run(&call)
                 .await
-                .map_err(|e| Error::new(Code::ServiceFailed, format!("{unit} does not stop")).because(e))?;
+                .map_err(|e| Error::new(Code::Exec, format!("{unit} does not stop")).because(e))?;
         }
     }
     packages::take(host, &plan.packages).await?;

@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "shared between test files, not each of which uses all of it")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "programs.rs"]
+pub(crate) mod programs;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -71,22 +74,7 @@ impl Machine {
 
     /// Copies a program of this machine, with the libraries that it names.
     pub(crate) fn bring(&self, program: &str) {
-        let path = ["/usr/bin", "/bin"].map(|dir| format!("{dir}/{program}"));
-        let path = path
-            .iter()
-            .find(|path| Path::new(path).exists())
-            .unwrap_or_else(|| panic!("{program} is needed"));
-        let libraries = Command::new("ldd").arg(path).output().unwrap();
-        let libraries = String::from_utf8(libraries.stdout).unwrap();
-        let to = |path: &str| {
-            let to = self.outside(path);
-            fs::create_dir_all(to.parent().unwrap()).unwrap();
-            to
-        };
-        fs::copy(path, to(&format!("/usr/bin/{program}"))).unwrap();
-        for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-            fs::copy(library, to(library)).unwrap();
-        }
+        programs::bring(&self.outside("/"), program);
     }
 
     /// A program that notes its arguments in `/asked`, and then does `rest`.

@@ -145,11 +145,14 @@ impl Converge for ContainerRuntime {
         } else {
             "it does not start with the old one, either"
         };
-        Err(Error::new(Code::ServiceFailed, format!("{unit} does not start with the extended {path}; {now}"))
-            .with_hint(format!(
-                "`journalctl --unit {unit}` says why; often a flag of the unit and the file say the same thing"
-            ))
-            .because(error))
+        Err(Error::new(
+            Code::ContainerConfig,
+            format!("{unit} does not start with the extended {path}; {now}"),
+        )
+        .with_hint(format!(
+            "`journalctl --unit {unit}` says why; often a flag of the unit and the file say the same thing"
+        ))
+        .because(error))
     }
 
     fn target(&self) -> Option<&str> {
