@@ -18,7 +18,8 @@ use apt_machine::{Machine, block};
 use debs::Deb;
 use gpu_bootstrap::action::apt_package::AptPackage;
 use gpu_bootstrap::action::kernel_hold::KernelHold;
-use gpu_bootstrap::action::{Action, Check};
+use gpu_bootstrap::action::kernel_module::KernelModule;
+use gpu_bootstrap::action::{Action, Applied, Check};
 use gpu_bootstrap::error::Code;
 
 const PINNED: &[&str] = &["nvidia-*", "libnvidia-*"];
@@ -214,4 +215,34 @@ fn the_kernel_is_held_with_what_brings_the_next_one() {
     ] {
         assert_eq!(m.state(package), state);
     }
+}
+
+/// A driver that was loaded with another parameter is taken out only where nobody computes with it.
+#[test]
+fn a_driver_in_use_is_not_taken_out_in_part() {
+    let m = Machine::new(&[]);
+    for (path, text) in [
+        ("/sys/module/nvidia/refcnt", "1\n"),
+        ("/sys/module/nvidia/holders/nvidia_uvm", ""),
+        ("/sys/module/nvidia_uvm/refcnt", "2\n"), // somebody has /dev/nvidia-uvm open
+        ("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05\n"),
+        ("/proc/driver/nvidia/params", "EnableGpuFirmware: 1\n"),
+        ("/proc/sys/kernel/osrelease", "6.1.0-18-cloud-amd64\n"),
+        ("/usr/local/sbin/rmmod", "#!/bin/sh\necho \"$1\" >>/removed\n"),
+    ] {
+        m.root.write(path, text);
+    }
+    let program = m.root.at("/usr/local/sbin/rmmod");
+    std::fs::set_permissions(program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let action = Action::KernelModule(KernelModule {
+        modules: vec!["nvidia".into()],
+        parameters: vec!["EnableGpuFirmware=0".into()],
+    });
+    let applied = block(action.apply(&m.host)).unwrap();
+    assert!(matches!(applied, Applied::RebootNeeded { .. }), "{applied:?}");
+    assert!(!m.root.at("/removed").exists(), "a module of a driver in use was asked to go");
+    // Free now: all of it is asked to go.
+    m.root.write("/sys/module/nvidia_uvm/refcnt", "0\n");
+    drop(block(action.apply(&m.host)));
+    assert_eq!(m.root.read("/removed"), "nvidia_uvm\nnvidia\n");
 }
