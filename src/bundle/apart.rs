@@ -50,6 +50,11 @@ impl Distribution {
         })
     }
 
+    /// As the catalog spells it: `ubuntu2204`.
+    pub(super) fn distro(&self) -> String {
+        format!("{}{}", self.id, self.version.replace('.', ""))
+    }
+
     /// The sources of its archive, as its images have them.
     fn sources(&self, arch: &str, components: &[String]) -> String {
         let codename = self.codename;

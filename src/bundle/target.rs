@@ -3,13 +3,11 @@
 use std::fs;
 
 use super::apart::Distribution;
+use crate::catalog::machine;
 use crate::config::Config;
 use crate::config::schema::OnNoGpu;
 use crate::error::{Code, Error, Result};
-use crate::facts::disk::Disk;
-use crate::facts::gpu::GpuFacts;
-use crate::facts::identity::Identity;
-use crate::facts::os::{Arch, Os};
+use crate::facts::os::Arch;
 use crate::facts::{Fact, Facts};
 
 const SOURCE: &str = "the command line";
@@ -43,39 +41,23 @@ impl Target {
 
     /// Its facts; what the command line leaves out is as here. `arch` is what its instance types have.
     pub fn facts(&self, here: &Facts, arch: Option<Arch>) -> Result<Facts> {
-        let fact = |text: &str| Fact::new(text.to_owned(), SOURCE);
-        let mut os = Os { container: None, secure_boot: Fact::new(false, SOURCE), ..here.os.clone() };
-        if let Some(name) = &self.os {
-            let distribution = Distribution::named(name)?;
-            os.id = fact(distribution.id);
-            os.version_id = fact(distribution.version);
-            os.codename = fact(distribution.codename);
-        }
+        let named = self.os.as_deref().map(Distribution::named).transpose()?;
+        let distro = named.map_or_else(|| here.os.distro(), Distribution::distro);
         let arch = match &self.arch {
             Some(name) => Some(Arch::parse(name).ok_or_else(|| {
                 Error::new(Code::Usage, format!("--arch {name} is neither amd64 nor arm64"))
             })?),
             None => arch,
         };
-        os.arch = Fact::new(arch.unwrap_or(os.arch.value), SOURCE);
-        os.kernel = match &self.kernel {
-            Some(release) => fact(release),
-            // EC2's images have these flavours; the version is nobody's.
-            None if os.id.value == "debian" => fact(&format!("0-cloud-{}", os.arch.value.debian_name())),
-            None => fact("0-aws"),
+        let mut facts = machine::facts(&distro, arch.unwrap_or(here.os.arch.value));
+        facts.os.codename = match named {
+            Some(distribution) => Fact::new(distribution.codename.to_owned(), SOURCE),
+            None => here.os.codename.clone(),
         };
-        let room = || Fact::new(u64::MAX, SOURCE);
-        Ok(Facts {
-            identity: Identity {
-                on_ec2: Fact::new(false, SOURCE),
-                instance: None,
-                user_data: None,
-                boot_id: here.identity.boot_id.clone(),
-            },
-            os,
-            gpu: GpuFacts::default(),
-            disk: Disk { usr_free: room(), var_free: room(), instance_store: Fact::new(Vec::new(), SOURCE) },
-        })
+        if let Some(release) = &self.kernel {
+            facts.os.kernel = Fact::new(release.clone(), SOURCE);
+        }
+        Ok(facts)
     }
 }
 
