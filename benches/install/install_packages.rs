@@ -1,22 +1,26 @@
 //! Installs packages the agent's way, without a plan around it: for the benchmark and the tests of `src/install/`.
 //!
 //! ```text
-//! install-packages [--root DIR] [--method pipeline|originals|apt] [--memory MIB] [--recommends] PACKAGE…
+//! install-packages [--root DIR] [--method pipeline|originals|apt] [--memory MIB] [--recommends] [--no-prefetch]
+//!                  PACKAGE… [--then PACKAGE…]…
 //! ```
 //!
-//! Prints one JSON line on standard output: how it was done, bytes and seconds. Exits 1 where it failed.
+//! `--then` begins another installation, as of a later step: what it needs is fetched while the one before it is at work,
+//! unless `--no-prefetch` is given. Prints one JSON line for each installation on standard output: how it was done, bytes
+//! and seconds. Exits 1 where one failed.
 
 use std::process::ExitCode;
 
 use gpu_bootstrap::host::Host;
 use gpu_bootstrap::host::apt::Request;
+use gpu_bootstrap::install::ahead::Wish;
 use gpu_bootstrap::install::{Installer, Options, Rung, stand_in};
 
 fn main() -> ExitCode {
     stand_in::play_if_called();
     let mut root = "/".to_owned();
     let mut options = Options::default();
-    let mut request = Request::default();
+    let (mut recommends, mut steps) = (false, vec![Request::default()]);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().unwrap_or_default();
@@ -34,25 +38,32 @@ fn main() -> ExitCode {
                 Ok(mebibytes) => options.memory = Some(mebibytes << 20),
                 Err(e) => return usage(&format!("--memory: {e}")),
             },
-            "--recommends" => request.recommends = true,
+            "--recommends" => recommends = true,
+            "--no-prefetch" => options.prefetch = false,
+            "--then" => steps.push(Request::default()),
             flag if flag.starts_with('-') => return usage(&format!("there is no {flag}")),
-            package => request.packages.push(package.to_owned()),
+            package => {
+                if let Some(step) = steps.last_mut() {
+                    step.packages.push(package.to_owned());
+                }
+            }
         }
     }
-    if request.packages.is_empty() {
+    if steps.iter().any(|step| step.packages.is_empty()) {
         return usage("no package is named");
     }
-    install(root, options, &request)
+    steps.iter_mut().for_each(|step| step.recommends = recommends);
+    install(root, options, &steps)
 }
 
 fn usage(why: &str) -> ExitCode {
     eprintln!(
-        "{why}\nusage: install-packages [--root DIR] [--method pipeline|originals|apt] [--memory MIB] [--recommends] PACKAGE…"
+        "{why}\nusage: install-packages [--root DIR] [--method pipeline|originals|apt] [--memory MIB] [--recommends] [--no-prefetch] PACKAGE… [--then PACKAGE…]…"
     );
     ExitCode::from(2)
 }
 
-fn install(root: String, options: Options, request: &Request) -> ExitCode {
+fn install(root: String, options: Options, steps: &[Request]) -> ExitCode {
     let host = Host::new(root.into()).with_notices(|text| eprintln!("{text}"));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -61,16 +72,18 @@ fn install(root: String, options: Options, request: &Request) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(Installer::new(&host).with(options).install(request)) {
-        Ok(report) => {
-            println!("{}", serde_json::to_string(&report).unwrap_or_default());
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("{error} [{}]", error.code());
-            error.causes().iter().for_each(|cause| eprintln!("  because: {cause}"));
-            error.hint().iter().for_each(|hint| eprintln!("  hint: {hint}"));
-            ExitCode::FAILURE
+    for (number, request) in steps.iter().enumerate() {
+        let later = steps[number + 1..].iter().map(|step| Wish { request: step.clone(), ..Wish::default() });
+        host.ahead().expect(later.collect());
+        match runtime.block_on(Installer::new(&host).with(options).install(request)) {
+            Ok(report) => println!("{}", serde_json::to_string(&report).unwrap_or_default()),
+            Err(error) => {
+                eprintln!("{error} [{}]", error.code());
+                error.causes().iter().for_each(|cause| eprintln!("  because: {cause}"));
+                error.hint().iter().for_each(|hint| eprintln!("  hint: {hint}"));
+                return ExitCode::FAILURE;
+            }
         }
     }
+    ExitCode::SUCCESS
 }

@@ -1,6 +1,7 @@
 //! What later steps will need, fetched while an earlier one installs: from the moment when the packages of that one are
-//! all verified, so that the link would be idle, until the run ends. apt says which files they are; they come by the same
-//! fetcher, at a low priority, into the cache, named by their SHA-256. The installation that needs them takes them from
+//! all unpacked (in the pipeline) or verified (where dpkg unpacks, on one core), so that link and cores would be idle, until
+//! the run ends. Begun earlier, it took the cores from what the run waits for (docs/performance.md). apt says which files
+//! they are; they come by the same fetcher, at a low priority, into the cache, named by their SHA-256. The installation that needs them takes them from
 //! there ([`Stock`]), waits for one that is on its way, and hashes each of them before anything of it is read.
 //!
 //! Nothing of this can fail a run: what could not be fetched ahead is fetched when it is needed, and told then. It takes

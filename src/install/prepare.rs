@@ -30,28 +30,23 @@ use crate::report::event::{Progress, Unit};
 /// Where the process's own work stands when apt has ended.
 type Ended = (Result<Output>, Prepared);
 
-/// How far verifying has come, and what begins when it is over.
+/// How far verifying has come.
 struct Verifying {
     began: Instant,
     left: usize,
     /// From then until everything was verified.
     seconds: Option<f64>,
-    next: Option<Start>,
 }
 
 impl Verifying {
-    fn of(packages: usize, began: Instant, mut next: Option<Start>) -> Arc<std::sync::Mutex<Self>> {
-        if packages == 0 {
-            next.take().into_iter().for_each(Start::go);
-        }
-        Arc::new(std::sync::Mutex::new(Self { began, left: packages, seconds: None, next }))
+    fn of(packages: usize, began: Instant) -> Arc<std::sync::Mutex<Self>> {
+        Arc::new(std::sync::Mutex::new(Self { began, left: packages, seconds: None }))
     }
 
     fn one_more(&mut self) {
         self.left = self.left.saturating_sub(1);
         if self.left == 0 {
             self.seconds = Some(self.began.elapsed().as_secs_f64());
-            self.next.take().into_iter().for_each(Start::go);
         }
     }
 }
@@ -189,13 +184,15 @@ impl Installer<'_> {
         let policy = self.policy(plan, stage)?;
         let fetched = plan.downloads.len();
         let local = packages.len() - fetched;
-        let unpacker = Unpacker::start(stage.clone(), policy, packages, self.limits());
+        // Not before: as long as packages wait to be decoded, the cores are what the run waits for, and not the link.
+        let next = self.ahead(request, plan).map(|start| Box::new(move || start.go()) as _);
+        let unpacker = Unpacker::start(stage.clone(), policy, packages, self.limits(), next);
         let server = Server::start(stage, archives, unpacker.handle())?;
         // Files that were there already were verified by whoever asked for them.
         (fetched..fetched + local).for_each(|number| unpacker.handle().verified(number));
         let began = Instant::now();
         let stock = Stock::new(self.host, request, plan, stage)?;
-        let verifying = Verifying::of(fetched, began, self.ahead(request, plan));
+        let verifying = Verifying::of(fetched, began);
         let fetching = self.feed(plan, stage, proxy, &stock, unpacker.handle(), verifying.clone());
         let output = self
             .apt()
@@ -228,7 +225,7 @@ impl Installer<'_> {
         Ok((output, prepared))
     }
 
-    /// Starts the downloads and tells the unpacker what comes of them. When everything is verified, `next` begins.
+    /// Starts the downloads and tells the unpacker what comes of them.
     fn feed(
         &self,
         plan: &Plan,

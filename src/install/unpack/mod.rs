@@ -203,8 +203,15 @@ struct Job {
 }
 
 impl Unpacker {
-    /// Starts the threads. Packages are in the order in which dpkg will ask for them.
-    pub(super) fn start(stage: Arc<Stage>, policy: Policy, packages: Vec<Package>, limits: Limits) -> Self {
+    /// Starts the threads. Packages are in the order in which dpkg will ask for them. When the last one is ready, and the
+    /// cores have no more work of it, `next` begins.
+    pub(super) fn start(
+        stage: Arc<Stage>,
+        policy: Policy,
+        packages: Vec<Package>,
+        limits: Limits,
+        next: Option<Box<dyn FnOnce() + Send>>,
+    ) -> Self {
         let slot = |package| Slot {
             package,
             job: Mutex::new(None),
@@ -216,7 +223,7 @@ impl Unpacker {
             policy,
             packages: packages.into_iter().map(slot).collect(),
             pool: Arc::new(Queue::new(limits.memory)),
-            outcome: Mutex::default(),
+            outcome: Mutex::new(Outcome { next, ..Outcome::default() }),
             changed: Condvar::new(),
             unchanged: OnceLock::new(),
             decode_ns: AtomicU64::new(0),

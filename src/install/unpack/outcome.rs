@@ -17,6 +17,8 @@ pub(super) struct Outcome {
     pub(super) failed: Option<String>,
     pub(super) error: Option<Error>,
     pub(super) over: bool,
+    /// Begins when every package is ready.
+    pub(super) next: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// Tells the unpacker what is there, and waits for what it makes of it.
@@ -108,10 +110,58 @@ impl Shared {
     pub(super) fn ready(&self, package: usize, ready: Ready) {
         let mut outcome = self.outcome();
         outcome.ready.insert(package, ready);
-        if outcome.ready.len() == self.packages.len() {
+        let is_last = outcome.ready.len() == self.packages.len();
+        if is_last {
             outcome.all_ready_at = Some(Instant::now());
         }
+        let next = outcome.next.take_if(|_| is_last);
         drop(outcome);
         self.changed.notify_all();
+        next.into_iter().for_each(|begin| begin());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::super::{Limits, Package, Policy, Unpacker};
+    use super::*;
+    use crate::host::Host;
+    use crate::install::stage::{Mounts, Stage};
+
+    #[tokio::test]
+    async fn what_comes_next_begins_when_the_last_package_is_ready() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path().into());
+        let stage = Arc::new(Stage::make(&host, Instant::now()).await.unwrap());
+        let policy = Policy {
+            fresh: HashSet::new(),
+            special: HashSet::new(),
+            mounts: Mounts::new(&host.files, &stage).unwrap(),
+            unchanged: Box::new(|| Ok(())),
+        };
+        // Files that are not there: each is handed over as it came.
+        let package = |name: &str| Package {
+            file: root.path().join(name),
+            inside: name.into(),
+            size: 0,
+            disposable: false,
+        };
+        let (begin, begun) = channel();
+        let next = Box::new(move || begin.send(()).unwrap());
+        let limits = Limits { threads: 1, memory: 1 << 20, nice: 0 };
+        let unpacker = Unpacker::start(stage, policy, vec![package("a"), package("b")], limits, Some(next));
+        let handle = unpacker.handle();
+        handle.verified(0);
+        while handle.0.outcome().ready.is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(begun.try_recv().is_err(), "one package is not unpacked yet");
+        handle.verified(1);
+        begun.recv_timeout(Duration::from_secs(30)).expect("all are ready");
+        assert!(handle.all_ready_at().is_some());
     }
 }
