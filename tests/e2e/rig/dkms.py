@@ -59,7 +59,7 @@ def switch(work, binary, say):
         kernel = boots(machine)
         before = versions(machine)
         check.true(before["libcuda1"][1].startswith("535."), f"the driver before the switch: {before.get('libcuda1')}")
-        installs(agent, machine, say, CONFIG + '[driver]\nbranch = "470"\n')
+        installs(agent, machine, say, CONFIG + '[driver]\nbranch = "470"\n', "--replan")
         looks(machine, agent, kernel, say, "470")
         after = versions(machine)
         check.equal(sorted(name for name, (_, version) in after.items() if version.startswith("535.") and name in DRIVER),
@@ -123,11 +123,11 @@ def boots(machine):
     return kernel
 
 
-def installs(agent, machine, say, config=CONFIG):
-    """A run that does everything but load the module, and a second one that changes nothing."""
+def installs(agent, machine, say, config=CONFIG, *arguments):
+    """A run (with `arguments`) that does everything but load the module, and a second one that changes nothing."""
     with open(machine.user_data, "w", encoding="utf-8") as out:
         out.write(config)
-    agent.run(expect=5)
+    agent.run(*arguments, expect=5)
     error = agent.result()["error"]
     check.equal(error["code"], "driver-not-loaded", f"the error's code ({error})")
     say(f"verdict: {error['message']}")
