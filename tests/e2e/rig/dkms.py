@@ -74,9 +74,9 @@ def switch(work, binary, say):
         check.true("modprobe -i nvidia-tesla-470" in modprobe, f"what a boot would load: {modprobe}")
 
 
-# What a driver consists of, by the names of the newest branch.
+# What brings a driver into use, by the names of the newest branch.  Its firmware and the like may stay: nothing leads to them.
 DRIVER = {"libcuda1", "libnvidia-ml1", "nvidia-smi", "nvidia-kernel-dkms", "nvidia-kernel-support", "nvidia-alternative",
-          "libnvidia-ptxjitcompiler1", "libnvidia-cfg1"}
+          "libnvidia-cfg1"}
 
 
 def kept(work, binary, say):
