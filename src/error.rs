@@ -157,6 +157,7 @@ codes! {
     LicenceNotAccepted "licence-not-accepted" USAGE "A bundle would hold files under a licence that has not been accepted.";
     // device query
     DriverNotLoaded "driver-not-loaded" UNHEALTHY "The NVIDIA kernel module is not loaded.";
+    GpuNotDriven "gpu-not-driven" UNHEALTHY "The NVIDIA kernel module was loaded, found no GPU that it can drive, and went away again.";
     DriverMismatch "driver-mismatch" UNHEALTHY "Kernel module, libraries and services of the driver have different versions.";
     ModuleBuildFailed "module-build-failed" FAILED "DKMS could not build the driver's kernel module; the message has the compiler's line.";
     ServiceFailed "service-failed" UNHEALTHY "A service that the GPUs need does not start.";
@@ -287,7 +288,8 @@ impl Code {
             | Self::NvmlFailed
             | Self::CudaFailed
             | Self::ComputeFailed
-            | Self::GpuUnhealthy => {
+            | Self::GpuUnhealthy
+            | Self::GpuNotDriven => {
                 "look for Xid lines in `dmesg`; stop and start the instance to get other hardware"
             }
             Self::LibraryMissing | Self::LibraryBroken => "run again: the packages are mended",

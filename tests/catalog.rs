@@ -428,6 +428,27 @@ fn an_earlier_choice_is_kept_while_it_fits() {
 }
 
 #[test]
+fn debian_s_branches_and_flavours_do_not_stay_beside_each_other() {
+    let driver = |os, wish: &str| {
+        let wish = format!("source.packages = 'distro'\n{wish}");
+        chosen(&instance(os, "g4dn.xlarge"), &wish).driver.unwrap()
+    };
+    for os in ["debian11", "debian12"] {
+        let newest = driver(os, "");
+        assert_eq!((newest.branch.as_str(), &newest.packages[0][..]), ("535", "nvidia-kernel-dkms"), "{os}");
+        assert_eq!(newest.without, ["nvidia-tesla-470-alternative"], "{os}");
+        let old = driver(os, "driver.branch = '470'");
+        assert_eq!(&old.packages[0], "nvidia-tesla-470-kernel-dkms", "{os}");
+        assert_eq!(old.without, ["nvidia-alternative"], "{os}");
+    }
+    let others = |flavour: &str| driver("debian13", &format!("driver.flavour = '{flavour}'")).without;
+    assert_eq!(others("open"), ["nvidia-tesla-535-alternative", "nvidia-kernel-support"]);
+    assert_eq!(others("proprietary"), ["nvidia-tesla-535-alternative", "nvidia-open-kernel-support"]);
+    // Ubuntu's and NVIDIA's exclude each other by themselves.
+    assert_eq!(driver("ubuntu2404", "").without, Vec::<String>::new());
+}
+
+#[test]
 fn the_source_is_the_repository_of_this_machine() {
     let repository = |facts: &Facts, toml: &str| match chosen(facts, toml).source {
         Source::Nvidia(repository) => repository,

@@ -28,11 +28,35 @@ fn driver(names: &[&str], version: &str) -> Action {
     let owned = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
     Action::AptPackage(AptPackage {
         packages: owned(names),
-        recommends: false,
         hold: true,
         pinned: owned(PINNED),
         pinned_version: version.to_owned(),
+        ..AptPackage::default()
     })
+}
+
+/// A branch whose names alone tell it from others, in place of `rival` and of what hangs on that.
+fn instead(names: &[&str], rival: &str) -> Action {
+    Action::AptPackage(AptPackage {
+        packages: names.iter().map(|name| (*name).to_owned()).collect(),
+        without: vec![rival.to_owned()],
+        hold: true,
+        ..AptPackage::default()
+    })
+}
+
+/// Debian's: branches can be installed beside each other, and each hangs on a package that brings it into use.
+fn debian(infix: &str, version: &str) -> Vec<Deb> {
+    let base = format!("nvidia-{infix}alternative");
+    let exact = format!("{base} (= {version})");
+    let part = |name: String| Deb::new(&name, version).field("Depends", &exact);
+    let kernel = format!("nvidia-{infix}kernel-support");
+    vec![
+        Deb::new(&base, version),
+        part(kernel.clone()),
+        Deb::new(&format!("nvidia-{infix}kernel-dkms"), version).field("Depends", &kernel),
+        part(format!("libnvidia-{infix}cuda1")),
+    ]
 }
 
 /// Ubuntu's: every branch has names of its own, and each excludes the others by a virtual package.
@@ -106,6 +130,36 @@ fn machine() -> Machine {
     }
     all.push(Deb::new("keepme", "1.0"));
     Machine::new(&all)
+}
+
+#[test]
+fn a_branch_that_could_stay_beside_another_goes_with_all_that_hangs_on_it() {
+    let mut all = debian("", "535.309.01-1");
+    all.extend(debian("tesla-470-", "470.256.02-1"));
+    all.push(Deb::new("nvidia-modprobe", "535.309.01-1"));
+    let m = Machine::new(&all);
+    let new = instead(
+        &["nvidia-kernel-dkms", "libnvidia-cuda1", "nvidia-modprobe"],
+        "nvidia-tesla-470-alternative",
+    );
+    let old = instead(
+        &["nvidia-tesla-470-kernel-dkms", "libnvidia-tesla-470-cuda1", "nvidia-modprobe"],
+        "nvidia-alternative",
+    );
+    brings(&m, &new, "nvidia-kernel-dkms is not installed");
+    brings(&m, &old, "nvidia-alternative 535.309.01-1 would keep another driver in use");
+    assert_eq!(
+        set(&m),
+        [
+            "hi libnvidia-tesla-470-cuda1 470.256.02-1",
+            "hi nvidia-modprobe 535.309.01-1",
+            "hi nvidia-tesla-470-alternative 470.256.02-1",
+            "hi nvidia-tesla-470-kernel-dkms 470.256.02-1",
+            "hi nvidia-tesla-470-kernel-support 470.256.02-1",
+        ]
+    );
+    brings(&m, &new, "nvidia-tesla-470-alternative 470.256.02-1 would keep another driver in use");
+    assert!(set(&m).iter().all(|line| !line.contains("tesla")), "{:?}", set(&m));
 }
 
 #[test]

@@ -17,6 +17,10 @@ use crate::install::ahead::Wish;
 pub struct AptPackage {
     /// Names, possibly `name=version`; the version may hold `*`.
     pub packages: Vec<String>,
+    /// Names of NVIDIA's driver packages that must not be there: they would keep another driver in use. What depends on
+    /// them goes, too.
+    #[serde(default)]
+    pub without: Vec<String>,
     /// Whether recommended packages come along.
     #[serde(default)]
     pub recommends: bool,
@@ -39,6 +43,7 @@ impl AptPackage {
         Wanted {
             key: package_set::key("apt", &parts),
             specs: self.packages.iter().map(|p| Spec::parse(p)).collect(),
+            without: self.without.clone(),
             hold: self.hold,
             pin: self.pin(),
         }

@@ -48,7 +48,13 @@ impl Deb {
 
     fn wanted(&self, debs: &[(String, Control)]) -> Wanted {
         let spec = |(_, c): &(String, Control)| Spec::parse(&format!("{}:{}={}", c.name, c.arch, c.version));
-        Wanted { key: self.key(), specs: debs.iter().map(spec).collect(), hold: self.hold, pin: None }
+        Wanted {
+            key: self.key(),
+            specs: debs.iter().map(spec).collect(),
+            without: Vec::new(),
+            hold: self.hold,
+            pin: None,
+        }
     }
 
     /// What the record says the files are; `None` unless it knows every one.

@@ -4,12 +4,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::module_build;
+use super::{module_build, module_refusal};
 use crate::error::{Code, Error, Result};
 use crate::facts::gpu::{driver, module_on_disk};
 use crate::facts::os::secure_boot;
 use crate::host::Host;
 use crate::host::dpkg::compare_versions;
+use crate::host::kernel_log;
 
 const VERSION: &str = "/proc/driver/nvidia/version";
 /// Longer chains than Debian's four are loops.
@@ -119,11 +120,6 @@ pub(super) fn not_loaded(host: &Host, words: Option<&str>) -> Result<Error> {
             "the nouveau driver holds the GPU, so that NVIDIA's module cannot take it".into(),
             "blacklist nouveau in /etc/modprobe.d, run update-initramfs -u, and reboot",
         )
-    } else if words.contains("No such device") {
-        fail(
-            format!("the NVIDIA module for kernel {kernel} found no GPU that it can drive"),
-            "dmesg names the reason; older GPUs (before Turing) need flavour = \"proprietary\" and a branch that still has them",
-        )
     } else if ["Exec format error", "Unknown symbol", "Invalid module format"]
         .iter()
         .any(|w| words.contains(w))
@@ -132,6 +128,11 @@ pub(super) fn not_loaded(host: &Host, words: Option<&str>) -> Result<Error> {
             format!("the NVIDIA module for kernel {kernel} was built for another kernel or is damaged"),
             "reinstall the module's package (or run dkms autoinstall), then run again",
         )
+    } else if let Some((why, hint)) = refusal(host, words) {
+        let text = format!(
+            "kernel {kernel} loaded the NVIDIA module, which found no GPU that it can drive and went away again: {why}"
+        );
+        Error::new(Code::GpuNotDriven, text).with_hint(hint)
     } else if words.is_empty() {
         fail(
             format!("kernel {kernel} has an NVIDIA module, but it is not loaded"),
@@ -144,6 +145,23 @@ pub(super) fn not_loaded(host: &Host, words: Option<&str>) -> Result<Error> {
         )
     };
     Ok(if words.is_empty() { error } else { error.because(words.to_owned()) })
+}
+
+/// What the module said when it gave up, and what to do; `None` where neither it nor modprobe says that it did.
+///
+/// modprobe alone does not tell: on Debian it starts another modprobe, whose "No such device" it turns into "Invalid argument".
+fn refusal(host: &Host, words: &str) -> Option<(String, &'static str)> {
+    let unread = match kernel_log::read(&host.files) {
+        Ok(log) => match module_refusal::last(&log) {
+            Some(refusal) => return Some((format!("{:?} (kernel log)", refusal.words), refusal.hint)),
+            None => "the kernel's log has no reason".to_owned(),
+        },
+        Err(why) => why,
+    };
+    words.contains("No such device").then_some((
+        unread,
+        "`dmesg` may name the reason; older GPUs (before Turing) need driver.flavour = \"proprietary\" and a branch that still has them",
+    ))
 }
 
 fn fail(message: String, hint: &str) -> Error {
@@ -309,10 +327,6 @@ pub(super) mod tests {
 
         write(&format!("{modules}/updates/dkms/nvidia-current.ko.xz"), b"");
         assert!(says(&host, None).ends_with("has an NVIDIA module, but it is not loaded"));
-        assert!(
-            says(&host, Some("modprobe: ERROR: could not insert 'nvidia': No such device"))
-                .contains("found no GPU")
-        );
         assert!(says(&host, Some("could not insert 'nvidia': Exec format error")).contains("another kernel"));
         let rejected = "modprobe: ERROR: could not insert 'nvidia': Key was rejected by service";
         assert!(says(&host, Some(rejected)).contains("the kernel enforces module signatures"));
@@ -322,6 +336,35 @@ pub(super) mod tests {
         assert!(says(&host, Some("could not insert 'nvidia': No such device")).contains("nouveau"));
         host.files.remove("/proc/modules").unwrap();
         assert!(says(&host, None).contains("cannot load modules"));
+    }
+
+    #[test]
+    fn a_module_that_found_no_gpu_is_told_by_its_own_words() {
+        let (_dir, host) = machine();
+        let write = |path: &str, text: &str| host.files.write(path, text.as_bytes(), 0o644).unwrap();
+        write("/lib/modules/6.8.0-1021-aws/updates/dkms/nvidia-current.ko.xz", "");
+        let none = "modprobe: ERROR: could not insert 'nvidia_current': No such device";
+        let error = not_loaded(&host, Some(none)).unwrap();
+        assert_eq!(error.code(), Code::GpuNotDriven);
+        assert!(
+            error
+                .message()
+                .ends_with("went away again: cannot read /dev/kmsg: No such file or directory (os error 2)")
+        );
+        write("/dev/kmsg", "3,1,2,-;NVRM: No NVIDIA GPU found.\n");
+        let wrapped = "modprobe: ERROR: could not insert 'nvidia': Invalid argument";
+        let error = not_loaded(&host, Some(wrapped)).unwrap();
+        assert_eq!(
+            error.message(),
+            "kernel 6.8.0-1021-aws loaded the NVIDIA module, which found no GPU that it can drive and went away again: \
+             \"No NVIDIA GPU found\" (kernel log)"
+        );
+        assert_eq!((error.code().exit_code(), error.causes().len()), (5, 1));
+        // What modprobe says of the file itself comes first: the log may be of an earlier attempt.
+        let rejected = "modprobe: ERROR: could not insert 'nvidia': Key was rejected by service";
+        assert!(says(&host, Some(rejected)).contains("refuses the NVIDIA module"));
+        write("/dev/kmsg", "3,1,2,-;eth0: link is up\n");
+        assert!(says(&host, Some(wrapped)).ends_with("cannot be loaded"));
     }
 
     #[test]

@@ -37,6 +37,7 @@ impl KernelPackages {
         Wanted {
             key: self.key(),
             specs: names.iter().map(|p| Spec::parse(p)).collect(),
+            without: Vec::new(),
             hold: false,
             pin: None,
         }

@@ -27,6 +27,7 @@ pub mod link;
 pub mod module_blacklist;
 mod module_build;
 pub mod module_options;
+mod module_refusal;
 pub mod node_labels;
 mod package_set;
 pub mod python_environment;

@@ -40,6 +40,8 @@ pub(super) struct Wanted {
     pub(super) key: String,
     /// The packages asked for.
     pub(super) specs: Vec<Spec>,
+    /// Packages that must not be there.
+    pub(super) without: Vec<String>,
     /// Whether NVIDIA's packages in the set must be on hold.
     pub(super) hold: bool,
     /// What the versions of some of them must be.
@@ -87,6 +89,8 @@ pub(super) struct Findings {
     /// (what to ask apt for, the sentence)
     absent: Vec<(Target, String)>,
     changed: Vec<(Target, String)>,
+    /// (`name:arch`, the sentence)
+    rivals: Vec<(String, String)>,
     damaged: BTreeMap<String, (Target, String)>,
     unheld: Vec<String>,
     packages: usize,
@@ -164,6 +168,7 @@ impl Findings {
         if self.interrupted {
             reasons.push("an earlier run was killed while it installed packages".into());
         }
+        reasons.extend(self.rivals.iter().map(|(_, why)| why.clone()));
         reasons.extend(self.absent.iter().chain(&self.changed).map(|(_, why)| why.clone()));
         reasons.extend(self.damaged.values().map(|(_, why)| why.clone()));
         reasons.extend(self.unheld.iter().map(|id| format!("{id} is not on hold")));
@@ -188,7 +193,8 @@ impl Findings {
 
     /// Whether apt has anything to do (a hold or a record need no apt).
     pub(super) fn need_apt(&self) -> bool {
-        self.interrupted || !(self.absent.is_empty() && self.changed.is_empty() && self.damaged.is_empty())
+        let as_wanted = self.absent.is_empty() && self.changed.is_empty() && self.rivals.is_empty();
+        self.interrupted || !(as_wanted && self.damaged.is_empty())
     }
 
     /// The smallest request that mends what was found. `path` names the package file of those packages that
@@ -207,6 +213,8 @@ impl Findings {
             let list = if from_file(target) { &mut request.reinstall } else { &mut request.packages };
             list.push(ask(target));
         }
+        // apt's word for a package that has to go.
+        request.packages.extend(self.rivals.iter().map(|(id, _)| format!("{id}-")));
         request.reinstall.extend(self.damaged.values().map(|(t, _)| ask(t)));
         request.downgrade = !self.changed.is_empty();
         request
@@ -235,6 +243,10 @@ pub(super) fn examine(host: &Host, wanted: &Wanted) -> Result<Findings> {
         if let Some(pin) = &wanted.pin {
             of_another_branch(&database, spec, pin, &mut found);
         }
+    }
+    for rival in wanted.without.iter().filter_map(|name| database.installed(name, None)) {
+        let why = format!("{} {} would keep another driver in use", rival.name, rival.version);
+        found.rivals.push((rival.id(), why));
     }
     let mut stats = dpkg::Stats::new(host);
     for package in &record.packages {

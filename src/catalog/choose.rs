@@ -115,6 +115,9 @@ pub struct Driver {
     pub open: bool,
     /// Packages to ask apt for, and to hold.
     pub packages: Vec<String>,
+    /// Packages that would keep another driver in use, where several can be installed beside each other.
+    #[serde(default)]
+    pub without: Vec<String>,
     /// Packages of the distribution's kernel (headers for DKMS). They are not held: they must go with the kernel.
     pub kernel_packages: Vec<String>,
     /// The same packages for exactly the running kernel, which need not be the newest.

@@ -446,6 +446,9 @@ pub(crate) struct DistroDriver {
     pub proprietary: Option<ModulePackages>,
     pub libraries: Vec<String>,
     pub fabric_manager: Option<Vec<String>>,
+    /// What everything else of it depends on, where branches can be installed beside each other.
+    #[serde(default)]
+    pub base: Vec<String>,
 }
 
 /// Kernel modules, compiled already or here.
@@ -454,6 +457,9 @@ pub(crate) struct DistroDriver {
 pub(crate) struct ModulePackages {
     pub prebuilt: Option<Vec<String>>,
     pub dkms: Option<Vec<String>>,
+    /// What the modules depend on, where both flavours can be installed beside each other.
+    #[serde(default)]
+    pub base: Vec<String>,
 }
 
 /// Whether `name` is one of `patterns`, in which a star at the end stands for anything.

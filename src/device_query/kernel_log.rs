@@ -1,17 +1,9 @@
 //! Xids and `SXid`s: what the NVIDIA module reported of GPUs and of `NVSwitch`es to the kernel's log since boot.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
-
-use nix::libc::{EPIPE, O_NONBLOCK};
 use serde::Serialize;
 
 use crate::host::files::Files;
-
-const LOG: &str = "/dev/kmsg";
-/// The kernel's own limit for its log is 32 MiB; a file in its place may have no end.
-const MOST: usize = 64 << 20;
+use crate::host::kernel_log;
 
 /// After these a GPU must be reset or replaced: what AWS's own node monitoring agent for EKS calls fatal, less 63
 /// (a row was remapped: the row-remap check says what that needs).
@@ -75,24 +67,7 @@ impl Xid {
 
 /// Every report since boot, or why the log cannot be read.
 pub(super) fn reports(files: &Files) -> Result<Reports, String> {
-    let path = files.outside(LOG).map_err(|e| e.to_string())?;
-    let unreadable = |e: std::io::Error| format!("cannot read {LOG}: {e}");
-    let mut file = File::options().read(true).custom_flags(O_NONBLOCK).open(path).map_err(unreadable)?;
-    let mut log = Vec::new();
-    let mut chunk = vec![0; 16 * 1024];
-    loop {
-        match file.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(_) if log.len() >= MOST => break,
-            Ok(n) => log.extend_from_slice(&chunk[..n]),
-            // The log's end: there is nothing more to read now.
-            Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-            // A record was overwritten while we read; the next read goes on behind it.
-            Err(e) if e.kind() == ErrorKind::Interrupted || e.raw_os_error() == Some(EPIPE) => {}
-            Err(e) => return Err(unreadable(e)),
-        }
-    }
-    Ok(parse(&String::from_utf8_lossy(&log)))
+    kernel_log::read(files).map(|log| parse(&log))
 }
 
 pub(super) fn parse(log: &str) -> Reports {

@@ -12,6 +12,7 @@ pub(crate) mod fault;
 pub mod fetch;
 pub mod files;
 pub(crate) mod guarded;
+pub(crate) mod kernel_log;
 pub mod ld_cache;
 mod look;
 pub(crate) mod mounts;

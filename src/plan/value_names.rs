@@ -20,6 +20,7 @@ pub const VALUE_NAMES: &[&str] = &[
     // The driver
     "driver.branch",             // text
     "driver.packages",           // list
+    "driver.without",            // list: packages that would keep another driver in use
     "driver.kernel-packages",    // list: headers and the like, which go with the kernel
     "driver.running-kernel-packages", // list: the same for exactly the running kernel
     "driver.kernel-image",       // list: the newest kernel, for when the running one's packages are gone

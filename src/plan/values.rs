@@ -221,6 +221,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
     if let Some(d) = &stack.driver {
         v.set("driver.branch", d.branch.clone());
         v.set("driver.packages", driver);
+        v.set("driver.without", d.without.clone());
         v.set("driver.modules", d.modules.clone());
         v.set("driver.kernel-packages", d.kernel_packages.clone());
         v.set("driver.running-kernel-packages", d.running_kernel_packages.clone());

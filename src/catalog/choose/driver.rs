@@ -96,6 +96,7 @@ pub(super) fn choose(
         branch: branch.to_string(),
         open,
         packages,
+        without: rivals(place, &branch, open),
         kernel_packages: for_kernel(&kernel.patterns, flavour),
         running_kernel_packages: for_kernel(&kernel.patterns, &ctx.facts.os.kernel.value),
         kernel_image: for_kernel(images.unwrap_or_default(), flavour),
@@ -271,6 +272,20 @@ fn recipe(ctx: &Context, place: Place, branch: &Version, open: bool) -> Option<R
             })
         }
     }
+}
+
+/// What other branches, and the other flavour of this one, hang on. Debian installs them beside each other, and then the
+/// highest number is used, whatever was wished for.
+fn rivals(place: Place, branch: &Version, open: bool) -> Vec<String> {
+    let Place::Distro(row) = place else { return Vec::new() };
+    let (own, others): (Vec<_>, Vec<_>) = row.driver.iter().partition(|d| d.branches.contains_key(branch));
+    let mut rivals: Vec<String> = others.into_iter().flat_map(|d| d.base.iter().cloned()).collect();
+    for driver in own {
+        let other_flavour = if open { &driver.proprietary } else { &driver.open };
+        rivals.extend(other_flavour.iter().flat_map(|m| m.base.iter().cloned()));
+        rivals.retain(|name| !driver.base.contains(name));
+    }
+    rivals
 }
 
 /// Open or proprietary: what the GPUs demand, else what is configured, else NVIDIA's own default for the branch.

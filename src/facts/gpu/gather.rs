@@ -64,7 +64,7 @@ pub async fn gather(host: &Host, witnesses: Witnesses) -> Result<GpuFacts> {
 }
 
 /// What the module's file is called. On Debian the name that it is loaded by is an "install" line of modprobe's.
-pub const MODULE_NAMES: &[&str] = &["nvidia", "nvidia-current", "nvidia-tesla-470"];
+pub const MODULE_NAMES: &[&str] = &["nvidia", "nvidia-current", "nvidia-tesla-470", "nvidia-tesla-535"];
 
 /// Version of the module file that the next boot of this kernel loads; `None` where there is none, or no modinfo that
 /// knows of it. One that is not done after `limit` is an error (`exec-timeout`).

@@ -92,6 +92,8 @@ const KNOWN: &[Known] = &[
             "held broken packages",
             "Held packages were changed",
             "Unable to correct problems",
+            // What depends on a package that is to go, and is on hold.
+            "generated breaks",
             "is not possible, it cannot be downloaded",
         ],
         code: Code::AptUnsolvable,
@@ -250,6 +252,10 @@ mod tests {
             ("E: Failed to fetch http://r/x.deb  404  Not Found [IP: 1.2.3.4 80]", Code::IndexOutdated),
             ("E: Unable to locate package cuda-toolkit-99", Code::AptUnsolvable),
             ("E: Version '9' for 'hello' was not found", Code::AptUnsolvable),
+            (
+                "E: Error, pkgProblemResolver::Resolve generated breaks, this may be caused by held packages.",
+                Code::AptUnsolvable,
+            ),
             ("E: Packages need to be removed but remove is disabled.", Code::WouldRemove),
             (
                 "E: dpkg was interrupted, you must manually run 'dpkg --configure -a' to correct the problem. ",
