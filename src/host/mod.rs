@@ -19,6 +19,7 @@ pub mod notify;
 pub(crate) mod proxy;
 pub mod retry;
 mod sync;
+pub(crate) mod tree;
 mod trusted;
 
 use std::any::Any;
