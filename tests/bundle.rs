@@ -2,6 +2,8 @@
 //! for the distribution's, installed in a disposable root whose own sources lead nowhere, and refused with every flaw.
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failure with a place")]
 
+#[path = "support/bundle_scene.rs"]
+mod bundle_scene;
 #[path = "support/debs.rs"]
 mod debs;
 #[path = "support/machine.rs"]
@@ -16,155 +18,15 @@ mod root;
 mod web;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use debs::Deb;
-use machine::{Ran, binary, ran};
+use bundle_scene::{Scene, copy, files, files_or_none, is_installed, told, verify};
+use machine::{binary, ran};
 use moto::Moto;
-use repository::{Key, Package, Repository, sum};
+use repository::sum;
 use root::Root;
 use web::{Answer, Web};
-
-/// What a bundle is made from.
-struct Scene {
-    dir: tempfile::TempDir,
-    nvidia: Repository,
-    web: Web,
-}
-
-impl Scene {
-    fn new() -> Self {
-        let key = Key::generate("bundle test");
-        let nvidia = Repository::new("debian12", "x86_64")
-            .with(&Package::new("cuda-toolkit-12-8", "12.8.1-1").depends("cuda-part-12-8, dist-lib (>= 1)"))
-            .with(&Package::new("cuda-part-12-8", "12.8.1-1"))
-            .with(&Package::new("cuda-not-wanted", "1"));
-        nvidia.publish(&key);
-        let web = Web::serve(nvidia.root());
-        let dir = tempfile::tempdir().unwrap();
-        let scene = Self { dir, nvidia, web };
-        fs::create_dir_all(scene.at("catalog")).unwrap();
-        fs::create_dir_all(scene.at("machine/var/lib/dpkg")).unwrap();
-        let armour = &key.armoured;
-        scene.write(
-            "catalog/repositories.toml",
-            &format!(
-                "schema = 1\n[[key]]\nid = \"test\"\nfingerprint = \"{}\"\narmour = '''\n{armour}'''\n\
-                 [[repository]]\ndistro = \"debian12\"\nkey = \"test\"\n",
-                key.fingerprint
-            ),
-        );
-        let dist_key = debs::Key::new();
-        let dist = debs::Repository::new(scene.dir.path(), "dist");
-        dist.add(
-            &Deb::new("dist-lib", "2.0")
-                .field("Depends", "base-thing (>= 5), base-other")
-                .file("/usr/share/dist/lib", "x"),
-        );
-        dist.add(&Deb::new("base-thing", "5").field("Priority", "required"));
-        dist.add(&Deb::new("base-other", "1").field("Priority", "required"));
-        dist.add(&Deb::new("dist-apart", "1"));
-        dist.publish(Some(&dist_key));
-        dist_key.export(&scene.at("dist.gpg"));
-        let uri = format!("file:{}", scene.at("srv/dist").display());
-        scene.write("dist.sources", &format!("Types: deb\nURIs: {uri}\nSuites: ./\n"));
-        // As `debs::Repository` has it, sources files end in `.list`; both forms are read.
-        fs::rename(scene.at("dist.sources"), scene.at("archive.sources")).unwrap();
-        let cudnn = Deb::new("libcudnn8", "8.9.7.29-1").arch("amd64").file("/usr/lib/libcudnn.so.8", "cudnn");
-        let cudnn = cudnn.build(&scene.at("files"));
-        fs::copy(&cudnn, scene.nvidia.root().join("cudnn.deb")).unwrap();
-        let (sha256, _) = sum(&fs::read(cudnn).unwrap());
-        let url = scene.web.url();
-        scene.write(
-            "create.toml",
-            &format!(
-                "[source]\npackages = \"{url}\"\n[driver]\nbranch = \"none\"\n[cuda]\ntoolkit = \"12.8\"\n\
-                 [cudnn]\ndeb = [{{ url = \"{url}/cudnn.deb\", sha256 = \"{sha256}\" }}]\n"
-            ),
-        );
-        scene
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.at(name), text).unwrap();
-    }
-
-    fn create(&self, output: &str) -> Command {
-        let mut command = binary();
-        let text = |name: &str| self.at(name).display().to_string();
-        command.args(["bundle", "create", "--no-imds", "--os", "debian12", "--instance-type", "g4dn.xlarge"]);
-        command.args(["--keyring", &text("dist.gpg"), "--sources", &text("archive.sources")]);
-        command.args(["--config", &text("create.toml"), "--catalog", &text("catalog")]);
-        command.args(["--accept-licence", "nvidia", "--output", output]);
-        command
-    }
-
-    /// Makes the bundle in a directory of the scene, and returns the manifest's sum.
-    fn made(&self, name: &str) -> String {
-        let made = ran(self.create(self.at(name).to_str().unwrap()).arg("--json"));
-        assert_eq!(made.code, 0, "{}", made.stderr);
-        let document: serde_json::Value = serde_json::from_str(&made.stdout).unwrap();
-        document["manifest-sha256"].as_str().unwrap().to_owned()
-    }
-
-    /// Installs what a bundle takes as installed.
-    fn seed(&self, root: &Root) {
-        fs::copy(self.at("srv/dist/base-other_1_all.deb"), root.at("/base.deb")).unwrap();
-        root.run("dpkg", &["--install", "/base.deb"]);
-    }
-
-    /// Configures a root for the bundle and runs the agent in it.
-    fn run(&self, root: &Root, place: &str, sha256: &str) -> Command {
-        root.write("/etc/apt/sources.list", "deb http://192.0.2.1/debian bookworm main\n");
-        root.write("/proc/sys/kernel/random/boot_id", "0b6d2a9c-7c3e-4c55-9f0a-3c1f6a1d2e3f\n");
-        root.write("/proc/sys/kernel/osrelease", "6.1.0-18-cloud-amd64\n");
-        self.write(
-            "run.toml",
-            &format!(
-                "[source]\npackages = \"bundle:{place}\"\nbundle-sha256 = \"{sha256}\"\n\
-                 [policy]\non-no-gpu = \"install\"\nfor = [\"g4dn.xlarge\"]\n"
-            ),
-        );
-        let mut command = binary();
-        command.args(["run", "--no-imds", "--root"]).arg(root.path());
-        command.arg("--config").arg(self.at("run.toml")).arg("--catalog").arg(self.at("catalog"));
-        command
-    }
-}
-
-fn verify(place: &Path, more: &[&str]) -> Ran {
-    ran(binary().args(["bundle", "verify"]).arg(place).args(more))
-}
-
-/// Runs; what it says is all in `stderr`, whichever stream it came by.
-fn told(command: &mut Command) -> Ran {
-    let ran = ran(command);
-    Ran { stderr: format!("{}{}", ran.stdout, ran.stderr), ..ran }
-}
-
-fn files(dir: &Path) -> Vec<String> {
-    let listed =
-        debs::run(Command::new("find").arg(".").args(["-type", "f", "-printf", "%P\n"]).current_dir(dir));
-    let mut names: Vec<String> = listed.lines().map(str::to_owned).collect();
-    names.sort();
-    names
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to.parent().unwrap()).unwrap();
-    debs::run(Command::new("cp").arg("-a").arg(from).arg(to));
-}
-
-fn is_installed(root: &Root, package: &str) -> bool {
-    let output = root.command("dpkg-query", &["-W", "-f", "${db:Status-Abbrev}", package]).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).starts_with(['i', 'h'])
-}
 
 #[test]
 fn a_bundle_installs_where_no_source_can_be_reached_and_is_not_needed_afterwards() {
@@ -254,7 +116,8 @@ fn what_is_missing_extra_short_or_a_link_is_named() {
     fs::write(bundle.join(&short), "!<arch>\n").unwrap();
     fs::rename(bundle.join(&link), scene.at("elsewhere")).unwrap();
     std::os::unix::fs::symlink(scene.at("elsewhere"), bundle.join(&link)).unwrap();
-    fs::write(bundle.join("nvidia/more.deb"), "").unwrap();
+    let more = short.replace("cuda-part", "more");
+    fs::write(bundle.join(&more), "").unwrap();
     let told = verify(&bundle, &["--json"]);
     assert_eq!(told.code, 1);
     let document: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
@@ -262,7 +125,7 @@ fn what_is_missing_extra_short_or_a_link_is_named() {
     assert_eq!(document["wrong"][&gone], "is missing");
     assert!(document["wrong"][&short].as_str().unwrap().contains("has 8 bytes"));
     assert!(document["wrong"][&link].as_str().unwrap().contains("symbolic link"));
-    assert_eq!(document["extra"][0], "nvidia/more.deb");
+    assert_eq!(document["extra"][0], more);
     // Made again, it is whole, and what no manifest names is gone.
     scene.made("bundle");
     let told = verify(&bundle, &[]);
@@ -396,7 +259,7 @@ fn a_making_that_was_killed_goes_on_with_what_is_there() {
     let mut child =
         scene.create(out.to_str().unwrap()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let until = Instant::now() + Duration::from_mins(2);
-    while !files_or_none(&out).iter().any(|n| n.starts_with("distribution/") && n.contains("dist-lib")) {
+    while !files_or_none(&out).iter().any(|n| n.contains("/distribution/") && n.contains("dist-lib")) {
         assert!(Instant::now() < until && child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -417,24 +280,22 @@ fn a_making_that_was_killed_goes_on_with_what_is_there() {
     assert!(!out.join(".gpu-bootstrap-create").exists());
 }
 
-fn files_or_none(dir: &Path) -> Vec<String> {
-    if dir.exists() { files(dir) } else { Vec::new() }
-}
-
 #[test]
 fn a_bucket_is_made_verified_and_installed_from() {
     let scene = Scene::new();
-    let mut moto = Moto::start_unchecked();
-    let (url, writer) = (moto.url.clone(), moto.writer.clone());
-    let with_keys = |command: &mut Command| {
+    let mut moto = Moto::start_for_buckets();
+    let (url, writer, stranger) = (moto.url.clone(), moto.writer.clone(), moto.stranger.clone());
+    let signed_by = |(key, secret): (&str, &str), command: &mut Command| {
         command.env("AWS_ENDPOINT_URL", &url).env("AWS_REGION", "us-east-1");
-        command.env("AWS_ACCESS_KEY_ID", &writer.0).env("AWS_SECRET_ACCESS_KEY", &writer.1);
+        ran(command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", secret))
     };
-    let signed = |command: &mut Command| {
-        with_keys(command);
-        ran(command)
-    };
+    let signed = |command: &mut Command| signed_by((&writer.0, &writer.1), command);
     let place = "s3://gpu-bundles/debian12/t4";
+    for other in [(&*stranger.0, &*stranger.1), (&writer.0, "another secret"), ("AKIANOBODY", "nothing")] {
+        let refused = signed_by(other, &mut scene.create(place));
+        assert_eq!(refused.code, 1, "{}", refused.stderr);
+        assert!(refused.stderr.contains("s3:PutObject"), "{}", refused.stderr);
+    }
     let made = signed(scene.create(place).arg("--json"));
     assert_eq!(made.code, 0, "{}", made.stderr);
     let document: serde_json::Value = serde_json::from_str(&made.stdout).unwrap();
@@ -448,6 +309,23 @@ fn a_bucket_is_made_verified_and_installed_from() {
     let run = signed(&mut scene.run(&root, place, &sha256));
     assert_eq!(run.code, 0, "{}\n{}", run.stdout, run.stderr);
     assert!(is_installed(&root, "cuda-toolkit-12-8") && is_installed(&root, "libcudnn8"));
+
+    // Made anew: S3 itself copies what both have, and what only the first had is gone.
+    scene.update("2.1");
+    moto.forget_requests();
+    let made = signed(scene.create(place).arg("--json"));
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let sent: Vec<String> =
+        moto.requests().into_iter().filter(|r| r.starts_with("PUT") && !r.contains(" copy")).collect();
+    for what in ["dist-lib_2.1", "Packages", "InRelease", "manifest.json"] {
+        assert!(sent.iter().any(|r| r.contains(what)), "{what}: {sent:#?}");
+    }
+    assert!(!sent.iter().any(|r| r.contains("cuda-part") || r.contains("/debs/")), "{sent:#?}");
+    let told = signed(binary().args(["bundle", "verify", place]));
+    assert_eq!(told.code, 0, "{}\n{}", told.stdout, told.stderr);
+    let document: serde_json::Value = serde_json::from_str(&made.stdout).unwrap();
+    let sha256 = document["manifest-sha256"].as_str().unwrap().to_owned();
+    assert_eq!(scene.made("local"), sha256);
 
     let flipped = files(&scene.at("local")).into_iter().find(|n| n.contains("cuda-part")).unwrap();
     moto.flip(&format!("debian12/t4/{flipped}"));

@@ -8,6 +8,8 @@ mod facts;
 mod machine;
 #[path = "support/root.rs"]
 mod root;
+#[path = "support/wheels.rs"]
+mod wheels;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -28,25 +30,6 @@ const NOTHING_ELSE: &str =
     "[driver]\nbranch = \"none\"\n[cuda]\ntoolkit = \"none\"\n[cudnn]\nversion = \"none\"\n";
 const ENVIRONMENT: &str = "/opt/gpu-bootstrap/tools";
 const SITE: &str = "/opt/gpu-bootstrap/tools/lib/python3.11/site-packages";
-
-/// Writes a wheel of these files, with its metadata, as any builder of wheels does; prints its SHA-256.
-const MAKE_WHEEL: &str = r#"
-import base64, hashlib, sys, zipfile
-name, version, directory, *files = sys.argv[1:]
-info, record = f"{name}-{version}.dist-info", []
-path = f"{directory}/{name}-{version}-py3-none-any.whl"
-with zipfile.ZipFile(path, "w") as wheel:
-    def add(at, text):
-        wheel.writestr(zipfile.ZipInfo(at), text)
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        record.append(f"{at},sha256={digest},{len(text.encode())}")
-    for at, text in zip(files[::2], files[1::2]):
-        add(at, text)
-    add(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: not-asked-for\n")
-    add(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-    wheel.writestr(zipfile.ZipInfo(f"{info}/RECORD"), "\n".join(record + [f"{info}/RECORD,,"]) + "\n")
-print(hashlib.sha256(open(path, "rb").read()).hexdigest())
-"#;
 
 /// A root with a GPU on its bus, Python, and a step with an environment.
 struct Scene {
@@ -76,9 +59,7 @@ impl Scene {
     }
 
     fn make(&self, name: &str, version: &str, files: &[(&str, &str)]) -> String {
-        let mut args = vec!["-c", MAKE_WHEEL, name, version, "/srv/wheels"];
-        args.extend(files.iter().flat_map(|(path, text)| [*path, *text]));
-        self.root.run("python3", &args).trim().to_owned()
+        wheels::make(&self.root, "/srv/wheels", name, version, files)
     }
 
     fn write_step(&self) {

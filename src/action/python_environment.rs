@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use self::distributions::Locked;
+pub(crate) use self::distributions::{Locked, parse as locked};
 use super::{Applied, Check, Converge};
+use crate::bundle::WHEELS;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
@@ -71,7 +72,7 @@ const OF_VENV: [&str; 2] = ["pip", "setuptools"];
 /// paths at its top. `None` if it is no environment of ours.
 pub(crate) fn others(files: &Files, path: &str) -> Result<Option<Vec<String>>> {
     let Some(text) = files.read_text(format!("{path}/{REQUIREMENTS}"))? else { return Ok(None) };
-    let locked = distributions::parse(&text)?;
+    let locked = locked(&text)?;
     let top = files.list(path)?.into_iter().filter(|name| !TOP.contains(&name.as_str()));
     let mut others: Vec<String> = top.collect();
     for python in files.list(format!("{path}/lib"))? {
@@ -106,6 +107,18 @@ enum Stand {
 }
 
 impl PythonEnvironment {
+    /// What it holds.
+    pub(crate) fn locked(&self) -> Result<Vec<Locked>> {
+        locked(&self.requirements)
+    }
+
+    /// The directory that takes the index's place, if one does: a bundle's, where packages come from one, unless another is
+    /// named.
+    fn wheels<'a>(&'a self, host: &Host) -> Option<&'a str> {
+        let own = Some(self.wheels.as_str()).filter(|wheels| !wheels.is_empty());
+        own.or_else(|| host.bundle().map(|_| WHEELS))
+    }
+
     fn at(&self, name: &str) -> String {
         format!("{}/{name}", self.path)
     }
@@ -186,6 +199,10 @@ impl PythonEnvironment {
     /// Installs what is not whole, big wheels one by one, so that what has been downloaded is kept when the run is killed.
     async fn install(&self, host: &Host, locked: &[Locked], names: &BTreeSet<String>) -> Result<()> {
         let missing: Vec<_> = locked.iter().filter(|l| names.contains(&l.name)).collect();
+        if let Some(bundle) = host.bundle().filter(|_| self.wheels.is_empty()) {
+            let wanted: Vec<Locked> = missing.iter().map(|l| (*l).clone()).collect();
+            bundle.refuse_without(&wanted, &self.path)?;
+        }
         let bytes: u64 = missing.iter().filter_map(|l| l.bytes).sum();
         let free = host.files.free_bytes(&self.path)?;
         if free < bytes * UNPACKED {
@@ -226,7 +243,7 @@ impl PythonEnvironment {
 
 impl Converge for PythonEnvironment {
     async fn check(&self, host: &Host) -> Result<Check> {
-        let locked = distributions::parse(&self.requirements)?;
+        let locked = self.locked()?;
         Ok(match Box::pin(self.stand(host, &locked)).await? {
             Stand::Make { why, .. } | Stand::Install { why, .. } => Check::needed(why),
             Stand::Whole => Check::satisfied(format!(
@@ -239,7 +256,7 @@ impl Converge for PythonEnvironment {
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        let locked = distributions::parse(&self.requirements)?;
+        let locked = self.locked()?;
         if let Stand::Make { remove, .. } = Box::pin(self.stand(host, &locked)).await? {
             Box::pin(self.make(host, remove)).await?;
         }

@@ -30,6 +30,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 const LARGEST: u64 = 5 << 30;
 /// Where S3 keeps the sum that an upload was sent with.
 const SUM: &str = "x-amz-meta-sha256";
+/// What S3 shall make a copy of by itself.
+const COPY_SOURCE: &str = "x-amz-copy-source";
 /// Names the region of a bucket, also in refusals.
 const REGION: &str = "x-amz-bucket-region";
 
@@ -129,6 +131,18 @@ impl Bucket<'_> {
         let sum = STANDARD.encode(sha256);
         let headers = [("x-amz-checksum-sha256", sum.as_str()), (SUM, hex.as_str())];
         self.request(Method::PUT, key, &[], &headers, Some((file, size))).await.map(drop)
+    }
+
+    /// Makes an object from another of this bucket, with the sum that it was sent with. The bytes do not leave S3.
+    pub async fn copy(&self, from: &str, to: &str) -> Result<(), Refused> {
+        let source = format!("/{}/{}", self.name, encoded(from, true));
+        let headers = [(COPY_SOURCE, source.as_str())];
+        let (_, body) = self.request(Method::PUT, to, &[], &headers, None).await?;
+        if failed_after_all(&body) {
+            let text = format!("s3://{}/{from} was not copied to {to}", self.name);
+            return Err(Refused::new(Refusal::Temporary, text));
+        }
+        Ok(())
     }
 
     /// Removes an object.
@@ -255,6 +269,11 @@ fn presigned(
     Ok(format!("{url}{joint}{}", added.join("&")))
 }
 
+/// S3 may find out that it cannot copy after it has said 200.
+fn failed_after_all(body: &[u8]) -> bool {
+    String::from_utf8_lossy(body).contains("<Error>")
+}
+
 /// A file in pieces.
 fn chunks(
     file: tokio::fs::File,
@@ -318,6 +337,12 @@ mod tests {
             ),
             "{signed}"
         );
+    }
+
+    #[test]
+    fn a_copy_that_fails_after_200_has_failed() {
+        assert!(failed_after_all(b"<?xml version=\"1.0\"?>\n<Error><Code>InternalError</Code></Error>"));
+        assert!(!failed_after_all(b"<CopyObjectResult><ETag>&quot;0&quot;</ETag></CopyObjectResult>"));
     }
 
     #[test]

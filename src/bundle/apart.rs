@@ -12,6 +12,7 @@ use crate::action::repository::sources::{self, Entry};
 use crate::action::repository::{control, packages};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::host::files::Files;
 
 /// A distribution's own archive.
 #[derive(Debug)]
@@ -251,7 +252,10 @@ impl Apart {
 
     /// A list's bytes. Of a `file:` repository apt keeps a link, which leads out of the root.
     pub(super) fn list(&self, inside: &str) -> Result<Vec<u8>> {
-        std::fs::read(self.host.files.outside(inside)?).map_err(|e| Error::io("read", inside, e))
+        let at = self.host.files.outside(inside)?;
+        Files::new("/".into())
+            .read(at)?
+            .ok_or_else(|| Error::new(Code::IndexMalformed, format!("apt has not kept {inside}")))
     }
 
     /// Every index that apt has fetched and verified: where it lies (path inside), and where it belongs in the bundle.
@@ -297,7 +301,7 @@ impl Apart {
             .ok_or_else(|| {
                 Error::new(Code::BundleInvalid, format!("{uri} is in no repository of the bundle"))
             })?;
-        let rest = super::create::decoded(&uri[repo.uri.len()..]);
+        let rest = super::collect::decoded(&uri[repo.uri.len()..]);
         let path = format!("{}/{}", repo.path, rest.trim_start_matches("./")).replace("/./", "/");
         if manifest::is_path(&path) {
             return Ok(path);

@@ -13,6 +13,9 @@ use crate::text::hex;
 
 /// The manifest's name.
 pub const NAME: &str = "manifest.json";
+/// How the directory of a bundle's files begins; so many digits of a SHA-256 follow.
+const DIRECTORY: &str = "files-";
+const DIGITS: usize = 16;
 /// What this version reads and writes.
 pub const SCHEMA: u32 = 1;
 /// No manifest is longer: a thousand packages take 200 KB.
@@ -34,6 +37,10 @@ pub struct Manifest {
     pub repositories: Vec<Repository>,
     /// What was accepted when it was made.
     pub licences: Vec<Licence>,
+    /// The directory of the bundle in which its files lie, named after what they are: a bundle that is made anew in the same
+    /// place has another, and this manifest's files stay as they are. Empty where they lie beside the manifest.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub directory: String,
     /// Every file but the manifest, by path.
     pub files: Vec<File>,
 }
@@ -85,7 +92,7 @@ pub struct Licence {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct File {
-    /// Relative to the bundle.
+    /// Relative to the manifest's directory.
     pub path: String,
     /// Bytes.
     pub size: u64,
@@ -124,6 +131,9 @@ impl Manifest {
     /// What cannot be right in it.
     fn judge(&self) -> Result<(), String> {
         let mut seen = HashSet::new();
+        if !(self.directory.is_empty() || is_directory(&self.directory)) {
+            return Err(format!("{:?} is no directory of a bundle", self.directory));
+        }
         for file in &self.files {
             if !is_path(&file.path) {
                 return Err(format!("{:?} is no path below the bundle", file.path));
@@ -156,6 +166,11 @@ impl Manifest {
         self.files.iter().find(|f| f.path == path)
     }
 
+    /// Where a file lies, relative to the bundle.
+    pub fn place(&self, path: &str) -> String {
+        join(&self.directory, path)
+    }
+
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|f| f.size).sum()
@@ -172,6 +187,23 @@ impl Manifest {
 /// SHA-256 in hexadecimal.
 pub fn sum(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
+}
+
+/// A path below a directory of the bundle, which may be the bundle itself.
+pub fn join(directory: &str, path: &str) -> String {
+    if directory.is_empty() { path.to_owned() } else { format!("{directory}/{path}") }
+}
+
+/// What the directory of these files is called: other files, another directory.
+pub fn directory_of<'a>(files: impl Iterator<Item = &'a File>) -> String {
+    let all = files.fold(String::new(), |text, file| text + &file.sha256 + " " + &file.path + "\n");
+    format!("{DIRECTORY}{}", &sum(all.as_bytes())[..DIGITS])
+}
+
+/// Whether something is called as the directory of a bundle's files.
+pub fn is_directory(name: &str) -> bool {
+    let digits = name.strip_prefix(DIRECTORY).unwrap_or_default();
+    digits.len() == DIGITS && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Whether a path stays below the directory that it is joined to, and can stand in a URL, a key and a sources file.
@@ -210,6 +242,7 @@ pub(crate) fn example(files: &[(&str, &[u8])]) -> Manifest {
         },
         repositories: Vec::new(),
         licences: Vec::new(),
+        directory: String::new(),
         files: files
             .iter()
             .map(|(path, bytes)| File { path: (*path).into(), size: bytes.len() as u64, sha256: sum(bytes) })
@@ -239,6 +272,26 @@ mod tests {
         }
         let twice = example(&[("a", b"x"), ("a", b"y")]).text();
         assert!(Manifest::read(&twice, None, "/b").unwrap_err().message().contains("twice"));
+    }
+
+    #[test]
+    fn files_lie_in_a_directory_that_is_named_after_them() {
+        let of = |files: &[(&str, &[u8])]| directory_of(example(files).files.iter());
+        let one = of(&[("a", b"x"), ("b", b"y")]);
+        assert!(is_directory(&one), "{one}");
+        assert_eq!(one, of(&[("a", b"x"), ("b", b"y")]));
+        for other in [of(&[("a", b"x"), ("b", b"z")]), of(&[("a", b"x"), ("c", b"y")]), of(&[("a", b"x")])] {
+            assert_ne!(one, other);
+        }
+        let mut manifest = example(&[("a", b"x")]);
+        assert_eq!(manifest.place("a"), "a");
+        manifest.directory.clone_from(&one);
+        assert_eq!(manifest.place("a"), format!("{one}/a"));
+        assert!(Manifest::read(&manifest.text(), None, "/b").is_ok());
+        for wrong in ["..", "/etc", "files-", "debs", "files-0123456789abcdeF", "files-0123456789abcdef/.."] {
+            manifest.directory = wrong.into();
+            assert!(Manifest::read(&manifest.text(), None, "/b").is_err(), "{wrong}");
+        }
     }
 
     #[test]

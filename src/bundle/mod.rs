@@ -8,24 +8,30 @@
 
 mod apart;
 pub mod cli;
+mod collect;
 pub mod create;
+mod licences;
 pub mod manifest;
 mod place;
 mod remote;
+mod store;
 mod target;
 pub mod verify;
+mod wheels;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use manifest::Manifest;
-pub use place::{DIR, FILES, LISTS, SOURCES, tidy};
+pub use place::{DIR, FILES, LISTS, SOURCES, WHEELS, tidy};
 pub use remote::Remote;
 
+use crate::action::python_environment::{self, Locked};
 use crate::catalog::choose::{Choice, Source};
-use crate::catalog::{Catalog, Stack, choose};
+use crate::catalog::{Catalog, Stack, choose, frameworks};
 use crate::config::Config;
 use crate::config::schema::{AptMirror, OneOrMany};
 use crate::error::{Code, Error, Result};
@@ -153,7 +159,15 @@ pub fn choose_within(
         _ => e,
     })?;
     match choice {
-        Choice::Install(stack) => bundle.adopted(*stack).map(|stack| Choice::Install(Box::new(stack))),
+        Choice::Install(stack) => {
+            let stack = bundle.adopted(*stack)?;
+            let wanted = frameworks::choose(facts, config, &stack)?;
+            if let Some(wanted) = wanted.filter(|_| config.frameworks.wheels.is_empty()) {
+                bundle
+                    .refuse_without(&python_environment::locked(&wanted.requirements)?, &wanted.describe())?;
+            }
+            Ok(Choice::Install(Box::new(stack)))
+        }
         nothing @ Choice::Nothing { .. } => Ok(nothing),
     }
 }
@@ -200,6 +214,16 @@ impl Opened {
         config
     }
 
+    /// Refuses where a wheel of a lock is not in the bundle. What matters is the sum, not the name.
+    pub(crate) fn refuse_without(&self, locked: &[Locked], whose: &str) -> Result<()> {
+        let has: HashSet<&str> = self.manifest.files.iter().map(|f| f.sha256.as_str()).collect();
+        let Some(missing) = locked.iter().find(|l| !has.contains(l.sha256.as_str())) else { return Ok(()) };
+        let how = format!("has no wheel of {}=={}, which {whose} needs", missing.name, missing.version);
+        Err(self.mismatch(how).with_hint(
+            "make the bundle with the same [frameworks]; where only the device differs, name it there (device = \"cuda12\")",
+        ))
+    }
+
     /// The stack with the bundle as its source, if everything that it asks for is in there.
     fn adopted(&self, mut stack: Stack) -> Result<Stack> {
         let has = &self.manifest.stack;
@@ -241,7 +265,7 @@ impl Opened {
     pub(crate) fn supplies(&self, host: &Host, uri: &str) -> Option<(PathBuf, &manifest::File)> {
         let path = uri.strip_prefix("file:")?.trim_start_matches('/');
         let path = path.strip_prefix(FILES.trim_start_matches('/'))?.trim_start_matches('/');
-        let path = create::decoded(path).replace("/./", "/");
+        let path = collect::decoded(path).replace("/./", "/");
         let file = self.manifest.file(&path).filter(|_| self.is_verified())?;
         Some((host.files.outside(format!("{FILES}/{path}")).ok()?, file))
     }

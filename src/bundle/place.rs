@@ -5,15 +5,12 @@
 //! - `manifest.json`: kept, so that an image in which everything is installed needs no bundle any more.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use super::manifest::{File, Manifest};
 use super::{Location, Opened, manifest, verify};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::host::fault::{self, Kind};
 use crate::host::paths::CACHE_DIR;
 use crate::install::fetch::Item;
 use crate::install::fetch_files;
@@ -22,6 +19,8 @@ use crate::install::fetch_files;
 pub const DIR: &str = "/var/lib/gpu-bootstrap/bundle";
 /// The bundle's files.
 pub const FILES: &str = "/var/lib/gpu-bootstrap/bundle/files";
+/// The bundle's wheels, for pip.
+pub const WHEELS: &str = "/var/lib/gpu-bootstrap/bundle/files/wheels";
 /// apt's sources.
 pub const SOURCES: &str = "/var/lib/gpu-bootstrap/bundle/sources.list.d";
 /// apt's lists.
@@ -54,16 +53,16 @@ impl Opened {
                 if host.files.lstat(FILES)?.is_some_and(|m| m.is_dir()) {
                     host.files.remove_tree(FILES)?;
                 }
-                host.files.symlink(FILES, dir)?;
+                host.files
+                    .symlink(FILES, manifest::join(dir, &self.manifest.directory).trim_end_matches('/'))?;
+                verify::directory(&host.files, dir, &self.manifest)?.refuse(dir)?;
             }
-            _ => self.copy(host).await?,
+            _ => {
+                self.copy(host).await?;
+                let here = Manifest { directory: String::new(), ..self.manifest.clone() };
+                verify::directory(&host.files, FILES, &here)?.refuse(&self.location.to_string())?;
+            }
         }
-        let inside = match &self.location {
-            Location::Directory(dir) if host.files.read_link(FILES)?.is_some() => dir,
-            _ => FILES,
-        };
-        let dir = host.files.outside(inside)?;
-        verify::directory(&dir, &self.manifest).refuse(&self.location.to_string())?;
         self.is_verified.store(true, Ordering::Release);
         self.fill_cache(host)?;
         host.files.write(KEPT, &self.bytes, 0o644)?;
@@ -101,20 +100,7 @@ impl Opened {
 
     /// Whether nobody but root could change a file between our look and its use.
     fn is_roots_alone(&self, host: &Host, dir: &str) -> Result<bool> {
-        let ours = |path: &Path| {
-            fs::symlink_metadata(path)
-                .is_ok_and(|m| m.uid() == 0 && (m.mode() & 0o022 == 0 || m.mode() & 0o1000 != 0))
-        };
-        let base = host.files.outside(dir)?;
-        // The sticky bit keeps others from renaming root's files in `/tmp` and the like, above the bundle only.
-        let strict =
-            |path: &Path| ours(path) && fs::symlink_metadata(path).is_ok_and(|m| m.mode() & 0o022 == 0);
-        let above = base.ancestors().skip(1).all(|p| p.as_os_str().is_empty() || ours(p));
-        let inside = self.manifest.files.iter().all(|f| {
-            let path = base.join(&f.path);
-            path.ancestors().take_while(|p| *p != base).all(strict)
-        });
-        Ok(above && strict(&base) && inside)
+        host.files.is_roots_alone(dir, self.manifest.files.iter().map(|f| self.manifest.place(&f.path)))
     }
 
     /// Copies or downloads what is not here yet. A file that is here, whole and right, is left by an earlier run.
@@ -123,9 +109,8 @@ impl Opened {
             host.files.remove(FILES)?;
         }
         host.files.make_dir(FILES, 0o755)?;
-        let dir = host.files.outside(FILES)?;
-        let missing = self.manifest.files.iter().filter(|f| verify::one(&dir, f).is_err());
-        let missing: Vec<_> = missing.collect();
+        let is_missing = |f: &&File| verify::one(&host.files, FILES, &f.path, f).is_err();
+        let missing: Vec<_> = self.manifest.files.iter().filter(is_missing).collect();
         let needed: u64 = missing.iter().map(|f| f.size).sum();
         let free = host.files.free_bytes(FILES)?;
         if needed > free {
@@ -145,18 +130,15 @@ impl Opened {
         }
         match &self.location {
             Location::Directory(from) => {
-                let from = host.files.outside(from)?;
                 // Named by what is wrong with them, before anything is copied.
-                verify::directory(&from, &self.manifest).refuse(&self.location.to_string())?;
-                for (file, item) in missing.iter().zip(&items) {
-                    fault::point(Kind::Create, &item.path)
-                        .and_then(|()| fs::copy(from.join(&file.path), &item.path))
-                        .map_err(|e| Error::io("copy", from.join(&file.path), e))?;
-                }
-                Ok(())
+                verify::directory(&host.files, from, &self.manifest)?.refuse(from)?;
+                missing.iter().try_for_each(|file| {
+                    let source = format!("{from}/{}", self.manifest.place(&file.path));
+                    host.files.copy(source, format!("{FILES}/{}", file.path))
+                })
             }
             Location::S3 { .. } => {
-                let paths: Vec<_> = missing.iter().map(|f| f.path.clone()).collect();
+                let paths: Vec<_> = missing.iter().map(|f| self.manifest.place(&f.path)).collect();
                 let urls = self.remote.urls(&self.location, &paths).await?;
                 items.iter_mut().zip(urls).for_each(|(item, url)| item.uri = url);
                 let failed = fetch_files(host, items).await?;
@@ -165,7 +147,7 @@ impl Opened {
                     Code::ChecksumMismatch => Code::BundleTampered,
                     other => other,
                 };
-                let text = format!("{}: {} cannot be used", self.location, missing[number].path);
+                let text = format!("{}: {} cannot be used", self.location, paths[number]);
                 Err(Error::new(code, text).because(error))
             }
         }
@@ -175,7 +157,7 @@ impl Opened {
     fn fill_cache(&self, host: &Host) -> Result<()> {
         host.files.make_dir(CACHE_DIR, 0o755)?;
         for deb in &self.manifest.stack.cudnn_debs {
-            let path = format!("{FILES}/{}", super::create::deb_path(&deb.sha256));
+            let path = format!("{FILES}/{}", super::collect::deb_path(&deb.sha256));
             let bytes = host.files.read(path)?.unwrap_or_default(); // it has been looked at
             host.files.write(format!("{CACHE_DIR}/{}", deb.sha256), &bytes, 0o644)?;
         }

@@ -81,17 +81,30 @@ impl Remote {
         Ok(keys.iter().filter_map(|k| k.strip_prefix(&prefix)).map(str::to_owned).collect())
     }
 
-    /// Whether a file was sent there before.
-    pub async fn has(&self, location: &Location, file: &manifest::File) -> Result<bool> {
+    /// Whether a file was sent to this path before.
+    pub async fn has(&self, location: &Location, path: &str, file: &manifest::File) -> Result<bool> {
         let session = self.session();
-        let (bucket, key) = bucket_of(&session, location, &file.path).await?;
+        let (bucket, key) = bucket_of(&session, location, path).await?;
         bucket.has(&key, file.size, &file.sha256).await.map_err(|e| refused(location, &e))
     }
 
-    /// Sends a file.
-    pub async fn put(&self, location: &Location, from: &Path, file: &manifest::File) -> Result<()> {
+    /// Makes a file from one that is there.
+    pub async fn copy(&self, location: &Location, from: &str, to: &str) -> Result<()> {
         let session = self.session();
-        let (bucket, key) = bucket_of(&session, location, &file.path).await?;
+        let (bucket, to) = bucket_of(&session, location, to).await?;
+        bucket.copy(&key(location, from), &to).await.map_err(|e| refused(location, &e))
+    }
+
+    /// Sends a file.
+    pub async fn put(
+        &self,
+        location: &Location,
+        path: &str,
+        from: &Path,
+        file: &manifest::File,
+    ) -> Result<()> {
+        let session = self.session();
+        let (bucket, key) = bucket_of(&session, location, path).await?;
         let mut sum = [0; 32];
         for (byte, digits) in sum.iter_mut().zip(file.sha256.as_bytes().chunks(2)) {
             let digits = std::str::from_utf8(digits).unwrap_or_default();

@@ -75,6 +75,13 @@ pub struct Frameworks {
     pub requirements: String,
 }
 
+impl Frameworks {
+    /// A few words.
+    pub fn describe(&self) -> String {
+        format!("{} for {} and Python {}", self.wanted.join(", "), self.device, self.python)
+    }
+}
+
 /// Chooses; `None` where the configuration names no framework.
 pub fn choose(facts: &Facts, config: &Config, stack: &Stack) -> Result<Option<Frameworks>> {
     let wish = &config.frameworks;

@@ -323,7 +323,8 @@ pub const KEYS: &[Key] = &[
         path: "frameworks.index",
         kind: Kind::Url,
         example: "\"https://mirror.example/simple\"",
-        meaning: "The package index, a mirror of PyPI; without it, pip's own, which is PyPI. Whatever it has, only wheels with the locked SHA-256 are installed.",
+        meaning: "The package index, a mirror of PyPI; without it, pip's own, which is PyPI. Whatever it has, only wheels with the locked SHA-256 are installed. \
+                  From a [bundle](bundle.md) wheels come without it.",
     },
     Key {
         path: "frameworks.wheels",

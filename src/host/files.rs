@@ -60,7 +60,7 @@ impl Files {
     }
 
     /// Like [`Files::outside`], with the last component followed, too.
-    fn outside_followed(&self, path: &Path) -> Result<PathBuf> {
+    pub(super) fn outside_followed(&self, path: &Path) -> Result<PathBuf> {
         if self.is_machine() {
             return Ok(path.to_path_buf());
         }

@@ -20,6 +20,7 @@ pub mod notify;
 pub(crate) mod proxy;
 pub mod retry;
 mod sync;
+pub(crate) mod tree;
 mod trusted;
 
 use std::any::Any;

@@ -20,7 +20,7 @@ impl Host {
 }
 
 /// syncfs, once per file system. It can take a while on slow disks.
-fn sync_file_systems(directories: &[PathBuf]) -> Result<()> {
+pub(super) fn sync_file_systems(directories: &[PathBuf]) -> Result<()> {
     let mut synced = HashSet::new();
     for dir in directories {
         let file = match File::open(dir) {

@@ -1,8 +1,9 @@
 //! Files that say what root does, and so must be root's own: each directory on the way and the file are opened without
 //! following a link, and what was opened is looked at before it is read.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -18,6 +19,8 @@ use crate::error::{Code, Error, Result};
 
 /// Permission bits that let group or others write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// Only the owner of what lies in such a directory may rename it.
+const STICKY: u32 = 0o1000;
 
 impl Files {
     /// Name and content of the files in `dir` whose names are `wanted`, in the order of the names; none where there is no
@@ -38,6 +41,31 @@ impl Files {
         }
         let read = |name: String| Ok((name.clone(), read(&directory, dir, &name, limit)?));
         names.into_iter().map(read).collect()
+    }
+
+    /// Whether nobody but root could change what lies at `paths` below `dir` between a look and its use: every file and
+    /// directory is root's and may be written by nobody else, and no link is on the way. Above `dir` the sticky bit does,
+    /// which keeps others from renaming what is root's (`/tmp`).
+    pub(crate) fn is_roots_alone(
+        &self,
+        dir: &str,
+        paths: impl Iterator<Item = impl AsRef<Path>>,
+    ) -> Result<bool> {
+        let is_roots = |path: &Path, or_sticky: u32| {
+            fs::symlink_metadata(path).is_ok_and(|m| {
+                m.uid() == 0 && (m.mode() & WRITABLE_BY_OTHERS == 0 || m.mode() & or_sticky != 0)
+            })
+        };
+        let base = self.outside(dir)?;
+        let above = base.ancestors().skip(1).all(|p| p.as_os_str().is_empty() || is_roots(p, STICKY));
+        let mut looked_at = HashSet::new();
+        let mut below = paths.map(|path| base.join(path));
+        Ok(above
+            && is_roots(&base, 0)
+            && below.all(|path| {
+                let mut way = path.ancestors().take_while(|p| *p != base);
+                way.all(|p| !looked_at.insert(p.to_path_buf()) || is_roots(p, 0))
+            }))
     }
 
     /// Opens the directory step by step; with it comes what is wrong on the way. `None` where it is not there.
@@ -126,7 +154,6 @@ fn refused(path: &Path, why: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     use super::*;
@@ -211,6 +238,37 @@ mod tests {
         fs::remove_file(dir.join("a.toml")).unwrap();
         nix::unistd::mkfifo(&dir.join("a.toml"), Mode::S_IRUSR).unwrap();
         assert!(read(root.path()).unwrap_err().message().contains("is no regular file"));
+    }
+
+    #[test]
+    fn what_only_root_could_change_is_roots_alone() {
+        let alone = |root: &Path| {
+            Files::new(root.into())
+                .is_roots_alone("/etc/x", ["steps.d/a.toml", "steps.d/b.toml"].iter())
+                .unwrap()
+        };
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let (root, _) = scratch();
+        assert!(alone(root.path()));
+        // `/tmp` above is like that; in the directory itself others could add names.
+        mode(&root.path().join("etc"), 0o1777);
+        assert!(alone(root.path()));
+        for (at, bits) in
+            [("etc", 0o777), ("etc/x", 0o1777), ("etc/x/steps.d", 0o1777), ("etc/x/steps.d/b.toml", 0o646)]
+        {
+            let (root, _) = scratch();
+            mode(&root.path().join(at), bits);
+            assert!(!alone(root.path()), "{at}");
+        }
+        for at in ["etc", "etc/x", "etc/x/steps.d", "etc/x/steps.d/a.toml"] {
+            let (root, _) = scratch();
+            chown(root.path().join(at), Some(1000), None).unwrap();
+            assert!(!alone(root.path()), "{at}");
+            let (root, _) = scratch();
+            fs::rename(root.path().join(at), root.path().join("moved")).unwrap();
+            symlink(root.path().join("moved"), root.path().join(at)).unwrap();
+            assert!(at == "etc" || !alone(root.path()), "{at}");
+        }
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Plan {
     /// asks no repository for anything.
     pub async fn check(&self, action: &Action, host: &Host) -> Result<Check> {
         match action.check(host).await? {
-            Check::Deferred { why } if self.installs(host).await => Ok(Check::needed(why)),
+            Check::Deferred { why } if self.installs(host, action).await => Ok(Check::needed(why)),
             Check::Deferred { why } => {
                 Ok(Check::satisfied(format!("{why}, and no package is to be installed")))
             }
@@ -61,9 +61,13 @@ impl Plan {
         }
     }
 
-    /// Whether a package is missing, or may be.
-    async fn installs(&self, host: &Host) -> bool {
-        for action in self.steps.iter().flat_map(|step| &step.actions).filter(|action| action.installs()) {
+    /// Whether a package is missing, or may be: one of those for which `source` is there. A bundle has wheels, too.
+    async fn installs(&self, host: &Host, source: &Action) -> bool {
+        let takes = |action: &&Action| match (action, source) {
+            (Action::PythonEnvironment(_), Action::Bundle(_)) => true,
+            (action, _) => action.installs(),
+        };
+        for action in self.steps.iter().flat_map(|step| &step.actions).filter(takes) {
             if !matches!(action.check(host).await, Ok(Check::Satisfied { .. })) {
                 return true;
             }

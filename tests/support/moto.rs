@@ -19,6 +19,40 @@ import json, sys, urllib.request
 import boto3
 from moto.server import ThreadedMotoServer
 
+if "buckets" in sys.argv:
+    import base64, hashlib, io
+    import moto.moto_server.threaded_moto_server as threaded
+    sys.path.insert(0, sys.argv[-1])
+    import aws_signing
+
+    KEYS, ASKED = {}, []
+
+    class Checked(threaded.DomainDispatcherApplication):
+        """Every request of ours is signed in its query, by somebody who may; moto, behind it, looks at neither."""
+
+        def __call__(self, environ, start_response):
+            if not KEYS or "HTTP_AUTHORIZATION" in environ:
+                return super().__call__(environ, start_response)
+            headers = {name[5:].replace("_", "-").lower(): value for name, value in environ.items() if name.startswith("HTTP_")}
+            headers["Host"] = headers["host"]
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            path = environ["RAW_URI"]
+            ASKED.append(environ["REQUEST_METHOD"] + " " + path.partition("?")[0]
+                         + (" copy" if "x-amz-copy-source" in headers else ""))
+            try:
+                if aws_signing.check_query(KEYS, environ["REQUEST_METHOD"], path, headers) != writer[0]:
+                    raise aws_signing.Refused(403, "AccessDenied", "not allowed")
+                wanted = headers.get("x-amz-checksum-sha256")
+                if wanted and base64.b64encode(hashlib.sha256(body).digest()).decode() != wanted:
+                    raise aws_signing.Refused(400, "BadDigest", "other bytes")
+            except aws_signing.Refused as refused:
+                start_response(f"{refused.status} No", [("Content-Type", "application/xml")])
+                return [f"<Error><Code>{refused.code}</Code><Message>{refused.message}</Message></Error>".encode()]
+            environ["wsgi.input"] = io.BytesIO(body)
+            return super().__call__(environ, start_response)
+
+    threaded.DomainDispatcherApplication = Checked
+
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 url = "http://%s:%d" % server.get_host_and_port()
@@ -50,7 +84,9 @@ role = client("sts", writer).assume_role(RoleArn=arn, RoleSessionName="i-0123456
 client("s3", ("setup", "setup")).create_bucket(Bucket="gpu-bundles")
 
 # From here on, signatures and policies are checked.
-if "unchecked" not in sys.argv:
+if "buckets" in sys.argv:
+    KEYS.update({key: (secret, None) for key, secret in (writer, stranger)})
+else:
     request = urllib.request.Request(url + "/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"})
     urllib.request.urlopen(request).read()
 
@@ -86,6 +122,11 @@ def flip(asked):
 
 for line in sys.stdin:
     asked = json.loads(line)
+    if "requests" in asked:
+        print(json.dumps({"requests": ASKED}), flush=True)
+        if asked["requests"] == "forget":
+            ASKED.clear()
+        continue
     if "flip" in asked:
         print(json.dumps(flip(asked)), flush=True)
         continue
@@ -113,9 +154,10 @@ impl Moto {
         Self::started(&[])
     }
 
-    /// The same without looking at signatures: those in a URL are none that it knows.
-    pub fn start_unchecked() -> Self {
-        Self::started(&["unchecked"])
+    /// The same for S3, whose requests are signed in their query: moto knows no such signatures, so they are checked before
+    /// it by what the end-to-end tests' fake AWS has.
+    pub fn start_for_buckets() -> Self {
+        Self::started(&["buckets", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/rig")])
     }
 
     fn started(words: &[&str]) -> Self {
@@ -170,6 +212,16 @@ impl Moto {
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap()
+    }
+
+    /// The requests to buckets so far: method, path, and `copy` where S3 was asked to copy.
+    pub fn requests(&mut self) -> Vec<String> {
+        serde_json::from_value(self.ask(&serde_json::json!({ "requests": "" }))["requests"].take()).unwrap()
+    }
+
+    /// Forgets them.
+    pub fn forget_requests(&mut self) {
+        self.ask(&serde_json::json!({ "requests": "forget" }));
     }
 
     /// Flips a bit in the middle of an object of the bucket `gpu-bundles`.

@@ -8,7 +8,7 @@ use crate::host::files::Files;
 
 /// A line of a requirements file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Locked {
+pub(crate) struct Locked {
     /// Normalised name.
     pub name: String,
     /// The version.
@@ -27,7 +27,7 @@ impl Locked {
 }
 
 /// Reads a requirements file of which each line is a name, a version and one sum: nothing else would be locked.
-pub(super) fn parse(text: &str) -> Result<Vec<Locked>> {
+pub(crate) fn parse(text: &str) -> Result<Vec<Locked>> {
     let mut locked = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let (line, comment) = line.split_once('#').unwrap_or((line, ""));

@@ -39,14 +39,15 @@ pub(super) async fn install(host: &Host, environment: &PythonEnvironment, batch:
     let file = format!("{room}/requirements.txt");
     let text: String = batch.iter().map(|l| l.requirement()).collect();
     host.files.write(&file, text.as_bytes(), 0o600)?;
-    let output = host.exec.output(&call(environment, &room, &file)).await?;
+    let wheels = environment.wheels(host);
+    let output = host.exec.output(&call(environment, wheels, &room, &file)).await?;
     if output.ok() {
         return Ok(());
     }
-    Err(failure(environment, &output))
+    Err(failure(environment, wheels, &output))
 }
 
-fn call(environment: &PythonEnvironment, room: &str, file: &str) -> Call {
+fn call(environment: &PythonEnvironment, wheels: Option<&str>, room: &str, file: &str) -> Call {
     let call = Call::new(&environment.interpreter())
         .args(["-I", "-m", "pip", "install", "--requirement", file])
         // Nothing but these wheels: no dependency, no source archive, nothing without its sum.
@@ -57,8 +58,8 @@ fn call(environment: &PythonEnvironment, room: &str, file: &str) -> Call {
         .env("PIP_ROOT_USER_ACTION", "ignore")
         .env("TMPDIR", room)
         .limit(LIMIT);
-    if !environment.wheels.is_empty() {
-        return call.args(["--no-index", "--find-links", &environment.wheels]);
+    if let Some(wheels) = wheels {
+        return call.args(["--no-index", "--find-links", wheels]);
     }
     // By the environment, which only root can read: the URL may have a password in it.
     let call = match environment.index.as_str() {
@@ -93,13 +94,13 @@ fn proxies() -> Vec<(String, String)> {
 }
 
 /// What pip's words mean. It has no other codes than 0, 1 and 2.
-fn failure(environment: &PythonEnvironment, output: &Output) -> Error {
+fn failure(environment: &PythonEnvironment, wheels: Option<&str>, output: &Output) -> Error {
     let words = String::from_utf8_lossy(&output.stderr);
     let said = |what: &str| words.contains(what);
-    let from = match (environment.wheels.as_str(), environment.index.as_str()) {
-        ("", "") => "PyPI".to_owned(),
-        ("", index) => redact_text(index),
-        (wheels, _) => redact_text(wheels),
+    let from = match (wheels, environment.index.as_str()) {
+        (Some(wheels), _) => redact_text(wheels),
+        (None, "") => "PyPI".to_owned(),
+        (None, index) => redact_text(index),
     };
     let error = if said("DO NOT MATCH THE HASHES") {
         let of = mismatch(&words);
@@ -149,13 +150,13 @@ fn mismatch(words: &str) -> String {
 mod tests {
     use super::*;
 
-    fn environment(index: &str, wheels: &str) -> PythonEnvironment {
+    fn environment(index: &str) -> PythonEnvironment {
         PythonEnvironment {
             path: "/opt/x".into(),
             python: "3.11".into(),
             requirements: String::new(),
             index: index.into(),
-            wheels: wheels.into(),
+            wheels: String::new(),
         }
     }
 
@@ -178,14 +179,14 @@ mod tests {
 
     #[test]
     fn no_password_is_in_the_arguments_and_a_directory_asks_no_index() {
-        let line = call(&environment("https://u:geheim@m/simple", ""), "/t", "/t/r").line();
+        let line = call(&environment("https://u:geheim@m/simple"), None, "/t", "/t/r").line();
         assert!(
             !line.contains("geheim")
                 && line.contains("--require-hashes")
                 && line.contains("--only-binary :all:"),
             "{line}"
         );
-        let line = call(&environment("https://m/simple", "/wheels"), "/t", "/t/r").line();
+        let line = call(&environment("https://m/simple"), Some("/wheels"), "/t", "/t/r").line();
         assert!(line.ends_with("--no-index --find-links /wheels"), "{line}");
     }
 
@@ -193,7 +194,7 @@ mod tests {
     fn pips_words_have_meanings() {
         let of = |words: &str| {
             let output = Output { status: 1, stdout: Vec::new(), stderr: words.as_bytes().to_vec() };
-            let error = failure(&environment("https://u:geheim@m/simple", ""), &output);
+            let error = failure(&environment("https://u:geheim@m/simple"), None, &output);
             assert!(!format!("{error:?}").contains("geheim"));
             (error.code(), error.message().to_owned())
         };

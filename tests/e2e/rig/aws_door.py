@@ -20,6 +20,7 @@ import uuid
 import zlib
 
 import aws_limits
+import aws_s3
 import aws_signing
 from aws_faults import Faults
 from aws_signing import Refused
@@ -43,6 +44,8 @@ class Call:
         self.method, self.path, self.headers, self.raw = method, path, headers, raw
         self.authorization = headers.get("Authorization", "")
         self.key, self.region, signing = aws_signing.scope(self.authorization)
+        if self.key is None and "X-Amz-Credential=" in path:
+            self.key, self.region, signing = aws_signing.query_scope(path)
         self.signing = signing
         self.service = NAMES.get(signing, signing)
         if self.authorization.startswith("CFN_V1 "):
@@ -60,7 +63,7 @@ class Call:
             self.service, self.action, self.is_json = "webhook", path.removeprefix(WEBHOOK), True
         else:
             self.parameters = dict(urllib.parse.parse_qsl(self.body.decode(errors="replace"), keep_blank_values=True))
-            self.action = self.parameters.get("Action", "")
+            self.action = aws_s3.name_of(self) if signing == "s3" else self.parameters.get("Action", "")
 
 
 class Answer:
@@ -150,6 +153,11 @@ class Door:
     def do(self, call, kind):
         if call.service == "webhook":
             return self.webhook(call)
+        if call.service == "s3":
+            try:
+                return Answer(*aws_s3.hand_on(self, call))
+            except Refused as refused:
+                return Answer(*aws_s3.error(refused))
         if sentence := aws_limits.broken(call.action, call.body):
             raise Refused(400, "InvalidParameterException" if call.is_json else "InvalidParameterValue", sentence)
         if call.action in OWN:
@@ -301,13 +309,13 @@ class Door:
         self.identity_of_instance = {"document": document, "signature": signature}
 
     def keys(self):
-        names = "writer", "stranger", "role", "powerless", "topic"
+        names = "writer", "stranger", "role", "powerless", "bundler", "topic"
         return {name: getattr(self.store, name) for name in names}
 
 
 OWN = {"SignalResource": Door.signal_resource, "CompleteLifecycleAction": Door.lifecycle,
        "RecordLifecycleActionHeartbeat": Door.lifecycle}
-READ_BACK = {"metrics", "log_events", "embedded", "log_streams", "retention", "tags", "sns_messages", "events"}
+READ_BACK = {"flip", "metrics", "log_events", "embedded", "log_streams", "retention", "tags", "sns_messages", "events"}
 NOTHING_TAKEN = {"CreateLogGroup", "CreateLogStream", "PutRetentionPolicy", "RecordLifecycleActionHeartbeat"}
 CONTROLS = {"fault": lambda door, **how: door.faults.add(**how), "clear": lambda door: door.faults.clear(),
             "calls": Door.calls, "signals": Door.signals, "webhooks": Door.webhooks, "forget": Door.forget,
@@ -376,7 +384,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response_only(answer.status)
         for name, value in {"Date": self.date_time_string(), **answer.headers}.items():
             self.send_header(name, value)
-        if answer.status != 204:
+        if answer.status != 204 and "Content-Length" not in answer.headers:
             self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if answer.status != 204 and self.command != "HEAD":

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import urllib.error
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -439,6 +440,49 @@ def refuse(shop):
     shop.do("logs")
 
 
+def urls_of_s3_are_checked(shop):
+    """Who signed, for what, until when; what the sum says of the bytes; and that moto then does it."""
+    def url(method, key=None, seconds=60, **more):
+        s3 = shop.client("s3", key or shop.keys["bundler"], signature_version="s3v4", s3={"addressing_style": "path"})
+        return s3.generate_presigned_url(method, Params={"Bucket": "gpu-bundles", "Key": "a/b+c.deb", **more}, ExpiresIn=seconds)
+
+    def ask(method, address, body=None, headers=None):
+        # Without a type urllib says that it is a form, which moto then reads.
+        headers = {"Content-Type": "application/octet-stream", **(headers or {})}
+        request = urllib.request.Request(address, data=body, headers=headers, method=method)
+        try:
+            with OPENER.open(request, timeout=20) as answer:
+                return answer.status, answer.read(), dict(answer.headers.items())
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), dict(error.headers.items())
+
+    body = b"0123456789"
+    sent = ask("PUT", url("put_object"), body)
+    equal(sent[0], 200, f"a signed upload {sent[1]}")
+    got = ask("GET", url("get_object"), headers={"Range": "bytes=2-4"})
+    equal((got[0], got[1], got[2].get("Content-Range")), (206, b"234", "bytes 2-4/10"), "a part")
+    equal(ask("HEAD", url("head_object"))[2]["Content-Length"], "10", "a length")
+    right = url("get_object")
+    for what, address, wanted in [
+            ("another object", right.replace("b%2Bc", "b%2Bd"), b"SignatureDoesNotMatch"),
+            ("another signature", right[:-1] + ("0" if right[-1] != "0" else "1"), b"SignatureDoesNotMatch"),
+            ("more time", right.replace("Expires=60", "Expires=61"), b"SignatureDoesNotMatch"),
+            ("a parameter that was not signed", right + "&versionId=1", b"SignatureDoesNotMatch"),
+            ("nobody's key", right.replace(shop.keys["bundler"][0], "AKIANOBODY"), b"InvalidAccessKeyId"),
+            ("no right", url("get_object", shop.keys["stranger"]), b"AccessDenied"),
+            ("none", right.partition("?")[0], b"")]:
+        status, said, _ = ask("GET", address)
+        equal((status // 100, wanted in said), (4, True), f"{what}: {status} {said}")
+    equal(ask("GET", right, headers={"x-amz-meta-x": "1"})[0], 403, "a header that was not signed")
+    short = url("get_object", seconds=1)
+    time.sleep(1.1)
+    equal(b"expired" in ask("GET", short)[1], True, "a URL that is over")
+    wrong = base64.b64encode(b"\0" * 32).decode()
+    address = url("put_object", ChecksumSHA256=wrong)
+    equal(b"BadDigest" in ask("PUT", address, b"else", {"x-amz-checksum-sha256": wrong})[1], True, "a wrong sum")
+    equal(ask("GET", right)[1], body, "what is kept")
+
+
 def impossible_faults_are_mistakes(shop):
     for how in ({"kind": "sleepy"}, {"kind": "slow"}, {"kind": "down", "delay": 1}):
         try:
@@ -452,7 +496,7 @@ TESTS = [right_signatures_pass, wrong_secrets_are_refused, unknown_keys_are_refu
          denied_actions_are_refused, what_was_signed_is_what_counts, packed_bodies_pass, everything_can_be_read_back,
          calls_are_written_down, embedded_metrics_are_checked, broken_limits_are_refused, signals_are_checked_and_kept,
          an_instance_signals_by_its_document, webhooks_are_kept, down, slow, throttle, rate, half, lost, partial, refuse,
-         impossible_faults_are_mistakes]
+         urls_of_s3_are_checked, impossible_faults_are_mistakes]
 
 
 def run():

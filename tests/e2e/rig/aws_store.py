@@ -20,6 +20,7 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.pat
 POLICY = os.path.join(PROJECT, "packaging", "iam-policy.json")
 # IAM prefix: signing name, where they differ.
 SIGNING = {"cloudwatch": "monitoring"}
+BUCKET = "gpu-bundles"
 TOPIC, BUS, QUEUES = "gpu-bootstrap", "default", {"sns": "messages", "events": "events"}
 SOURCE = "gpu-bootstrap"
 
@@ -62,7 +63,9 @@ class Store:
         self.stranger = self.user(setup, "stranger", [])
         self.role = self.assume(setup, ROLE, published())
         self.powerless = self.assume(setup, "powerless", [])
+        self.bundler = self.user(setup, "bundler", ["s3:*"])
         self.topic = self.subscribe(setup)
+        self.client("s3", setup).create_bucket(Bucket=BUCKET)
         self.check_from_now_on()
 
     def user(self, setup, name, actions):
@@ -191,6 +194,13 @@ class Store:
     def events(self):
         """EventBridge's events since the last call, as a rule's target gets them."""
         return self.drain(QUEUES["events"])
+
+    def flip(self, key):
+        """Changes one bit in the middle of an object."""
+        s3 = self.client("s3")
+        body = bytearray(s3.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+        body[len(body) // 2] ^= 1
+        s3.put_object(Bucket=BUCKET, Key=key, Body=bytes(body))
 
     def drain(self, queue):
         sqs, found = self.client("sqs"), []

@@ -33,11 +33,27 @@ DEVICE = {"vendor": "0x10de", "device": "0x1eb8", "class": "0x030200"}
 LOSS = re.compile(r"([^;]+) on CPU \(cpu\): loss ([\d.]+) to ([\d.]+)")
 
 
-class Machine:
+class Evidence:
+    """What a root's last run says of its trainings."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def path(self, inside):
+        return os.path.join(self.root, inside.lstrip("/"))
+
+    def evidence(self):
+        with open(self.path("/var/lib/gpu-bootstrap/receipt.json"), encoding="utf-8") as source:
+            steps = json.load(source)["steps"]
+        return next(" ".join(s["evidence"]) for s in steps if s["id"] == "training")
+
+
+class Machine(Evidence):
     """A root with Python, and the agent beside it."""
 
     def __init__(self, work):
-        self.work, self.root, self.tools = work, os.path.join(work, "root"), os.path.join(work, "tools")
+        super().__init__(os.path.join(work, "root"))
+        self.work, self.tools = work, os.path.join(work, "tools")
         packages = archive.Archive(work)
         try:
             base = packages.root("frameworks-base", PACKAGES)
@@ -51,9 +67,6 @@ class Machine:
         # The way out of this machine: its resolver, and whom it trusts.
         shutil.copy2("/etc/resolv.conf", self.path("/etc/resolv.conf"))
         shutil.copy2(os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"), self.path("/etc/ssl/certs/e2e.crt"))
-
-    def path(self, inside):
-        return os.path.join(self.root, inside.lstrip("/"))
 
     def write(self, inside, text):
         os.makedirs(os.path.dirname(self.path(inside)), exist_ok=True)
@@ -77,11 +90,6 @@ class Machine:
 
     def agent(self, network=True):
         return self.enter(["/mnt/gpu-bootstrap", "run", "--no-imds"], network)
-
-    def evidence(self):
-        with open(self.path("/var/lib/gpu-bootstrap/receipt.json"), encoding="utf-8") as source:
-            steps = json.load(source)["steps"]
-        return next(" ".join(s["evidence"]) for s in steps if s["id"] == "training")
 
     def remove_environment(self):
         shutil.rmtree(self.path(ENVIRONMENT), ignore_errors=True)
