@@ -15,6 +15,7 @@ use super::{Location, Remote, verify};
 use crate::action::Action;
 use crate::action::apt_index::AptIndex;
 use crate::action::apt_source::AptSource;
+use crate::action::repository::sums;
 use crate::boot::{Inputs, metadata_client};
 use crate::catalog::choose::{Choice, Source};
 use crate::catalog::{Catalog, Stack, choose};
@@ -115,13 +116,18 @@ pub async fn create(options: &Options) -> Result<Made> {
     } else {
         None
     };
-    let (facts, config, stack) = chosen(&host, options, metadata.as_ref()).await?;
+    let (facts, config, mut stack) = chosen(&host, options, metadata.as_ref()).await?;
     let region = facts.identity.instance.as_ref().map(|i| i.value.region.clone());
     let store = Store::open(&options.output, Remote::new(&config.report.aws, region, metadata.as_ref()))?;
     let custom = if here { plan::custom::read(&host.files)? } else { Vec::new() };
-    let plan = plan::build(&facts, &config, &stack, &custom)?;
     let kernel = here || options.target.kernel.is_some();
     let mut collector = Collector::begin(&host, options, &facts, &stack, store).await?;
+    for deb in &mut stack.cudnn_debs {
+        if let Some(index) = deb.index.take() {
+            deb.sha256 = sums::derive(&collector.apart.host, deb, &index).await?.sha256;
+        }
+    }
+    let plan = plan::build(&facts, &config, &stack, &custom)?;
     collector.repository(&plan).await?;
     for action in plan.steps.iter().flat_map(|s| &s.actions) {
         for artefact in artefacts(action, kernel) {
@@ -367,6 +373,7 @@ impl Collector {
         match artefact {
             Artefact::Packages(request) => self.packages(&request).await,
             Artefact::File { url, sha256, path } => {
+                let url = if url.starts_with("s3://") { self.store.remote.object(&url).await? } else { url };
                 let inside = self.apart.host.fetch.into_cache_deb(&self.apart.host, &url, &sha256).await?;
                 let from = self.apart.host.files.outside(&inside)?;
                 let size = fs::metadata(&from).map_err(|e| Error::io("stat", &from, e))?.len();
@@ -531,7 +538,7 @@ fn is_nvidias(path: &str) -> bool {
 }
 
 /// A path of a URI without its percent signs.
-pub(super) fn decoded(text: &str) -> String {
+pub(crate) fn decoded(text: &str) -> String {
     let mut out = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
