@@ -233,6 +233,9 @@ async fn run_locked(options: &RunOptions, host: &Host, reports: &Reports, remote
     remote.start(&Settings::new(root, report, &facts.identity, metadata.is_some(), began));
     match loaded {
         Ok(loaded) => {
+            let region = facts.identity.instance.as_ref().map(|i| i.value.region.clone());
+            let aws = &loaded.config.report.aws;
+            host.reach_buckets(bundle::Remote::new(aws, region, metadata.as_ref()));
             let bundle = tokio::select! {
                 bundle = bundle::open(host, &loaded.config, &facts, metadata.as_ref()) => bundle,
                 error = signals.next() => Err(error),

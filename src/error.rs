@@ -90,6 +90,7 @@ codes! {
     NotADeb "not-a-deb" FAILED "A download that should be a package is something else (often a login page).";
     ChecksumMismatch "checksum-mismatch" FAILED "The bytes do not have the expected SHA-256; nothing was kept.";
     InsecureRedirect "insecure-redirect" FAILED "An https download or repository redirects to plain http.";
+    SumUnknown "sum-unknown" USAGE "The configuration gives no SHA-256 for a package file, and no signed index vouches for it; it was not fetched.";
     // config and plan
     ConfigRead "config-read" USAGE "A configuration file cannot be read.";
     ConfigSyntax "config-syntax" USAGE "A configuration file is not valid TOML.";
@@ -277,6 +278,9 @@ impl Code {
             Self::BundleMismatch => "make a bundle for this machine: `gpu-bootstrap bundle create`",
             Self::BundleIncomplete => {
                 "make the bundle anew with --installed and this machine's /var/lib/dpkg/status"
+            }
+            Self::SumUnknown => {
+                "give the file's sha256 beside its url; or name the signed repository that lists it (repository, signed-by)"
             }
             Self::LicenceNotAccepted => "read it, then say --accept-licence nvidia",
             Self::DriverNotLoaded | Self::DriverMismatch => {

@@ -16,6 +16,23 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// A path of a URI without its percent signs.
+pub(crate) fn percent_decoded(text: &str) -> String {
+    let mut out = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let digits = after.get(..2).and_then(|d| std::str::from_utf8(d).ok());
+        if let Some(byte) = digits.filter(|_| first == b'%').and_then(|d| u8::from_str_radix(d, 16).ok()) {
+            out.push(byte);
+            rest = &after[2..];
+        } else {
+            out.push(first);
+            rest = after;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// Line and column (from 1) of a byte offset.
 pub fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..offset.min(text.len())];
@@ -48,6 +65,11 @@ pub(crate) fn noise() -> impl FnMut() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percent_signs_are_undone_once() {
+        assert_eq!(percent_decoded("pool/g%2b%2b_1%253a2%zz%4"), "pool/g++_1%3a2%zz%4");
+    }
 
     #[test]
     fn positions_count_from_one() {

@@ -319,7 +319,7 @@ fn a_run_fetches_packages_and_package_files_of_its_later_steps_and_tidies_up() {
     let bytes = fs::read(&file).unwrap();
     let server = Server::start(move |request| Reply::part(request, &bytes));
     let url = server.url("/third.deb?Signature=secret");
-    let action = deb::Deb { files: vec![choose::Deb { url, sha256: sum(&file) }], hold: false };
+    let action = deb::Deb { files: vec![choose::Deb { url, sha256: sum(&file), index: None }], hold: false };
     let (host, reports) = run_host(&m);
     let unused = m.root.at(paths::CACHE_DIR).join("0".repeat(64));
     fs::create_dir_all(unused.parent().unwrap()).unwrap();

@@ -296,7 +296,7 @@ const MISTAKES: &[(&str, Code, &str)] = &[
     (
         "[[cudnn.deb]]\nurl = \"s3://b/k\"\nsha256 = \"SUM\"",
         Code::ConfigType,
-        "FILE:2:7: cudnn.deb: s3:// is not available in this version",
+        "FILE:2:7: cudnn.deb: \"s3://b/k\" is no s3://bucket/key",
     ),
     (
         "[[cudnn.deb]]\nurl = \"https://a.b/c\"\nsha256 = \"1f2e\"",
@@ -308,10 +308,16 @@ const MISTAKES: &[(&str, Code, &str)] = &[
         Code::ConfigType,
         "'s' stands in this one",
     ),
+    ("[[cudnn.deb]]\nsha256 = \"SUM\"", Code::ConfigType, "FILE:1:1: cudnn.deb: the entry has no url"),
     (
-        "[[cudnn.deb]]\nurl = \"https://a.b/c\"",
+        "[[cudnn.deb]]\nurl = \"s3://bucket/c.deb\"",
         Code::ConfigType,
-        "FILE:1:1: cudnn.deb: the entry has no sha256",
+        "FILE:1:1: cudnn.deb: the entry has no sha256, and no signed index of a bucket is read",
+    ),
+    (
+        "[[cudnn.deb]]\nurl = \"https://a.b/c\"\nrepository = \"https://a.b/\"",
+        Code::ConfigType,
+        "FILE:1:1: cudnn.deb: repository and signed-by go together",
     ),
     ("cudnn.deb = [\"https://a.b/c\"]", Code::ConfigType, "FILE:1:14: cudnn.deb takes a list of { url"),
     // Syntax

@@ -875,7 +875,11 @@ fn cached(m: &Machine, files: &[&Path]) -> Action {
         fs::write(to, bytes).unwrap();
         // Port 9 of this machine: nobody is there, so nothing but the cache can answer.
         let name = file.file_name().unwrap().to_string_lossy();
-        list.push(choose::Deb { url: format!("http://127.0.0.1:9/{name}?Signature=secret"), sha256 });
+        list.push(choose::Deb {
+            url: format!("http://127.0.0.1:9/{name}?Signature=secret"),
+            sha256,
+            index: None,
+        });
     }
     Action::Deb(deb::Deb { files: list, hold: true })
 }

@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use std::io::BufReader;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use super::repository::apart::{Apart, Verified};
+use super::repository::matches_any;
 use super::repository::packages::{self, Index};
 use super::repository::private::{Private, malformed};
-use super::repository::release::{self, Release};
-use super::repository::{matches_any, refusal};
+use super::repository::release::Release;
 use super::{Applied, Check, Converge};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
@@ -81,12 +81,14 @@ impl Converge for AptIndex {
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
+        let apart = Apart { url: &self.url, architecture: &self.architecture, keyring: &self.keyring };
         let private = Private::of(&self.url);
-        // What an interrupted run left behind could be taken for a fresh answer.
-        host.files.remove_tree(private.incoming_dir())?;
-        let outcome = self.fetch_and_judge(host, &private).await;
-        host.files.remove_tree(private.incoming_dir())?;
-        outcome.map(|()| Applied::Done)
+        let Verified { release, release_bytes, packages } = apart.fetch(host, &private).await?;
+        self.judge_release(&release)?;
+        let index = Index::read(packages.as_slice()).map_err(|why| malformed(&self.url, "Packages", &why))?;
+        self.judge_foreign(&index, &essential(host)?)?;
+        self.judge_wanted(&index)?;
+        private.keep(host, &release_bytes, &packages).map(|()| Applied::Done)
     }
 
     fn describe(&self) -> String {
@@ -95,65 +97,6 @@ impl Converge for AptIndex {
 }
 
 impl AptIndex {
-    async fn fetch_and_judge(&self, host: &Host, private: &Private) -> Result<()> {
-        host.files.write(private.sources_path(), self.sources().as_bytes(), 0o644)?;
-        host.apt()
-            .update_apart(&private.sources_path(), &private.incoming_dir())
-            .await
-            .map_err(|e| refusal::explain(&self.url, e))?;
-        let (release_bytes, packages_bytes) = self.fetched(host, private)?;
-        let release = Release::parse(&String::from_utf8_lossy(&release_bytes))
-            .map_err(|why| malformed(&self.url, "Release", &why))?;
-        self.judge_release(&release)?;
-        self.judge_sum(&release, &packages_bytes)?;
-        let index =
-            Index::read(packages_bytes.as_slice()).map_err(|why| malformed(&self.url, "Packages", &why))?;
-        self.judge_foreign(&index, &essential(host)?)?;
-        self.judge_wanted(&index)?;
-        private.keep(host, &release_bytes, &packages_bytes)
-    }
-
-    /// The sources file for apt apart. `By-Hash` is off because this repository once advertised it without having
-    /// it; the plain names exist in every flat repository.
-    fn sources(&self) -> String {
-        format!(
-            "Types: deb\nURIs: {}\nSuites: /\nArchitectures: {}\nSigned-By: {}\nTargets: Packages\nBy-Hash: no\n",
-            self.url, self.architecture, self.keyring
-        )
-    }
-
-    /// The Release and Packages files that apt has verified. apt removes what it could not verify.
-    fn fetched(&self, host: &Host, private: &Private) -> Result<(Vec<u8>, Vec<u8>)> {
-        let dir = private.incoming_dir();
-        let names = host.files.list(&dir)?;
-        let read = |suffixes: &[&str]| -> Result<Option<Vec<u8>>> {
-            let name = names.iter().find(|n| suffixes.iter().any(|s| n.ends_with(s)));
-            name.map_or(Ok(None), |n| host.files.read(format!("{dir}/{n}")))
-        };
-        let plain = read(&["_Packages"])?;
-        // Docker's images tell apt to keep its indexes compressed.
-        let packages = match (plain, read(&["_Packages.gz"])?) {
-            (Some(bytes), _) => Some(bytes),
-            (None, Some(gz)) => Some(gunzip(&self.url, &gz)?),
-            (None, None) => None,
-        };
-        match (read(&["InRelease", "_Release"])?, packages) {
-            (Some(release), Some(packages)) => Ok((release, packages)),
-            (release, _) => Err(Error::new(
-                Code::Fetch,
-                format!(
-                    "{} has no {} for {}",
-                    self.url,
-                    if release.is_none() { "Release file" } else { "Packages file" },
-                    self.architecture
-                ),
-            )
-            .with_hint(
-                "check that the address is that of a flat repository for this distribution and architecture",
-            )),
-        }
-    }
-
     fn judge_release(&self, release: &Release) -> Result<()> {
         if release.label != self.label {
             return Err(Error::new(
@@ -162,36 +105,7 @@ impl AptIndex {
             )
             .with_hint("the key is the right one, the repository is not: check the address"));
         }
-        let floor = release::parse_floor(&self.date_floor)
-            .map_err(|why| Error::new(Code::CatalogInvalid, format!("date floor of {}: {why}", self.url)))?;
-        if release.date < floor {
-            return Err(Error::new(
-                Code::IndexTooOld,
-                format!(
-                    "the index of {} is validly signed but dated {}, older than {floor}: a replayed index?",
-                    self.url, release.date
-                ),
-            )
-            .with_hint("a mirror that is not synchronised any more looks the same: use another address"));
-        }
-        Ok(())
-    }
-
-    /// apt has compared the sums already; this proves that what is kept is what the kept Release file vouches for.
-    fn judge_sum(&self, release: &Release, packages: &[u8]) -> Result<()> {
-        let Some(vouched) = release.file("Packages") else { return Ok(()) };
-        let sum = format!("{:x}", Sha256::digest(packages));
-        if sum == vouched.sha256.to_ascii_lowercase() {
-            return Ok(());
-        }
-        Err(Error::new(
-            Code::IndexTampered,
-            format!(
-                "sha256 of the Packages file of {} is {sum}, its Release file says {}",
-                self.url, vouched.sha256
-            ),
-        )
-        .with_hint("run again; if it stays, do not trust the mirror"))
+        release.refuse_older(&self.url, &self.date_floor)
     }
 
     /// A repository for GPUs that offers libc6 wants more than it was added for.
@@ -249,13 +163,4 @@ fn essential(host: &Host) -> Result<BTreeSet<String>> {
     let file = std::fs::File::open(host.files.outside(STATUS)?).map_err(|e| Error::io("open", STATUS, e))?;
     packages::essential_closure(BufReader::new(file))
         .map_err(|why| Error::new(Code::DpkgBroken, format!("{STATUS}: {why}")))
-}
-
-fn gunzip(url: &str, bytes: &[u8]) -> Result<Vec<u8>> {
-    use std::io::Read as _;
-    let mut plain = Vec::new();
-    flate2::read::GzDecoder::new(bytes)
-        .read_to_end(&mut plain)
-        .map_err(|e| malformed(url, "Packages.gz", "it cannot be unpacked").because(e))?;
-    Ok(plain)
 }

@@ -1,5 +1,5 @@
-//! `deb`: packages as files, each by URL and SHA-256. Once installed, neither network nor cache is needed to
-//! tell that they are there.
+//! `deb`: packages as files, each by URL and SHA-256, or by URL and the signed index that has its SHA-256. Once installed,
+//! neither network nor cache is needed to tell that they are there.
 
 use std::io::Read;
 
@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::package_set::{self, Record, Spec, Wanted};
+use super::repository::sums;
 use super::{Applied, Check, Converge};
 use crate::catalog::choose;
 use crate::error::{Code, Error, Result};
-use crate::host::Host;
 use crate::host::dpkg::{self, Control};
 use crate::host::fault::{self, Kind};
+use crate::host::{Host, paths};
 use crate::install::ahead::Wish;
 use crate::install::{Installer, deb_into_cache};
 
@@ -24,7 +25,7 @@ pub(crate) const DEBS_DIR: &str = "/var/lib/gpu-bootstrap/debs";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Deb {
-    /// URL and SHA-256 of each file.
+    /// URL of each file, and its SHA-256 or the index that has it.
     pub files: Vec<choose::Deb>,
     /// Whether the packages and what came with them are held, as far as they are NVIDIA's.
     #[serde(default)]
@@ -38,7 +39,52 @@ struct Ready {
     control: Control,
 }
 
+/// The same with every sum known.
+struct Pinned<'a> {
+    files: Vec<choose::Deb>,
+    hold: bool,
+    /// Where sums come from that nobody gave.
+    origins: Vec<String>,
+    what: &'a Deb,
+}
+
 impl Deb {
+    /// With the sums that kept indexes have; the first file whose sum is not known otherwise.
+    fn pinned(&self, host: &Host) -> Result<Result<Pinned<'_>, &choose::Deb>> {
+        let mut pinned = Pinned { files: Vec::new(), hold: self.hold, origins: Vec::new(), what: self };
+        for file in &self.files {
+            let sum = file.index.as_ref().map(|index| sums::kept(host, file, index)).transpose()?;
+            match (sum, &file.index) {
+                (None, _) => pinned.files.push(file.clone()),
+                (Some(Some(sum)), Some(index)) => pinned.add(file, index, sum),
+                (Some(_), _) => return Ok(Err(file)),
+            }
+        }
+        Ok(Ok(pinned))
+    }
+
+    /// With the sums that the indexes have now.
+    async fn derived(&self, host: &Host) -> Result<Pinned<'_>> {
+        let mut pinned = Pinned { files: Vec::new(), hold: self.hold, origins: Vec::new(), what: self };
+        for file in &self.files {
+            match &file.index {
+                None => pinned.files.push(file.clone()),
+                Some(index) => pinned.add(file, index, sums::derive(host, file, index).await?),
+            }
+        }
+        Ok(pinned)
+    }
+}
+
+impl Pinned<'_> {
+    fn add(&mut self, file: &choose::Deb, index: &choose::DebIndex, sum: sums::Sum) {
+        let (name, sums::Sum { sha256, date }) = (file_name(&file.url), sum);
+        let (url, key) = (&index.url, &index.fingerprint);
+        self.origins
+            .push(format!("sha256 {sha256} of {name} is from the index of {url} of {date}, signed by {key}"));
+        self.files.push(choose::Deb { url: file.url.clone(), sha256, index: None });
+    }
+
     /// Only the bytes count: a file that moved to another URL is still the same file.
     fn key(&self) -> String {
         let mut sums: Vec<String> = self.files.iter().map(|f| f.sha256.clone()).collect();
@@ -70,7 +116,8 @@ impl Deb {
         let architectures = dpkg::architectures(host).await?;
         let mut ready = Vec::new();
         for file in &self.files {
-            let cached = deb_into_cache(host, &file.url, &file.sha256).await?;
+            let url = reachable(host, file).await?;
+            let cached = deb_into_cache(host, &url, &file.sha256).await?;
             let path = format!("{DEBS_DIR}/{}.deb", file.sha256);
             place(host, &cached, &path, &file.sha256)?;
             let control = dpkg::control(host, &path).await.map_err(|e| {
@@ -97,22 +144,21 @@ impl Deb {
         Ok(ready)
     }
 
-    fn name(&self) -> String {
-        self.files.iter().map(|f| file_name(&f.url)).collect::<Vec<_>>().join(", ")
-    }
-}
-
-impl Converge for Deb {
-    async fn check(&self, host: &Host) -> Result<Check> {
-        package_set::refuse_empty(self.files.is_empty(), "deb")?;
+    async fn examine(&self, host: &Host) -> Result<Check> {
         let Some(debs) = self.known(host)? else {
-            return Ok(Check::needed(format!("{} was not installed by us", self.name())));
+            return Ok(Check::needed(format!("{} was not installed by us", self.what.name())));
         };
         let names: Vec<_> = debs.iter().map(|(_, c)| format!("{} {}", c.name, c.version)).collect();
-        Ok(package_set::examine(host, &self.wanted(&debs))?.verdict(&names.join(", ")))
+        Ok(match package_set::examine(host, &self.wanted(&debs))?.verdict(&names.join(", ")) {
+            Check::Satisfied { evidence } => {
+                let all: Vec<_> = [evidence].into_iter().chain(self.origins.iter().cloned()).collect();
+                Check::satisfied(all.join("; "))
+            }
+            other => other,
+        })
     }
 
-    async fn apply(&self, host: &Host) -> Result<Applied> {
+    async fn install(&self, host: &Host) -> Result<Applied> {
         let before = package_set::not_arriving(host, &self.key())?;
         Installer::new(host).recover().await?;
         let known = self.known(host)?;
@@ -137,13 +183,47 @@ impl Converge for Deb {
         }
         Ok(Applied::Done)
     }
+}
+
+impl Deb {
+    fn name(&self) -> String {
+        self.files.iter().map(|f| file_name(&f.url)).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Converge for Deb {
+    async fn check(&self, host: &Host) -> Result<Check> {
+        package_set::refuse_empty(self.files.is_empty(), "deb")?;
+        match self.pinned(host)? {
+            Ok(pinned) => pinned.examine(host).await,
+            Err(file) => {
+                let (name, from) = (file_name(&file.url), file.index.as_ref().map_or("", |i| &i.url));
+                Ok(Check::needed(format!(
+                    "the sha256 of {name} has not been taken from the index of {from} yet"
+                )))
+            }
+        }
+    }
+
+    async fn apply(&self, host: &Host) -> Result<Applied> {
+        // What is installed already needs no index to be held, or recorded.
+        if let Ok(pinned) = self.pinned(host)?
+            && let Some(debs) = pinned.known(host)?
+            && !package_set::examine(host, &pinned.wanted(&debs))?.need_apt()
+        {
+            return pinned.install(host).await;
+        }
+        self.derived(host).await?.install(host).await
+    }
 
     fn wish(&self, host: &Host) -> Result<Wish> {
-        let is_there = match self.known(host)? {
-            Some(debs) => !package_set::examine(host, &self.wanted(&debs))?.need_apt(),
+        let Ok(pinned) = self.pinned(host)? else { return Ok(Wish::default()) };
+        let is_there = match pinned.known(host)? {
+            Some(debs) => !package_set::examine(host, &pinned.wanted(&debs))?.need_apt(),
             None => false,
         };
-        let wanted = self.files.iter().filter(|_| !is_there);
+        // What lies in a bucket gets its URL when it is asked for.
+        let wanted = pinned.files.iter().filter(|f| !is_there && !f.url.starts_with("s3://"));
         let files = wanted.map(|f| (f.url.clone(), f.sha256.clone())).collect();
         Ok(Wish { files, ..Wish::default() })
     }
@@ -153,7 +233,7 @@ impl Converge for Deb {
     }
 }
 
-impl Deb {
+impl Pinned<'_> {
     /// `--reinstall`: what is installed must be these bytes, even if dpkg has the same version already.
     async fn install_all(&self, host: &Host, ready: &[Ready]) -> Result<()> {
         let request = crate::host::apt::Request {
@@ -163,6 +243,21 @@ impl Deb {
             ..Default::default()
         };
         package_set::install_renewed(host, &request).await
+    }
+}
+
+/// A URL by which the file can be had: a signed one where it lies in a bucket. What is in the cache already (a bundle's files
+/// are) needs no credentials.
+async fn reachable(host: &Host, file: &choose::Deb) -> Result<String> {
+    let Some(object) = file.url.strip_prefix("s3://") else { return Ok(file.url.clone()) };
+    if host.files.exists(format!("{}/{}", paths::CACHE_DIR, file.sha256))? {
+        return Ok(format!("https://s3.amazonaws.com/{object}"));
+    }
+    match host.buckets() {
+        Some(buckets) => buckets.object(&file.url).await,
+        None => {
+            Err(Error::new(Code::Fetch, format!("{}: nobody here knows how to reach a bucket", file.url)))
+        }
     }
 }
 

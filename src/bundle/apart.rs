@@ -301,7 +301,7 @@ impl Apart {
             .ok_or_else(|| {
                 Error::new(Code::BundleInvalid, format!("{uri} is in no repository of the bundle"))
             })?;
-        let rest = super::collect::decoded(&uri[repo.uri.len()..]);
+        let rest = crate::text::percent_decoded(&uri[repo.uri.len()..]);
         let path = format!("{}/{}", repo.path, rest.trim_start_matches("./")).replace("/./", "/");
         if manifest::is_path(&path) {
             return Ok(path);

@@ -9,11 +9,12 @@ use super::create::Options;
 use super::manifest::{self, File, Repository};
 use super::store::{Store, WORK};
 use super::wheels::{self, Source as Wheels};
-use super::{target, verify};
+use super::{Remote, target, verify};
 use crate::action::Action;
 use crate::action::apt_index::AptIndex;
 use crate::action::apt_source::AptSource;
 use crate::action::python_environment::PythonEnvironment;
+use crate::action::repository::sums;
 use crate::catalog::Stack;
 use crate::catalog::choose::{self, Source};
 use crate::error::{Code, Error, Result};
@@ -24,6 +25,7 @@ use crate::host::files::Files;
 use crate::install::fetch::Item;
 use crate::install::fetch_files;
 use crate::plan::Plan;
+use crate::text;
 
 /// Files fetched together, and bytes: what they are is kept when the next ones are begun, so that an interruption costs little.
 const BATCH: usize = 32;
@@ -136,14 +138,30 @@ impl Collector {
         self.work.join("new")
     }
 
+    /// The sums that nobody gave, from the signed indexes of the files' repositories.
+    pub(super) async fn missing_sums(&self, stack: &mut Stack) -> Result<()> {
+        for deb in &mut stack.cudnn_debs {
+            if let Some(index) = deb.index.take() {
+                deb.sha256 = sums::derive(&self.apart.host, deb, &index).await?.sha256;
+            }
+        }
+        Ok(())
+    }
+
     /// Everything that a plan installs.
-    pub(super) async fn plan(&mut self, plan: &Plan, kernel: bool, stack: &Stack) -> Result<()> {
+    pub(super) async fn plan(
+        &mut self,
+        plan: &Plan,
+        kernel: bool,
+        stack: &Stack,
+        store: &Store,
+    ) -> Result<()> {
         self.repository(plan).await?;
         for action in plan.steps.iter().flat_map(|s| &s.actions) {
             for artefact in artefacts(action, kernel) {
                 match artefact {
                     Artefact::Packages(request) => self.packages(&request).await?,
-                    Artefact::Deb(deb) => self.deb(deb).await?,
+                    Artefact::Deb(deb) => self.deb(deb, &store.remote).await?,
                     Artefact::Wheels(environment) => self.wheels(environment).await?,
                 }
             }
@@ -188,9 +206,11 @@ impl Collector {
     }
 
     /// A package file by URL, and what apt would fetch for it.
-    async fn deb(&mut self, deb: &choose::Deb) -> Result<()> {
+    async fn deb(&mut self, deb: &choose::Deb, remote: &Remote) -> Result<()> {
         let host = &self.apart.host;
-        let inside = host.fetch.into_cache_deb(host, &deb.url, &deb.sha256).await?;
+        let in_bucket = deb.url.starts_with("s3://");
+        let url = if in_bucket { remote.object(&deb.url).await? } else { deb.url.clone() };
+        let inside = host.fetch.into_cache_deb(host, &url, &deb.sha256).await?;
         let size = host.files.lstat(&inside)?.map_or(0, |meta| meta.len());
         // apt asks for a name that ends so.
         let named = format!("/{}.deb", deb.sha256);
@@ -246,7 +266,7 @@ impl Collector {
             })?;
             let file = File { path: path.clone(), size: download.size, sha256 };
             let from = match download.uri.strip_prefix("file:") {
-                Some(local) => From::Path(PathBuf::from(decoded(local))),
+                Some(local) => From::Path(PathBuf::from(text::percent_decoded(local))),
                 None => From::Url(download.uri),
             };
             self.wanted.insert(path, (file, from));
@@ -353,31 +373,9 @@ fn batches<'a, T>(files: &'a [(&'a File, T)]) -> Vec<&'a [(&'a File, T)]> {
     batches
 }
 
-/// A path of a URI without its percent signs.
-pub(super) fn decoded(text: &str) -> String {
-    let mut out = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let digits = after.get(..2).and_then(|d| std::str::from_utf8(d).ok());
-        if let Some(byte) = digits.filter(|_| first == b'%').and_then(|d| u8::from_str_radix(d, 16).ok()) {
-            out.push(byte);
-            rest = &after[2..];
-        } else {
-            out.push(first);
-            rest = after;
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percent_signs_are_undone_once() {
-        assert_eq!(decoded("pool/g%2b%2b_1%253a2%zz%4"), "pool/g++_1%3a2%zz%4");
-    }
 
     #[test]
     fn what_is_fetched_together_is_bounded_in_number_and_bytes() {

@@ -53,15 +53,16 @@ pub async fn create(options: &Options) -> Result<Made> {
     } else {
         None
     };
-    let (facts, config, stack) = chosen(&host, options, metadata.as_ref()).await?;
+    let (facts, config, mut stack) = chosen(&host, options, metadata.as_ref()).await?;
     let region = facts.identity.instance.as_ref().map(|i| i.value.region.clone());
     let remote = Remote::new(&config.report.aws, region, metadata.as_ref());
     let mut store = Store::open(&options.output, remote).await?;
     let custom = if here { plan::custom::read(&host.files)? } else { Vec::new() };
-    let plan = plan::build(&facts, &config, &stack, &custom)?;
     let kernel = here || options.target.kernel.is_some();
     let mut collector = Collector::begin(&host, options, &facts, &stack, &store).await?;
-    collector.plan(&plan, kernel, &stack).await?;
+    collector.missing_sums(&mut stack).await?;
+    let plan = plan::build(&facts, &config, &stack, &custom)?;
+    collector.plan(&plan, kernel, &stack, &store).await?;
     let licences = licences::accepted(collector.files().map(|f| &f.path), &options.accepted)?;
     let directory = store.begin(collector.files()).to_owned();
     collector.keep(&store).await?;

@@ -77,6 +77,15 @@ impl Location {
             )),
         }
     }
+
+    /// Reads `s3://bucket/key` as where the object lies, and its name there.
+    pub fn of_object(text: &str) -> Result<(Self, String), String> {
+        let split = text.rsplit_once('/').filter(|(_, name)| manifest::is_path(name));
+        match split.map(|(place, name)| (Self::parse(place), name)) {
+            Some((Ok(place @ Self::S3 { .. }), name)) => Ok((place, name.to_owned())),
+            _ => Err(format!("\"{text}\" is no s3://bucket/key")),
+        }
+    }
 }
 
 impl fmt::Display for Location {
@@ -207,6 +216,8 @@ impl Opened {
             let deb = |d: &choose::Deb| crate::config::schema::DebConfig {
                 url: d.url.clone(),
                 sha256: d.sha256.clone(),
+                repository: String::new(),
+                signed_by: String::new(),
             };
             config.cudnn.deb = stack.cudnn_debs.iter().map(deb).collect();
             config.cudnn.version = or_none(stack.cudnn_version());
@@ -238,6 +249,12 @@ impl Opened {
             return Err(self.mismatch(format!("was not made with {name}, which this configuration asks for")));
         }
         let debs = &has.cudnn_debs;
+        // Where an index would have had the sum, the bundle has it.
+        for deb in stack.cudnn_debs.iter_mut().filter(|d| d.index.is_some()) {
+            if let Some(same) = debs.iter().find(|b| b.url == deb.url) {
+                deb.clone_from(same);
+            }
+        }
         if let Some(deb) = stack.cudnn_debs.iter().find(|d| !debs.iter().any(|b| b.sha256 == d.sha256)) {
             return Err(self.mismatch(format!("has no file with the sha256 {}", deb.sha256)));
         }
@@ -265,7 +282,7 @@ impl Opened {
     pub(crate) fn supplies(&self, host: &Host, uri: &str) -> Option<(PathBuf, &manifest::File)> {
         let path = uri.strip_prefix("file:")?.trim_start_matches('/');
         let path = path.strip_prefix(FILES.trim_start_matches('/'))?.trim_start_matches('/');
-        let path = collect::decoded(path).replace("/./", "/");
+        let path = crate::text::percent_decoded(path).replace("/./", "/");
         let file = self.manifest.file(&path).filter(|_| self.is_verified())?;
         Some((host.files.outside(format!("{FILES}/{path}")).ok()?, file))
     }

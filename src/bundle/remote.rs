@@ -62,6 +62,12 @@ impl Remote {
         bucket.url(&key).await.map_err(|e| refused(location, &e))
     }
 
+    /// The same for `s3://bucket/key`.
+    pub async fn object(&self, url: &str) -> Result<String> {
+        let (place, name) = Location::of_object(url).map_err(|why| Error::new(Code::ConfigType, why))?;
+        self.url(&place, &name).await
+    }
+
     /// URLs of several files.
     pub async fn urls(&self, location: &Location, paths: &[String]) -> Result<Vec<String>> {
         let session = self.session();

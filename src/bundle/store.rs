@@ -20,7 +20,7 @@ pub(super) const WORK: &str = ".gpu-bootstrap-create";
 /// A place, held as long as a bundle is made there.
 pub(super) struct Store {
     location: Location,
-    remote: Remote,
+    pub(super) remote: Remote,
     /// The files of whoever calls.
     files: Files,
     /// The directory; none for a bucket.

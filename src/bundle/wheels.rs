@@ -129,7 +129,7 @@ fn on_page(page: &str, at: &Url, sha256: &str) -> Option<Wheel> {
     let end = page.find(&mark)?;
     let start = page[..end].rfind(['"', '\''])? + 1;
     let mut url = at.join(&page[start..end].replace("&amp;", "&")).ok()?;
-    let name = super::collect::decoded(url.path_segments()?.next_back()?);
+    let name = crate::text::percent_decoded(url.path_segments()?.next_back()?);
     // An index that wants a password wants it for its files, too.
     if (url.scheme(), url.host_str(), url.port()) == (at.scheme(), at.host_str(), at.port())
         && url.username().is_empty()

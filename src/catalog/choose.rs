@@ -11,6 +11,7 @@ use crate::facts::Facts;
 
 mod alternative;
 mod cudnn;
+mod deb_index;
 mod driver;
 pub mod explain;
 mod place;
@@ -178,8 +179,29 @@ pub struct Cudnn {
 pub struct Deb {
     /// Where it is.
     pub url: String,
-    /// 64 hexadecimal digits, lower case.
+    /// 64 hexadecimal digits, lower case; empty where the index has it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sha256: String,
+    /// The signed index that its sum is taken from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<DebIndex>,
+}
+
+/// A repository that vouches for a package file by its signed index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DebIndex {
+    /// Base URL with a trailing slash (flat repository).
+    pub url: String,
+    /// The one key: 40 hexadecimal digits.
+    pub fingerprint: String,
+    /// The key itself, ASCII-armoured.
+    pub key: String,
+    /// dpkg's name of the architecture.
+    pub architecture: String,
+    /// An older index is refused; empty where nobody knows how old is too old.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub date_floor: String,
 }
 
 /// What there is to go on.

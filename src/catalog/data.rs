@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use super::tables::{
-    CudnnFile, Distros, Drivers, Gpus, Instances, KeyRow, RepositoriesFile, RepositoryRow, ToolkitRow,
-    Toolkits, matches,
+    CudnnFile, Distros, Drivers, FileIndexRow, Gpus, Instances, KeyRow, RepositoriesFile, RepositoryRow,
+    ToolkitRow, Toolkits, matches,
 };
 use super::version::Version;
 use crate::embedded::inflate_text;
@@ -46,6 +46,7 @@ pub(crate) struct Repositories {
     pub always_allow: Vec<String>,
     pub keys: Vec<Key>,
     pub rows: Vec<RepositoryRow>,
+    pub file_indexes: Vec<FileIndexRow>,
 }
 
 /// A public key.
@@ -148,6 +149,7 @@ impl Catalog {
             always_allow: Vec::new(),
             keys: Vec::new(),
             rows: Vec::new(),
+            file_indexes: Vec::new(),
         };
         repositories.overlay(find(sources, REPOSITORIES)?, None)?;
         Ok(Self {
@@ -294,7 +296,13 @@ impl Repositories {
                 None => self.rows.push(row),
             }
         }
-        let fault = self.rows.iter().find_map(|row| self.fault(row));
+        for row in file.file_index {
+            self.file_indexes.retain(|known| known.id != row.id);
+            self.file_indexes.push(row);
+        }
+        let keyless = self.file_indexes.iter().find(|row| self.keys.iter().all(|k| k.id != row.key));
+        let keyless = keyless.map(|row| format!("file-index {}: there is no key {}", row.id, row.key));
+        let fault = self.rows.iter().find_map(|row| self.fault(row)).or(keyless);
         fault
             .map_or(Ok(()), |what| Err(Error::new(Code::CatalogInvalid, format!("{}: {what}", source.shown))))
     }

@@ -367,6 +367,18 @@ pub(crate) struct RepositoriesFile {
     pub key: Vec<KeyRow>,
     #[serde(default)]
     pub repository: Vec<RepositoryRow>,
+    #[serde(default)]
+    pub file_index: Vec<FileIndexRow>,
+}
+
+/// Repositories of which only the sums are taken, for package files by URL; apt never sees them as sources.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct FileIndexRow {
+    pub id: String,
+    pub key: String,
+    pub urls: Vec<String>,
+    pub date_floor: Option<String>,
 }
 
 /// A public key: in a file of `keys/`, or in place.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::SCHEMA;
 use crate::catalog::choose::explain::{self, Candidate, Candidates};
-use crate::catalog::choose::{Driver, Source, Unverified, unverified_words};
+use crate::catalog::choose::{Deb, Driver, Source, Unverified, unverified_words};
 use crate::catalog::{Catalog, Choice, Stack};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -261,10 +261,16 @@ fn stack(stack: &Stack) -> Value {
         "fabric_manager": stack.fabric_manager,
         "toolkits": stack.toolkits,
         "cudnn": stack.cudnn,
-        "cudnn_debs": stack.cudnn_debs,
+        "cudnn_debs": stack.cudnn_debs.iter().map(deb).collect::<Vec<_>>(),
         "expected_gpus": stack.expect_gpus,
         "packages": packages(stack),
     })
+}
+
+/// Without the key, which is long.
+fn deb(deb: &Deb) -> Value {
+    let index = deb.index.as_ref().map(|i| json!({ "url": i.url, "fingerprint": i.fingerprint }));
+    json!({ "url": deb.url, "sha256": Some(&deb.sha256).filter(|s| !s.is_empty()), "index": index })
 }
 
 fn refusal(error: &Error) -> Value {

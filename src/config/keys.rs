@@ -89,7 +89,8 @@ impl Kind {
                 "\"auto\", \"none\", a version such as \"12.8\" or a list such as [\"12.8\", \"13.0\"]".into()
             }
             Self::CudnnVersion => "\"auto\", \"none\" or a version such as \"9.8.0\"".into(),
-            Self::Debs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }".into(),
+            Self::Debs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }, or without sha256 for a file in a \
+                          signed repository".into(),
             Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
             Self::Runtimes => format!("a list of {}", one_of(RUNTIMES)),
             Self::ContainerToolkit => "\"nvidia\", \"none\" or the http(s) URL of a mirror".into(),
@@ -216,8 +217,11 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Debs,
         example: "[{ url = \"https://example.com/libcudnn9-cuda-12_9.8.0.87-1_amd64.deb\", sha256 = \
                   \"1f2e0d4c7b6a59881f2e0d4c7b6a59881f2e0d4c7b6a59881f2e0d4c7b6a5988\" }]",
-        meaning: "cuDNN packages to install from these URLs instead. The sum is what is trusted; write the \
-                  one that you checked.",
+        meaning: "cuDNN packages to install from these URLs (`https://`, `http://` or `s3://bucket/key`) instead. The sum is what \
+                  is trusted; write the one that you checked. Without one, the sum is taken from the signed index of the \
+                  repository that the file lies in, where the catalog has that repository's key (NVIDIA's `compute/cuda` and \
+                  `compute/machine-learning`), or where the entry names both: `repository = \"https://…/\"` and `signed-by`, a \
+                  key's fingerprint or id in the catalog ([stacks.md](stacks.md)).",
     },
     Key {
         path: "profile.path",

@@ -125,10 +125,17 @@ pub struct CudnnConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DebConfig {
-    /// `https://…` or `http://…` (the sum is what is trusted).
+    /// `https://…`, `http://…` or `s3://…` (the sum is what is trusted).
     pub url: String,
-    /// 64 hexadecimal digits.
+    /// 64 hexadecimal digits; empty where a signed index has the sum.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sha256: String,
+    /// The directory of the repository whose signed index has the sum; empty for one that the catalog knows.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub repository: String,
+    /// Id or fingerprint of the key of the catalog by which that index must be signed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub signed_by: String,
 }
 
 /// `[profile]`

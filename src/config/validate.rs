@@ -328,29 +328,46 @@ impl Walk<'_> {
     }
 
     fn deb(&mut self, key: &Key, at: usize, entry: &DeTable<'_>) {
+        const KNOWN: [&str; 4] = ["url", "sha256", "repository", "signed-by"];
+        let mut is_misspelled = false;
         for (name, value) in entry {
             match name.get_ref().as_ref() {
-                "url" => self.string(key, value, |s| url::check(s).map(drop)),
-                "sha256" => self.string(key, value, sha256),
+                "url" => self.string(key, value, package_url),
+                "sha256" => self.string(key, value, |s| none_or(s, sha256)),
+                "repository" => self.string(key, value, |s| none_or(s, |s| url::check(s).map(drop))),
+                "signed-by" => self.string(key, value, |_| Ok(())),
                 other => {
-                    let near = keys::nearest(other, &["url", "sha256"]).map_or_else(
-                        || "; an entry has url and sha256".to_owned(),
+                    let near = keys::nearest(other, &KNOWN).map_or_else(
+                        || "; an entry has url and sha256, or repository and signed-by".to_owned(),
                         |n| format!("; `{n}` is probably meant"),
                     );
                     let text = format!("there is no key `{other}` in an entry of {}{near}", key.path);
                     self.problem(Code::ConfigUnknownKey, name.span().start, text);
+                    is_misspelled = true;
                 }
             }
         }
-        if entry.keys().any(|k| !matches!(k.get_ref().as_ref(), "url" | "sha256")) {
-            return; // the misspelled key is the missing one
+        if is_misspelled {
+            return; // the misspelled key may be the missing one
         }
-        for wanted in ["url", "sha256"] {
-            if !entry.keys().any(|k| k.get_ref() == wanted) {
-                let text = format!("{}: the entry has no {wanted}; write {}", key.path, key.kind.takes());
-                self.problem(Code::ConfigType, at, text);
-            }
-        }
+        let of = |wanted: &str| {
+            let value = entry.iter().find(|(name, _)| name.get_ref() == wanted);
+            value.and_then(|(_, v)| v.get_ref().as_str()).unwrap_or_default()
+        };
+        let has = |wanted: &str| !of(wanted).is_empty();
+        let what = if !entry.keys().any(|k| k.get_ref() == "url") {
+            "the entry has no url"
+        } else if of("url").starts_with("s3://") && !has("sha256") {
+            "the entry has no sha256, and no signed index of a bucket is read"
+        } else if has("repository") != has("signed-by") {
+            "repository and signed-by go together"
+        } else if has("repository") && has("sha256") {
+            "the entry has a sha256, so no index is asked for it: remove repository and signed-by, or the sha256"
+        } else {
+            return;
+        };
+        let text = format!("{}: {what}; write {}", key.path, key.kind.takes());
+        self.problem(Code::ConfigType, at, text);
     }
 }
 
@@ -410,6 +427,14 @@ fn source(written: &str) -> Result<(), String> {
         return Err("a mirror's URL has no ? and no #, because paths are added to it".into());
     }
     Ok(())
+}
+
+/// Where a package file may lie.
+fn package_url(written: &str) -> Result<(), String> {
+    if written.starts_with("s3://") {
+        return crate::bundle::Location::of_object(written).map(drop);
+    }
+    url::check(written).map(drop)
 }
 
 fn sum(written: &str) -> Result<(), String> {

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::bundle::Opened;
+use crate::bundle::{Opened, Remote};
 use crate::device_query::verdicts::Verdicts;
 use crate::install::report::Report as Installation;
 use crate::report::event::Progress;
@@ -45,6 +45,7 @@ pub struct Host {
     pub clock: clock::Clock,
     install: OnceLock<crate::install::Options>,
     bundle: OnceLock<Arc<Opened>>,
+    buckets: OnceLock<Remote>,
     is_apart: bool,
     ahead: Arc<crate::install::ahead::Ahead>,
     dpkg: dpkg::Cache,
@@ -67,6 +68,7 @@ impl Host {
             clock: clock::Clock,
             install: OnceLock::new(),
             bundle: OnceLock::new(),
+            buckets: OnceLock::new(),
             is_apart: false,
             ahead: Arc::default(),
             dpkg: dpkg::Cache::default(),
@@ -158,6 +160,16 @@ impl Host {
     /// The bundle that packages come from, if they do.
     pub(crate) fn bundle(&self) -> Option<&Opened> {
         self.bundle.get().map(Arc::as_ref)
+    }
+
+    /// Lets what lies in buckets be had by way of `remote`, from now on. Told once.
+    pub fn reach_buckets(&self, remote: Remote) {
+        let _ = self.buckets.set(remote);
+    }
+
+    /// Whom to ask for what lies in a bucket.
+    pub(crate) fn buckets(&self) -> Option<&Remote> {
+        self.buckets.get()
     }
 
     /// Where apt keeps the indexes of its sources.

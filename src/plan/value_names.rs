@@ -40,7 +40,7 @@ pub const VALUE_NAMES: &[&str] = &[
     "cuda.library-dirs",         // list: directories for the dynamic linker, empty where the toolkit lies in /usr
     "cuda.profile",              // text: the script for /etc/profile.d
     "cudnn.packages",            // list
-    "cudnn.debs",                // list of { url, sha256 }
+    "cudnn.debs",                // list of { url, sha256 }, or of { url, index }
     // Frameworks
     "frameworks.names",          // text: their names, joined by ", "
     "frameworks.device",         // text: what the wheels are built for: cuda12, cuda13, cpu

@@ -249,10 +249,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
     }
     v.set("cuda.library-dirs", stack.library_dirs());
     v.set("cudnn.packages", cudnn);
-    let debs = stack.cudnn_debs.iter().map(|d| {
-        let pairs = [("url", &d.url), ("sha256", &d.sha256)];
-        Value::Table(pairs.map(|(k, s)| (k.to_owned(), Value::String(s.clone()))).into_iter().collect())
-    });
+    let debs = stack.cudnn_debs.iter().filter_map(|d| Value::try_from(d).ok()); // text only, which TOML has
     v.set("cudnn.debs", debs.collect::<Vec<_>>());
     v.set("expect.gpus", i64::from(stack.expect_gpus.unwrap_or(0)));
     v.set("expect.libraries", expected_libraries(stack));

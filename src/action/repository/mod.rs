@@ -2,8 +2,9 @@
 //! and the private, verified copy of a repository's index.
 //!
 //! Used by [`super::apt_key`], [`super::apt_distrust`], [`super::apt_index`], [`super::apt_pin`],
-//! [`super::apt_source`] and [`super::apt_components`].
+//! [`super::apt_source`], [`super::apt_components`] and [`super::deb`].
 
+pub(crate) mod apart;
 pub(crate) mod control;
 pub(crate) mod openpgp;
 pub(crate) mod packages;
@@ -12,6 +13,7 @@ pub(crate) mod private;
 pub(crate) mod refusal;
 pub(crate) mod release;
 pub(crate) mod sources;
+pub(crate) mod sums;
 
 use std::fmt::Write as _;
 

@@ -31,6 +31,19 @@ impl Private {
         Self { url: url.to_owned(), dir: format!("{}/{}", paths::LISTS_DIR, name.trim_end_matches('_')) }
     }
 
+    /// The index of a repository of which only sums are taken, verified by this key: not one that the machine's apt may be
+    /// shown, so it lies apart from those.
+    pub(crate) fn of_files(url: &str, fingerprint: &str) -> Self {
+        let Self { url, dir } = Self::of(url);
+        let name = dir.rsplit('/').next().unwrap_or_default();
+        Self { dir: format!("{}/files_{fingerprint}_{name}", paths::LISTS_DIR), url }
+    }
+
+    /// The keyring of such an index. apt takes percent signs out of this path, which the other names have.
+    pub(crate) fn keyring_path(fingerprint: &str) -> String {
+        format!("{}/keyring_{fingerprint}/keyring.gpg", paths::LISTS_DIR)
+    }
+
     /// The verified Release file.
     pub(crate) fn release_path(&self) -> String {
         format!("{}/Release", self.dir)

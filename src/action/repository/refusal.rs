@@ -13,6 +13,7 @@ const PHRASES: &[(&str, Code)] = &[
     ("has been manipulated", Code::IndexTampered),
     ("Clearsigned file isn't valid", Code::IndexTampered),
     ("Hash Sum mismatch", Code::IndexTampered),
+    ("Hashes of received file", Code::IndexTampered),
     ("unexpected size", Code::IndexTampered),
     ("EXPKEYSIG", Code::RepositoryUntrusted),
     ("REVKEYSIG", Code::RepositoryUntrusted),
@@ -44,6 +45,15 @@ pub(crate) fn explain(url: &str, error: Error) -> Error {
         let text = format!("the index of {url} has a date that does not fit this machine's clock");
         return Error::new(Code::RepositoryUntrusted, text)
             .with_hint("set the clock (compare `date -u` with the cause), then run again")
+            .because(error);
+    }
+    if words.contains("strong enough for security") {
+        let text =
+            format!("the index of {url} vouches for its files by MD5 or SHA-1 only, which can be forged");
+        return Error::new(Code::RepositoryUntrusted, text)
+            .with_hint(
+                "the repository's publisher has to mend it; a package file can be given with its sha256",
+            )
             .because(error);
     }
     if let Some(status) = http_status(&words) {

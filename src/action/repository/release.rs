@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::control;
+use crate::error::{Code, Error, Result};
 
 /// What is read from a Release or `InRelease` file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,24 @@ impl Release {
             let path = path.trim_start_matches("./");
             (path == name).then_some(Vouched { sha256, size: size.parse().ok()? })
         })
+    }
+
+    /// Refuses an index that is older than `floor`: these repositories carry no Valid-Until, so that an old index stays
+    /// validly signed for ever.
+    pub(crate) fn refuse_older(&self, url: &str, floor: &str) -> Result<()> {
+        let floor = parse_floor(floor)
+            .map_err(|why| Error::new(Code::CatalogInvalid, format!("date floor of {url}: {why}")))?;
+        if self.date >= floor {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::IndexTooOld,
+            format!(
+                "the index of {url} is validly signed but dated {}, older than {floor}: a replayed index?",
+                self.date
+            ),
+        )
+        .with_hint("a mirror that is not synchronised any more looks the same: use another address"))
     }
 }
 

@@ -15,11 +15,16 @@ pub(super) fn debs(ctx: &Context) -> Result<Vec<Deb>> {
     let mut debs = Vec::new();
     for deb in &ctx.config.cudnn.deb {
         let sha256 = deb.sha256.to_ascii_lowercase();
+        if sha256.is_empty() {
+            let index = Some(super::deb_index::find(ctx, deb)?);
+            debs.push(Deb { url: deb.url.clone(), sha256, index });
+            continue;
+        }
         if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(Error::new(Code::ConfigType, format!("cudnn.deb: {:?} is no SHA-256", deb.sha256))
                 .with_hint("a SHA-256 is 64 hexadecimal digits; sha256sum prints it"));
         }
-        debs.push(Deb { url: deb.url.clone(), sha256 });
+        debs.push(Deb { url: deb.url.clone(), sha256, index: None });
     }
     Ok(debs)
 }

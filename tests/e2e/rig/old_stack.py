@@ -39,8 +39,8 @@ branch = "none"
 toolkit = "10.2"
 [cudnn]
 deb = [
-    {{ url = "{url}/machine-learning/{layout}/{runtime}", sha256 = "{runtime_sum}" }},
-    {{ url = "{url}/machine-learning/{layout}/{dev}", sha256 = "{dev_sum}" }},
+    {{ url = "{url}/machine-learning/{layout}/{runtime}" }},
+    {{ url = "{url}/machine-learning/{layout}/{dev}" }},
 ]
 """
 ALTERNATIVE = """\
@@ -132,6 +132,21 @@ def signed_sums(flat, key):
             for text in paragraphs if text.strip()}
 
 
+def catalog(new, old):
+    """The new key for CUDA's repository, the old one for the sums of the machine-learning repository, as the built-in catalog has
+    NVIDIA's."""
+    index = (f'[[key]]\nid = "learning"\nfingerprint = "{old.fingerprint}"\narmour = """\n{old.armoured}"""\nretired = true\n\n'
+             f'[[file-index]]\nid = "machine-learning"\nkey = "learning"\nurls = ["{FILES_URL}/machine-learning/{LAYOUT}/"]\n')
+    return f'{new.catalog("ubuntu1804")}\n{index}'
+
+
+def sums_are_the_indexs(machine, sums):
+    """The receipt says where each sum came from; the same sums by gpgv and sha256sum."""
+    receipt = machine.read("/var/lib/gpu-bootstrap/receipt.json")
+    for file, wanted in sums.items():
+        check.true(f"sha256 {wanted} of {file} is from the index of" in receipt, f"the receipt names the sum of {file}")
+
+
 def state(machine):
     """What there is in the end, as text: packages, files of ours and of the packages, variables, libraries."""
     format_ = "${db:Status-Abbrev} ${Package} ${Version}\\n"
@@ -173,7 +188,7 @@ def run(work, binary, say, update=False):
         sums = signed_sums(flat, old)
         runtime, dev = sorted(sums, key=len)
         machine = Instance("old-stack", base, NoArchive, work, {"nvidia": nvidia, "machine-learning": learning})
-        machine.write("/run/e2e/catalog/repositories.toml", new.catalog("ubuntu1804"))
+        machine.write("/run/e2e/catalog/repositories.toml", catalog(new, old))
         with open(RETIRED, encoding="utf-8") as source:
             machine.write("/etc/apt/trusted.gpg.d/nvidia-7fa2af80.asc", source.read())
         machine.write("/etc/apt/preferences.d/cuda-repository-pin-600", PIN)
@@ -182,8 +197,7 @@ def run(work, binary, say, update=False):
         machine.write("/var/lib/dpkg/available", "")  # an image has it, and this dpkg does not hold packages without it
         machine.write("/var/lib/e2e-began", "")
         with open(machine.user_data, "w", encoding="utf-8") as out:
-            out.write(CONFIG.format(url=FILES_URL, layout=LAYOUT, runtime=runtime, dev=dev, runtime_sum=sums[runtime],
-                                    dev_sum=sums[dev]))
+            out.write(CONFIG.format(url=FILES_URL, layout=LAYOUT, runtime=runtime, dev=dev))
         agent = Agent(machine, binary, measure, ["--catalog", "/run/e2e/catalog"])
         say(f"old-stack: dpkg {machine.run('dpkg-query', '-W', '-f', '${Version}', 'dpkg').stdout}, "
             f"apt {machine.run('dpkg-query', '-W', '-f', '${Version}', 'apt').stdout}; "
@@ -192,7 +206,8 @@ def run(work, binary, say, update=False):
         for line in done.stderr.splitlines() + done.stdout.splitlines():
             if "set aside" in line:
                 say(f"old-stack: {line.strip()}")
-        wrong_sum_is_refused(machine, agent)
+        sums_are_the_indexs(machine, sums)
+        other_bytes_are_refused(machine, agent, flat, runtime)
         agent.run()  # nothing to do
         got = state(machine)
     finally:
@@ -209,15 +224,16 @@ def run(work, binary, say, update=False):
                 "the machine in the end")
 
 
-def wrong_sum_is_refused(machine, agent):
-    """A pin that is wrong by one digit keeps the file from being installed, whatever signed the index that it came from."""
-    with open(machine.user_data, encoding="utf-8") as source:
-        text = source.read()
-    first = re.search(r'sha256 = "(.)', text)
-    wrong = text[:first.start(1)] + ("0" if first[1] != "0" else "1") + text[first.end(1):]
-    with open(machine.user_data, "w", encoding="utf-8") as out:
-        out.write(wrong)
+def other_bytes_are_refused(machine, agent, flat, runtime):
+    """A file with other bytes than the signed index says is not installed."""
+    path = os.path.join(flat, runtime)
+    with open(path, "rb") as source:
+        right = source.read()
+    middle = len(right) // 2
+    with open(path, "wb") as out:
+        out.write(right[:middle] + bytes([right[middle] ^ 1]) + right[middle + 1:])
+    machine.run("rm", f"/{LIBRARIES}/libcudnn.so.7.6.5")
     agent.run(expect=1)
     check.equal(agent.result()["error"]["code"], "checksum-mismatch", "the error's code")
-    with open(machine.user_data, "w", encoding="utf-8") as out:
-        out.write(text)
+    with open(path, "wb") as out:
+        out.write(right)
