@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_shell_reads_the_profile_and_keeps_what_was_set() {
-        let show = "; echo $NCCL_SOCKET_IFNAME:$FI_PROVIDER:$FI_EFA_USE_HUGE_PAGE";
+        let show = "echo $NCCL_SOCKET_IFNAME:$FI_PROVIDER:$FI_EFA_USE_HUGE_PAGE";
         let run = |script: &str| {
             let output =
                 std::process::Command::new("sh").env_clear().args(["-eu", "-c", script]).output().unwrap();
