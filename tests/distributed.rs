@@ -18,7 +18,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use debs::Deb;
+use debs::{Deb, Key, Repository};
 use file_server::FileServer;
 use gpu_bootstrap::action::Action;
 use gpu_bootstrap::catalog::{Catalog, Choice, choose};
@@ -242,6 +242,42 @@ fn devices_that_libfabric_does_not_see_fail_the_run() {
     scene.root.write("/srv/deaf", "");
     let failed = scene.run();
     assert!(failed.code == 1 && failed.stdout.contains("libfabric lists 0 of 2 EFA devices"), "{failed:?}");
+}
+
+/// NVIDIA's repository has each version once for each CUDA generation, and the newest is another generation's.
+#[test]
+fn apt_takes_the_newest_nccl_of_the_toolkits_generation() {
+    let scene = Scene::new();
+    let plan =
+        plan_of("ubuntu2204", "g5.xlarge", "[cuda]\ntoolkit = \"12.8\"\n[distributed]\nnccl = \"auto\"\n");
+    let packages = plan.steps.iter().flat_map(|s| &s.actions).find_map(|a| match a {
+        Action::AptPackage(a) if a.packages[0].starts_with("libnccl2") => Some(a.packages.clone()),
+        _ => None,
+    });
+    let (repo, key) = (Repository::new(scene.root.path(), "repo"), Key::new());
+    for version in ["2.28.9-1+cuda12.9", "2.32.3-1+cuda12.9", "2.32.3-1+cuda13.2"] {
+        repo.add(&Deb::new("libnccl2", version).file("/usr/lib/libnccl.so.2", version));
+        repo.add(&Deb::new("libnccl-dev", version).field("Depends", &format!("libnccl2 (= {version})")));
+    }
+    key.export(&scene.root.at("/etc/apt/keyrings/repo.gpg"));
+    let line = format!("deb [signed-by=/etc/apt/keyrings/repo.gpg] {} ./\n", repo.uri());
+    scene.root.write("/etc/apt/sources.list", &line);
+    repo.publish(Some(&key));
+    scene.root.run("apt-get", &["-qq", "update"]);
+    scene.root.write("/etc/gpu-bootstrap/a.toml", NOTHING_ELSE);
+    let step = format!(
+        "title = \"NCCL\"\nscope = \"image\"\n[[action]]\napt-package = {{ packages = {:?}, hold = true }}\n",
+        packages.unwrap()
+    );
+    scene.root.write("/etc/gpu-bootstrap/steps.d/50-own-nccl.toml", &step);
+    scene.root.run("chmod", &["-R", "go-w", "/etc/gpu-bootstrap"]);
+    for _ in 0..2 {
+        let run = scene.run();
+        assert_eq!(run.code, 0, "{run:?}");
+    }
+    assert_eq!(scene.root.read("/usr/lib/libnccl.so.2"), "2.32.3-1+cuda12.9");
+    assert_eq!(scene.root.run("apt-mark", &["showhold"]), "libnccl-dev\nlibnccl2\n");
+    assert!(scene.run().stdout.contains("ok       NCCL"));
 }
 
 fn plan_of(distro: &str, instance_type: &str, text: &str) -> Plan {
