@@ -23,6 +23,7 @@ use crate::host::Host;
 use crate::host::files::Files;
 use crate::install::stand_in;
 use crate::instance;
+use crate::launch_line::{self, LaunchLineArgs};
 use crate::page;
 use crate::plan;
 use crate::rehearse;
@@ -67,6 +68,8 @@ enum Command {
     DeviceQuery(DeviceQueryArgs),
     /// Show which stack fits a machine, and why nothing else does: this one, or one that is not here.
     Catalog(CatalogArgs),
+    /// Print the line by which another launcher (torchrun, Slurm, AWS's cluster tool, Ray) starts training on machines like this one.
+    LaunchLine(LaunchLineArgs),
     /// Work with configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -266,6 +269,13 @@ struct StatusArgs {
     json: bool,
 }
 
+impl From<StatusArgs> for status::Options {
+    fn from(args: StatusArgs) -> Self {
+        let StatusArgs { root, wait, watch, timeout, json } = args;
+        Self { root, wait, watch, timeout: timeout.map(Duration::from_secs), json }
+    }
+}
+
 #[derive(Args, Debug)]
 struct AnalyzeArgs {
     /// The machine's root.
@@ -449,13 +459,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
             runtime()?.block_on(async { Ok(Box::pin(boot::run(&args.options())).await) })
         }
         Command::Plan(args) => show_plan(&args.inputs, args.json),
-        Command::Status(args) => status::show(&status::Options {
-            root: args.root,
-            wait: args.wait,
-            watch: args.watch,
-            timeout: args.timeout.map(Duration::from_secs),
-            json: args.json,
-        }),
+        Command::Status(args) => status::show(&args.into()),
         Command::Analyze(args) => {
             let order = if args.blame { analyze::Order::Blame } else { analyze::Order::Run };
             analyze::show(&Files::new(args.root), order, args.json)
@@ -464,6 +468,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Detect(args) => detect(&args.inputs, args.json),
         Command::DeviceQuery(args) => query_devices(&args),
         Command::Catalog(args) => runtime()?.block_on(catalog_query::run(&args)),
+        Command::LaunchLine(args) => runtime()?.block_on(launch_line::run(&args)),
         Command::Config(ConfigCommand::Check { file }) => {
             streams::out(&config::check(&file)?)?;
             Ok(exit::CONVERGED)
@@ -553,6 +558,7 @@ impl Command {
             Self::Early(args) => Some(&args.inputs.root),
             Self::UserData(UserDataCommand::Run(args)) => Some(&args.inputs.root),
             Self::Catalog(args) => Some(&args.root),
+            Self::LaunchLine(args) => Some(&args.root),
             Self::Status(args) => Some(&args.root),
             Self::Seal(args) => Some(&args.root),
             Self::Uninstall(args) => Some(&args.root),

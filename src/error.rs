@@ -106,6 +106,9 @@ codes! {
     PathInUse "path-in-use" FAILED "A directory that the configuration names for an environment holds something else; it was left as it is.";
     WheelMissing "wheel-missing" FAILED "The package index, or the directory of wheels, has no wheel that the lock names.";
     FrameworkFailed "framework-failed" FAILED "A framework does not train, does not learn, or falls back to the CPU.";
+    // training on several GPUs and machines
+    EfaFailed "efa-failed" FAILED "EFA's installer failed, or libfabric cannot use the EFA devices.";
+    CollectiveFailed "collective-failed" UNHEALTHY "The GPUs do not add up each other's numbers, add up wrong, or are slower than asked for.";
     // user-data
     UserDataInvalid "user-data-invalid" USAGE "The user-data has something that cannot be acted on; nothing of it was done.";
     UserDataFailed "user-data-failed" FAILED "Something that the user-data asks for failed.";
@@ -189,6 +192,10 @@ impl Code {
             Self::WheelMissing => "add the wheel, or name an index that has it, then run again",
             Self::FrameworkFailed => {
                 "`gpu-bootstrap device-query` says whether the GPU works; the causes are the framework's words"
+            }
+            Self::EfaFailed => "the causes are the installer's words; mend what they name, then run again",
+            Self::CollectiveFailed => {
+                "`gpu-bootstrap device-query --bandwidth` says how GPU and GPU reach each other; the causes are the test's words"
             }
             Self::Usage => "`gpu-bootstrap --help` shows what there is",
             Self::NotRoot => "run it with sudo",

@@ -24,6 +24,7 @@ pub mod host;
 pub mod imds;
 pub mod install;
 pub mod instance;
+pub mod launch_line;
 pub mod page;
 pub mod plan;
 pub mod rehearse;

@@ -126,6 +126,8 @@ fn a_run_describes_the_gpus_and_extends_what_others_have_configured() {
         labels.contains("nvidia.com/gpu.count=2") && labels.contains("cuda.driver-version.major=580"),
         "{labels}"
     );
+    // As NVML counts it, which the file says nothing about.
+    assert!(labels.contains("nvidia.com/gpu.memory=81559,") && !labels.contains("EC2's figure"), "{labels}");
 
     let again = ok(&machine, &["plan"]);
     assert!(!again.contains("needed"), "{again}");

@@ -216,7 +216,7 @@ fn smi(document: &Value) -> String {
              </link_widths></pci_gpu_link_info><replay_counter>3</replay_counter></pci>\
              <clocks_event_reasons><clocks_event_reason_gpu_idle>Active</clocks_event_reason_gpu_idle>\
              <clocks_event_reason_hw_thermal_slowdown>Not Active</clocks_event_reason_hw_thermal_slowdown>\
-             </clocks_event_reasons><temperature><gpu_temp>39 C</gpu_temp></temperature>\
+             </clocks_event_reasons><fb_memory_usage><total>81559 MiB</total></fb_memory_usage><temperature><gpu_temp>39 C</gpu_temp></temperature>\
              <gpu_power_readings><instant_power_draw>72.50 W</instant_power_draw>\
              <current_power_limit>700.00 W</current_power_limit></gpu_power_readings>\
              <ecc_mode><current_ecc>Enabled</current_ecc><pending_ecc>Enabled</pending_ecc></ecc_mode>\

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::driver::{self, Remedy};
 use super::unload;
 use super::{Applied, Check, Converge};
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
 
@@ -118,7 +118,7 @@ impl Converge for KernelModule {
                 });
             }
         }
-        if !host.files.exists(format!("/lib/modules/{}", driver::kernel(host)?))? {
+        if self.has_driver() && !host.files.exists(format!("/lib/modules/{}", driver::kernel(host)?))? {
             return Err(driver::not_loaded(host, None)?); // modprobe could only say the same
         }
         let call =
@@ -130,7 +130,13 @@ impl Converge for KernelModule {
             Err(e) if e.code() == Code::Exec => e.to_string(),
             Err(e) => return Err(e),
         };
-        Err(driver::not_loaded(host, Some(&words))?)
+        if self.has_driver() {
+            return Err(driver::not_loaded(host, Some(&words))?);
+        }
+        let text = format!("{} does not load in kernel {}", self.modules.join(", "), driver::kernel(host)?);
+        Err(Error::new(Code::Exec, text)
+            .with_hint("dmesg says why: no such module for this kernel, a missing signature under Secure Boot, or no driver under it")
+            .because(words))
     }
 
     fn describe(&self) -> String {

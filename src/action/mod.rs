@@ -11,12 +11,15 @@ pub mod apt_pin;
 pub mod apt_source;
 pub mod bundle;
 pub mod cdi;
+pub mod collective_check;
 pub mod command;
 pub mod container_runtime;
 pub mod deb;
 pub mod device_query;
 mod driver;
 pub mod driver_match;
+pub mod efa_devices;
+pub mod efa_installer;
 pub mod file;
 pub mod instance_store;
 pub mod kernel_hold;
@@ -232,6 +235,12 @@ actions! {
     PythonEnvironment(python_environment::PythonEnvironment),
     /// Frameworks that learn.
     TrainingCheck(training_check::TrainingCheck),
+    /// EFA's libraries.
+    EfaInstaller(efa_installer::EfaInstaller),
+    /// EFA devices that libfabric can use.
+    EfaDevices(efa_devices::EfaDevices),
+    /// GPUs that add up each other's numbers.
+    CollectiveCheck(collective_check::CollectiveCheck),
     /// A GPU that works.
     DeviceQuery(device_query::DeviceQuery),
 }

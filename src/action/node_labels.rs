@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::cdi::driven;
 use super::driver::module_version;
 use super::{Applied, Check, Converge};
+use crate::device_query;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 
@@ -22,11 +23,14 @@ pub struct NodeLabels {
     /// The GPUs' architecture (`turing`); empty where it is not known.
     #[serde(default)]
     pub family: String,
+    /// MiB of a GPU's memory by the catalog, for where the driver does not say it; 0 where that does not, either.
+    #[serde(default)]
+    pub memory: u32,
 }
 
 impl Converge for NodeLabels {
     async fn check(&self, host: &Host) -> Result<Check> {
-        let wanted = match self.content(host)? {
+        let wanted = match self.content(host).await? {
             Ok(content) => content,
             Err(why) => return Ok(Check::unknown(why)),
         };
@@ -38,7 +42,7 @@ impl Converge for NodeLabels {
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        let content = self.content(host)?.map_err(|why| Error::new(Code::DriverNotLoaded, why))?;
+        let content = self.content(host).await?.map_err(|why| Error::new(Code::DriverNotLoaded, why))?;
         host.files.write(&self.path, content.as_bytes(), 0o644)?;
         Ok(Applied::Done)
     }
@@ -53,13 +57,22 @@ impl Converge for NodeLabels {
 }
 
 impl NodeLabels {
-    fn content(&self, host: &Host) -> Result<Result<String, String>> {
-        Ok(self.labels(host)?.map(|labels| {
+    async fn content(&self, host: &Host) -> Result<Result<String, String>> {
+        // GPUs of several kinds get one label, the first one's, as by the discovery.
+        let answer = Box::pin(device_query::memory(host)).await?.first().copied();
+        let memory = answer.or_else(|| (self.memory > 0).then(|| self.memory.into()));
+        let source = match (answer, memory) {
+            (None, Some(_)) => {
+                "# gpu.memory is EC2's figure for this instance type: the driver did not say it.\n"
+            }
+            _ => "",
+        };
+        Ok(self.labels(host, memory)?.map(|labels| {
             let pairs: Vec<_> = labels.iter().map(|(name, value)| format!("nvidia.com/{name}={value}")).collect();
             format!(
                 "# Written by gpu-bootstrap: labels of a node with these GPUs. In a drop-in of kubelet.service:\n\
                  #   EnvironmentFile=-{}\n\
-                 # and on kubelet's command line: --node-labels=${{GPU_NODE_LABELS}}\n\
+                 # and on kubelet's command line: --node-labels=${{GPU_NODE_LABELS}}\n{source}\
                  GPU_NODE_LABELS={}\n",
                 self.path,
                 pairs.join(",")
@@ -67,7 +80,7 @@ impl NodeLabels {
         }))
     }
 
-    fn labels(&self, host: &Host) -> Result<Result<Vec<(String, String)>, String>> {
+    fn labels(&self, host: &Host, memory: Option<u64>) -> Result<Result<Vec<(String, String)>, String>> {
         let Some(driver) = module_version(host)? else {
             return Ok(Err("no NVIDIA driver is loaded, so nothing says what this node has".into()));
         };
@@ -80,14 +93,25 @@ impl NodeLabels {
             ("gpu.count".into(), gpus.len().to_string()),
             ("gpu.product".into(), value(product)),
         ];
+        if let Some(memory) = memory {
+            labels.push(("gpu.memory".into(), memory.to_string())); // MiB
+        }
         if !self.family.is_empty() {
-            labels.push(("gpu.family".into(), value(&self.family.to_lowercase())));
+            labels.push(("gpu.family".into(), value(&family(&self.family))));
         }
         versions(&mut labels, "cuda.driver-version", &driver);
         if !self.toolkit.is_empty() {
             labels.push(("cuda.toolkit-version".into(), value(&self.toolkit)));
         }
         Ok(Ok(labels))
+    }
+}
+
+/// An architecture as the discovery spells it (`getArchFamily` in its `internal/lm`).
+fn family(architecture: &str) -> String {
+    match architecture.to_lowercase().as_str() {
+        "ada" => "ada-lovelace".into(),
+        name => name.to_owned(),
     }
 }
 
@@ -123,8 +147,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path().into());
         let put = |path: &str, text: &str| host.files.write(path, text.as_bytes(), 0o644).unwrap();
-        let action =
-            NodeLabels { path: "/etc/default/x".into(), toolkit: "12.8".into(), family: "Turing".into() };
+        let action = NodeLabels {
+            path: "/etc/default/x".into(),
+            toolkit: "12.8".into(),
+            family: "Turing".into(),
+            memory: 0,
+        };
         assert_eq!(action.check(&host).await.unwrap().state(), "unknown");
         put(
             "/proc/driver/nvidia/version",
@@ -152,6 +180,13 @@ mod tests {
                 "cuda.toolkit-version=12.8",
             ]
         );
+        // The driver's library is not there: the catalog says it, and the file says that.
+        let known = NodeLabels { memory: 16384, family: "Ada".into(), ..action.clone() };
+        known.apply(&host).await.unwrap();
+        let text = host.files.read_text("/etc/default/x").unwrap().unwrap();
+        assert!(text.contains("nvidia.com/gpu.memory=16384,nvidia.com/gpu.family=ada-lovelace,"), "{text}");
+        assert!(text.contains("# gpu.memory is EC2's figure"), "{text}");
+        action.apply(&host).await.unwrap();
         put("/proc/driver/nvidia/gpus/0000:12:00.0/information", "Model: \t\t Tesla T4\n");
         assert_eq!(action.check(&host).await.unwrap().why(), "/etc/default/x has other labels");
     }

@@ -85,6 +85,10 @@ pub struct InstanceType {
     pub nvswitches: u32,
     /// Marketing name of the GPU, for people.
     pub gpu_name: String,
+    /// MiB of each GPU's memory, as EC2 counts it; `None` where no source says it.
+    pub memory: Option<u32>,
+    /// EFA devices that it can have.
+    pub efa: u32,
 }
 
 impl InstanceType {
@@ -187,6 +191,8 @@ impl Catalog {
             nvswitch: nvswitch.map(|s| s.0),
             nvswitches: if nvswitch.is_some() { row.nvswitches } else { 0 },
             gpu_name: self.gpu_name(row.gpu.0),
+            memory: row.memory,
+            efa: row.efa.get(size).copied().unwrap_or(0),
         })
     }
 
@@ -207,6 +213,8 @@ impl Catalog {
             nvswitch: None,
             nvswitches: 0,
             gpu_name: row.accelerator.clone(),
+            memory: None,
+            efa: 0,
         })
     }
 

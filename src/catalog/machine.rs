@@ -14,6 +14,8 @@ use crate::facts::{Fact, Facts};
 const SOURCE: &str = "the catalog";
 /// PCI class of an NVIDIA bridge.
 const CLASS_BRIDGE: u16 = 0x0680;
+/// PCI class of an Ethernet controller.
+const CLASS_ETHERNET: u16 = 0x0200;
 /// NVIDIA's `NVSwitch`es follow the GPUs on the bus.
 const FIRST_SWITCH: u8 = 0x40;
 
@@ -56,6 +58,7 @@ pub fn facts(distro: &str, arch: Arch) -> Facts {
             container: None,
         },
         gpu: GpuFacts::default(),
+        efa: Vec::new(),
         disk: Disk { usr_free: fact(100 << 30), var_free: fact(100 << 30), instance_store: fact(Vec::new()) },
     }
 }
@@ -65,7 +68,17 @@ pub fn instance(distro: &str, instance_type: &InstanceType) -> Facts {
     let mut facts = facts(distro, instance_type.arch);
     name(&mut facts, &instance_type.name);
     facts.gpu = bus(instance_type);
+    facts.efa = efa(instance_type);
     facts
+}
+
+/// As many EFA devices as the type can have.
+fn efa(t: &InstanceType) -> Vec<Fact<PciDevice>> {
+    let device = |n: u32| {
+        let address = Address { domain: 1, bus: u8::try_from(n).unwrap_or(u8::MAX), slot: 0, function: 0 };
+        PciDevice { address: address.to_string(), ..function(0x1d0f, 0xefa0, CLASS_ETHERNET) }
+    };
+    (0..t.efa).map(|n| fact(device(n))).collect()
 }
 
 /// Makes the machine an EC2 instance of this type, whatever its bus holds.
@@ -148,6 +161,8 @@ mod tests {
     fn a_bus_holds_what_the_type_has() {
         let catalog = Catalog::embedded().unwrap();
         let bus_of = |name: &str| bus(&catalog.instance_type(name).unwrap());
+        let efa_of = |name: &str| instance("ubuntu2204", &catalog.instance_type(name).unwrap()).efa.len();
+        assert_eq!((efa_of("p5.48xlarge"), efa_of("g5.8xlarge"), efa_of("g5.xlarge")), (32, 1, 0));
         let p5 = bus_of("p5.48xlarge");
         assert_eq!((p5.gpus.len(), p5.nvswitches.len()), (8, 4));
         let mut places: Vec<_> = p5.gpus.iter().chain(&p5.nvswitches).map(|d| &d.value.address).collect();

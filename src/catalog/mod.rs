@@ -3,6 +3,7 @@
 
 pub mod choose;
 pub mod data;
+pub mod distributed;
 mod distributions;
 pub mod frameworks;
 pub mod machine;

@@ -194,6 +194,9 @@ pub(crate) struct Family {
     #[serde(default)]
     pub subsystems: BTreeMap<String, Hex>,
     pub sizes: BTreeMap<String, u32>,
+    pub memory: Option<u32>,
+    #[serde(default)]
+    pub efa: BTreeMap<String, u32>,
     #[serde(default)]
     pub unverified: Vec<String>,
 }

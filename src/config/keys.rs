@@ -43,6 +43,12 @@ pub enum Kind {
     ContainerToolkit,
     /// A list of frameworks for Python.
     Frameworks,
+    /// A version of NCCL.
+    NcclVersion,
+    /// A program and its arguments.
+    Words,
+    /// A number of GB/s.
+    Bandwidth,
     /// The URL of a package index.
     Url,
     /// The name of a user of this machine, or `"auto"`.
@@ -95,6 +101,9 @@ impl Kind {
             Self::Runtimes => format!("a list of {}", one_of(RUNTIMES)),
             Self::ContainerToolkit => "\"nvidia\", \"none\" or the http(s) URL of a mirror".into(),
             Self::Frameworks => format!("a list of {}", one_of(FRAMEWORKS)),
+            Self::NcclVersion => "\"auto\", \"none\" or a version such as \"2.28.9\"".into(),
+            Self::Words => "a list of words: a program and its arguments".into(),
+            Self::Bandwidth => format!("a number of GB/s up to {}, or 0 for any", BANDWIDTH.end()),
             Self::User => {
                 "\"auto\" or a user's name: 1 to 32 lower-case letters, digits, - and _, not beginning with a digit or -".into()
             }
@@ -122,6 +131,9 @@ impl Kind {
 /// What [`Kind::Seconds`] takes.
 pub(super) const SECONDS: std::ops::RangeInclusive<u64> = 1..=86_400;
 
+/// What [`Kind::Bandwidth`] takes: ten times what the GPUs of today reach within one machine.
+pub(super) const BANDWIDTH: std::ops::RangeInclusive<u64> = 0..=10_000;
+
 /// What [`Kind::Days`] takes: what `PutRetentionPolicy` does.
 pub(super) const DAYS: [u64; 22] =
     [1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653];
@@ -142,6 +154,8 @@ const FILE_SYSTEMS: &[&str] = &["ext4", "xfs"];
 pub(super) const FRAMEWORKS: &[&str] = &["keras", "torch", "tensorflow", "jax", "tensorboard"];
 /// Values of `frameworks.device`.
 const DEVICES: &[&str] = &["auto", "cuda12", "cuda13", "cpu"];
+/// Values of `distributed.check`.
+const COLLECTIVE_CHECKS: &[&str] = &["none", "nccl-tests", "torch"];
 /// Values of `install.method`.
 const METHODS: &[&str] = &["auto", "originals", "apt"];
 /// Values of `instance.user-data`.
@@ -342,6 +356,61 @@ pub const KEYS: &[Key] = &[
         example: "false",
         meaning: "Whether each run lets each framework train a tiny model, on the GPU where there is one, and fails where the loss \
                   does not fall. It takes some seconds for each.",
+    },
+    Key {
+        path: "distributed.nccl",
+        kind: Kind::NcclVersion,
+        example: "\"auto\"",
+        meaning: "NCCL as packages (`libnccl2`, `libnccl-dev`), for programs that are built against it; `auto` is the newest that was \
+                  built for the toolkit's CUDA generation. Frameworks' wheels bring their own. See [distributed](distributed.md).",
+    },
+    Key {
+        path: "distributed.efa",
+        kind: Kind::SwitchOrAuto,
+        example: "\"auto\"",
+        meaning: "Whether EFA is set up: libfabric and NCCL's plugin by AWS's installer, limits, and a look whether libfabric finds the \
+                  devices. `auto` does it where the machine, or a type that an image is baked for, has EFA devices. `true` refuses a \
+                  machine without.",
+    },
+    Key {
+        path: "distributed.efa-url",
+        kind: Kind::Url,
+        example: "\"https://efa-installer.amazonaws.com/aws-efa-installer-1.50.0.tar.gz\"",
+        meaning: "The installer of EFA to take. Without it, one whose SHA-256 is known here from AWS, where that knows the distribution.",
+    },
+    Key {
+        path: "distributed.efa-sha256",
+        kind: Kind::Sum,
+        example: "\"9f2c0c52c2e7f2b5a6d7d3b1b8a4a2a5c6d7e8f90123456789abcdef01234567\"",
+        meaning: "SHA-256 of that file, as AWS's user guide lists it (\"Verify the EFA installer using a checksum\").",
+    },
+    Key {
+        path: "distributed.gdrcopy",
+        kind: Kind::Debs,
+        example: "[{ url = \"https://example.com/gdrdrv-dkms_2.5.1-1_amd64.Ubuntu22_04.deb\", sha256 = \
+                  \"1f2e0d4c7b6a59881f2e0d4c7b6a59881f2e0d4c7b6a59881f2e0d4c7b6a5988\" }]",
+        meaning: "Packages of GDRCopy to install from these URLs (`gdrdrv-dkms`, `libgdrapi`); its kernel module `gdrdrv` is loaded. No \
+                  apt repository has them.",
+    },
+    Key {
+        path: "distributed.check",
+        kind: Kind::Choice(COLLECTIVE_CHECKS),
+        example: "\"torch\"",
+        meaning: "What shows in each run that the GPUs of this machine add up each other's numbers: `all_reduce_perf` of NVIDIA's \
+                  nccl-tests, which you install, or `torchrun` with the PyTorch of `[frameworks]`.",
+    },
+    Key {
+        path: "distributed.check-command",
+        kind: Kind::Words,
+        example: "[\"/opt/nccl-tests/build/all_reduce_perf\", \"-b\", \"8\", \"-e\", \"1G\", \"-f\", \"2\", \"-g\", \"8\"]",
+        meaning: "With `nccl-tests`: the program and its arguments. Without it, `all_reduce_perf` where it is usually put, over all GPUs. \
+                  It runs as nobody, for ten minutes at most.",
+    },
+    Key {
+        path: "distributed.check-bandwidth",
+        kind: Kind::Bandwidth,
+        example: "100",
+        meaning: "GB/s of bus bandwidth that the check must reach; 0 for any.",
     },
     Key {
         path: "instance.ssh-keys",

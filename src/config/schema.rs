@@ -24,6 +24,8 @@ pub struct Config {
     pub install: InstallConfig,
     /// Frameworks for Python.
     pub frameworks: FrameworksConfig,
+    /// Training on several GPUs and machines.
+    pub distributed: DistributedConfig,
     /// The early part of a boot without cloud-init.
     pub instance: InstanceConfig,
     /// What to do in cases of doubt.
@@ -222,6 +224,41 @@ pub enum Device {
     Cuda13,
     /// No GPU is used.
     Cpu,
+}
+
+/// `[distributed]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DistributedConfig {
+    /// `none`, `auto`, or a version of NCCL (`2.28.9`).
+    pub nccl: String,
+    /// Whether EFA is set up.
+    pub efa: Enabled,
+    /// URL of EFA's installer; empty for one whose sum is known here.
+    pub efa_url: String,
+    /// SHA-256 of that file.
+    pub efa_sha256: String,
+    /// `GDRCopy`'s packages, as files.
+    pub gdrcopy: Vec<DebConfig>,
+    /// What shows that the GPUs of this machine exchange data.
+    pub check: CollectiveCheck,
+    /// The program of nccl-tests, and its arguments; empty for the usual one.
+    pub check_command: Vec<String>,
+    /// GB/s that it must reach; 0 for any.
+    pub check_bandwidth: u64,
+}
+
+/// What shows that the GPUs of a machine exchange data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CollectiveCheck {
+    /// Nothing.
+    #[default]
+    None,
+    /// `all_reduce_perf` of NVIDIA's nccl-tests.
+    NcclTests,
+    /// The `PyTorch` of `[frameworks]`.
+    Torch,
 }
 
 /// `[instance]`
@@ -487,6 +524,21 @@ impl Default for FrameworksConfig {
             index: String::new(),
             wheels: String::new(),
             training_check: true,
+        }
+    }
+}
+
+impl Default for DistributedConfig {
+    fn default() -> Self {
+        Self {
+            nccl: "none".into(),
+            efa: Enabled::Fixed(false),
+            efa_url: String::new(),
+            efa_sha256: String::new(),
+            gdrcopy: Vec::new(),
+            check: CollectiveCheck::None,
+            check_command: Vec::new(),
+            check_bandwidth: 0,
         }
     }
 }

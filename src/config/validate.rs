@@ -157,6 +157,9 @@ impl Walk<'_> {
             Kind::Sum => self.string(key, value, |s| none_or(s, sum)),
             Kind::Branch => self.string(key, value, branch),
             Kind::CudnnVersion => self.string(key, value, cudnn_version),
+            Kind::NcclVersion => self.string(key, value, nccl_version),
+            Kind::Words => self.words(key, value),
+            Kind::Bandwidth => self.number(key, value, &keys::BANDWIDTH, false),
             Kind::Namespace => self.string(key, value, namespace),
             Kind::Memory => self.string(key, value, memory),
             Kind::User => self.string(key, value, user),
@@ -317,6 +320,27 @@ impl Walk<'_> {
         }
     }
 
+    /// A program and its arguments; a shell line is understood, so that it can be refused with the mend.
+    fn words(&mut self, key: &Key, value: &Value<'_>) {
+        let problem = match value.get_ref() {
+            DeValue::Array(items) => {
+                match items.iter().find(|i| i.get_ref().as_str().is_none_or(|s| s.contains('\0'))) {
+                    Some(item) => return self.wrong_type(key, item),
+                    None if items.first().is_some_and(|i| i.get_ref().as_str() == Some("")) => {
+                        "it names no program".to_owned()
+                    }
+                    None => return,
+                }
+            }
+            DeValue::String(line) => {
+                let list: Vec<_> = line.split_whitespace().map(|word| format!("{word:?}")).collect();
+                format!("it is a list of words, not a shell line; write [{}]", list.join(", "))
+            }
+            _ => return self.wrong_type(key, value),
+        };
+        self.problem(Code::ConfigType, value.span().start, format!("{}: {problem}", key.path));
+    }
+
     fn debs(&mut self, key: &Key, value: &Value<'_>) {
         let DeValue::Array(items) = value.get_ref() else { return self.wrong_type(key, value) };
         for item in items {
@@ -376,7 +400,7 @@ fn slice(text: &str, span: Range<usize>) -> &str {
 }
 
 fn is_version(kind: Kind) -> bool {
-    matches!(kind, Kind::Branch | Kind::Toolkits | Kind::CudnnVersion)
+    matches!(kind, Kind::Branch | Kind::Toolkits | Kind::CudnnVersion | Kind::NcclVersion)
 }
 
 /// A value's type in words.
@@ -476,6 +500,13 @@ fn cudnn_version(written: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("\"{written}\" is not {}", Kind::CudnnVersion.takes()))
+}
+
+fn nccl_version(written: &str) -> Result<(), String> {
+    if matches!(written, "auto" | "none") || is_dotted(written, 2..=3, 3) {
+        return Ok(());
+    }
+    Err(format!("\"{}\" is not {}", written.escape_debug(), Kind::NcclVersion.takes()))
 }
 
 /// The shape only; whether the type exists is the catalog's to say.

@@ -15,6 +15,7 @@ const FORMAT: u32 = 1;
 
 /// NVML's numbers: key, unit, function.
 const NUMBERS: &[(&str, &str, &str)] = &[
+    ("memory_total", "bytes", "nvmlDeviceGetMemoryInfo"),
     ("persistence_mode", "boolean", "nvmlDeviceGetPersistenceMode"),
     ("compute_mode", "mode", "nvmlDeviceGetComputeMode"),
     ("pcie_generation", "number", "nvmlDeviceGetCurrPcieLinkGeneration"),

@@ -225,6 +225,19 @@ pub async fn examine(host: &Host, options: Options) -> Result<Examination> {
     Ok(examination)
 }
 
+/// MiB of each GPU's memory, as NVML counts it; none where it does not answer. Nothing else is asked.
+pub async fn memory(host: &Host) -> Result<Vec<u64>> {
+    let probe = Probe {
+        host,
+        user: unprivileged(host)?,
+        loaded: gpu::gather(host, Witnesses::WhenInDoubt).await?.driver.is_some(),
+        missing_nodes: missing_nodes(host)?,
+        deadline: None,
+    };
+    let gpus: Vec<NvmlGpu> = all(&probe.driver_library("nvml", NVML).await?, "nvml.device");
+    Ok(gpus.iter().filter_map(|g| g.number("memory_total")).map(|bytes| bytes >> 20).collect())
+}
+
 /// What belongs to a loaded module: its successor on disk, and fabric manager where there are switches.
 async fn look_around(probe: &Probe<'_>, switched: bool) -> Result<(Option<String>, Option<FabricManager>)> {
     if !probe.loaded {

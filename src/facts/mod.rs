@@ -3,6 +3,7 @@
 
 pub mod accounts;
 pub mod disk;
+pub mod efa;
 pub mod gpu;
 pub mod identity;
 pub mod instance_store;
@@ -40,6 +41,8 @@ pub struct Facts {
     pub os: os::Os,
     /// GPUs and what belongs to them.
     pub gpu: gpu::GpuFacts,
+    /// Network adapters that bypass the kernel.
+    pub efa: Vec<Fact<gpu::PciDevice>>,
     /// Free space where packages go.
     pub disk: disk::Disk,
 }
@@ -63,6 +66,7 @@ async fn gather_from(
         identity: identity::gather(host, metadata).await?,
         os: os::gather(host).await?,
         gpu: gpu::gather(host, witnesses).await?,
+        efa: efa::gather(host)?,
         disk: disk::gather(host)?,
     })
 }

@@ -48,6 +48,9 @@ pub fn rows(facts: &Facts) -> Vec<Row> {
     identity(&facts.identity, &mut rows);
     os(&facts.os, &mut rows);
     gpu(&facts.gpu, &mut rows);
+    for Fact { value: d, source } in &facts.efa {
+        rows.push(Row::new("EFA device", format!("{} {:04x}:{:04x}", d.address, d.vendor, d.device), source));
+    }
     disk(&facts.disk, &mut rows);
     rows
 }
@@ -253,6 +256,7 @@ mod tests {
                 disagreements: vec!["one says this, two says that".into()],
                 ..GpuFacts::default()
             },
+            efa: vec![Fact::new(PciDevice { vendor: 0x1d0f, ..device("0000:00:1d.0", 0xefa1) }, "sysfs")],
             disk: Disk {
                 usr_free: Fact::new(1_610_612_735, "statvfs"),
                 var_free: Fact::new(0, "statvfs"),
@@ -273,6 +277,7 @@ mod tests {
         assert!(lines.iter().any(|l| l.starts_with("free in /usr") && l.contains("1.4 GiB")));
         assert!(lines.iter().any(|l| l.starts_with("driver") && l.contains("580.142, open modules")));
         assert!(lines.iter().any(|l| l.starts_with("Habana Gaudi")));
+        assert!(lines.iter().any(|l| l.starts_with("EFA device") && l.contains("0000:00:1d.0 1d0f:efa1")));
         assert_eq!(*lines.last().unwrap(), "warning: one says this, two says that");
     }
 

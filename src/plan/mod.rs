@@ -3,6 +3,7 @@
 mod containers;
 pub mod custom;
 pub mod digest;
+pub mod distributed;
 mod mount_unit;
 pub mod select;
 pub mod show;
@@ -13,7 +14,7 @@ pub mod values;
 use serde::Serialize;
 
 use crate::action::{Action, Check};
-use crate::catalog::{Stack, frameworks};
+use crate::catalog::{Stack, distributed as training, frameworks};
 use crate::config::Config;
 use crate::embedded::{self, inflate_text};
 use crate::error::Result;
@@ -82,7 +83,8 @@ impl Plan {
 pub fn build(facts: &Facts, config: &Config, stack: &Stack, custom: &[custom::File]) -> Result<Plan> {
     let conditions = select::conditions(facts, config, stack);
     let frameworks = frameworks::choose(facts, config, stack)?;
-    let values = values::compute(facts, config, stack, frameworks.as_ref());
+    let training = training::choose(facts, config, stack)?;
+    let values = values::compute(facts, config, stack, frameworks.as_ref(), &training);
     // While an image is baked, there is no instance yet whose steps these could be.
     let belongs = |scope| scope == step::Scope::Image || !facts.gpu.gpus.is_empty();
     let build = |file: &str, text: &str, id: &str, names: &[&str]| {

@@ -6,9 +6,10 @@ use super::step::RawStep;
 use super::{containers, values};
 use crate::action::container_runtime::Runtime;
 use crate::bundle;
-use crate::catalog::Stack;
 use crate::catalog::choose::Source;
+use crate::catalog::{Stack, distributed as training};
 use crate::config::Config;
+use crate::config::schema::CollectiveCheck;
 use crate::error::Result;
 use crate::facts::Facts;
 
@@ -65,6 +66,12 @@ pub fn conditions(facts: &Facts, config: &Config, stack: &Stack) -> Conditions {
         ("docker", either(config.containers.runtime.contains(&Runtime::Docker), "wanted", "none")),
         ("containerd", either(config.containers.runtime.contains(&Runtime::Containerd), "wanted", "none")),
         ("node-labels", either(config.containers.node_labels, "wanted", "none")),
+        ("distributed", either(training::is_wanted(facts, config), "wanted", "none")),
+        ("nccl", either(config.distributed.nccl != "none", "wanted", "none")),
+        ("efa", either(training::wants_efa(facts, config), "wanted", "none")),
+        ("efa-devices", either(facts.efa.is_empty(), "none", "present")),
+        ("gdrcopy", either(config.distributed.gdrcopy.is_empty(), "none", "wanted")),
+        ("collective-check", either(config.distributed.check == CollectiveCheck::None, "none", "wanted")),
         ("gpu", either(facts.gpu.gpus.is_empty(), "absent", "present")),
         ("gpu-proof", either(can_prove(facts, stack), "possible", "none")),
     ])
@@ -120,6 +127,12 @@ const POSSIBLE: &[(&str, &[&str])] = &[
     ("docker", &["wanted", "none"]),
     ("containerd", &["wanted", "none"]),
     ("node-labels", &["wanted", "none"]),
+    ("distributed", &["wanted", "none"]),
+    ("nccl", &["wanted", "none"]),
+    ("efa", &["wanted", "none"]),
+    ("efa-devices", &["present", "none"]),
+    ("gdrcopy", &["wanted", "none"]),
+    ("collective-check", &["wanted", "none"]),
     ("gpu", &["present", "absent"]),
     ("gpu-proof", &["possible", "none"]),
 ];

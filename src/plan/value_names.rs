@@ -51,6 +51,20 @@ pub const VALUE_NAMES: &[&str] = &[
     "frameworks.index",          // text: URL of the package index
     "frameworks.wheels",         // text: directory of wheels that takes its place, "" for none
     "frameworks.gpu",            // whether they must train on a GPU
+    // Training on several GPUs and machines
+    "nccl.packages",             // list
+    "efa.url",                   // text: EFA's installer
+    "efa.sha256",                // text: its sum
+    "efa.devices",               // number: EFA devices on the bus
+    "gdrcopy.debs",              // list of { url, sha256 }
+    "distributed.profile",       // text: the script for /etc/profile.d
+    "distributed.environment",   // text: the file for EnvironmentFile=
+    "distributed.limits",        // text: the file for /etc/security/limits.d
+    "collective.command",        // list: a program of nccl-tests and its arguments, possibly none
+    "collective.environment",    // text: directory of the virtual environment with PyTorch, "" for nccl-tests
+    "collective.gpus",           // number: GPUs that must exchange data
+    "collective.bandwidth",      // number: GB/s that they must reach, 0 for any
+    "collective.gpu",            // whether PyTorch must use them
     // The machine
     "instance.id",               // text: the EC2 instance id, "local" elsewhere
     "instance.type",             // text, on EC2 only
@@ -67,6 +81,7 @@ pub const VALUE_NAMES: &[&str] = &[
     "containers.architecture",   // text: dpkg's name of the machine's architecture
     "containers.key",            // text: the ASCII-armoured public key of that repository
     "containers.family",         // text: the GPUs' architecture, "" where there are several
+    "containers.memory",         // number: MiB of a GPU by the instance type, 0 where the catalog does not know it
     "containers.cuda",           // text: version of the default toolkit, "" for none
     // A command's own
     "output",                    // text: where the command makes what it `creates`; filled in when it runs

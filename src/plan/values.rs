@@ -6,13 +6,14 @@ use std::ops::Range;
 use toml::de::DeValue;
 use toml::{Spanned, Value};
 
-use super::{containers, mount_unit, unattended};
+use super::{containers, distributed, mount_unit, unattended};
 use crate::bundle;
-use crate::catalog::Stack;
-use crate::catalog::choose::Source;
+use crate::catalog::choose::{self, Source};
+use crate::catalog::distributed::{self as training, Distributed};
 use crate::catalog::frameworks::Frameworks;
+use crate::catalog::{Catalog, Stack};
 use crate::config::Config;
-use crate::config::schema::{AptMirror, FileSystem};
+use crate::config::schema::{AptMirror, CollectiveCheck, FileSystem};
 use crate::facts::Facts;
 use crate::facts::os::Arch;
 
@@ -150,7 +151,15 @@ fn container_values(v: &mut Values, facts: &Facts, config: &Config, stack: &Stac
             _ => String::new(),
         },
     );
+    v.set("containers.memory", if config.containers.node_labels { memory(facts) } else { 0 });
     v.set("containers.cuda", stack.toolkits.first().map(|t| t.version.clone()).unwrap_or_default());
+}
+
+/// What the catalog knows of this instance type.
+fn memory(facts: &Facts) -> i64 {
+    let name = facts.identity.instance.as_ref().map(|i| i.value.instance_type.as_str());
+    let found = name.and_then(|name| Catalog::embedded().ok()?.instance_type(name)?.memory);
+    found.map_or(0, i64::from)
 }
 
 fn framework_values(v: &mut Values, facts: &Facts, config: &Config, chosen: &Frameworks) {
@@ -165,9 +174,46 @@ fn framework_values(v: &mut Values, facts: &Facts, config: &Config, chosen: &Fra
     v.set("frameworks.gpu", chosen.device != "cpu" && !facts.gpu.gpus.is_empty());
 }
 
+/// Package files, as their action takes them. They are text only, which TOML has.
+fn files(debs: &[choose::Deb]) -> Vec<Value> {
+    debs.iter().filter_map(|d| Value::try_from(d).ok()).collect()
+}
+
+fn training_values(
+    v: &mut Values,
+    facts: &Facts,
+    config: &Config,
+    frameworks: Option<&Frameworks>,
+    chosen: &Distributed,
+) {
+    v.set("nccl.packages", chosen.nccl.clone());
+    v.set("gdrcopy.debs", files(&chosen.gdrcopy));
+    if let Some(efa) = &chosen.efa {
+        v.set("efa.url", efa.url.clone());
+        v.set("efa.sha256", efa.sha256.clone());
+    }
+    v.set("efa.devices", i64::try_from(facts.efa.len()).unwrap_or(i64::MAX));
+    let efa = training::wants_efa(facts, config);
+    v.set("distributed.profile", distributed::profile(efa));
+    v.set("distributed.environment", distributed::environment(efa));
+    v.set("distributed.limits", distributed::limits());
+    let torch = frameworks.filter(|_| config.distributed.check == CollectiveCheck::Torch);
+    v.set("collective.environment", torch.map(|f| f.path.clone()).unwrap_or_default());
+    v.set("collective.gpu", torch.is_none_or(|f| f.device != "cpu"));
+    v.set("collective.command", config.distributed.check_command.clone());
+    v.set("collective.gpus", i64::try_from(facts.gpu.gpus.len()).unwrap_or(i64::MAX));
+    v.set("collective.bandwidth", i64::try_from(config.distributed.check_bandwidth).unwrap_or(i64::MAX));
+}
+
 /// Computes every value. Names that do not apply (no driver, no repository) are left out: a step that uses
 /// them must have a `when` that keeps it away.
-pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option<&Frameworks>) -> Values {
+pub fn compute(
+    facts: &Facts,
+    config: &Config,
+    stack: &Stack,
+    frameworks: Option<&Frameworks>,
+    training: &Distributed,
+) -> Values {
     let mut v = Values::default();
     v.set("output", "${output}"); // the command itself knows where
     v.set("instance.id", facts.identity.instance_id());
@@ -194,6 +240,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
     if let Some(chosen) = frameworks {
         framework_values(&mut v, facts, config, chosen);
     }
+    training_values(&mut v, facts, config, frameworks, training);
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
     let driver = stack.driver.as_ref().map(|d| d.packages.clone()).unwrap_or_default();
@@ -213,7 +260,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
             v.set("distro.components", r.components.clone());
             v.set(
                 "repository.packages",
-                [driver.clone(), fabric.clone(), imex.clone(), toolkits.clone(), cudnn.clone()].concat(),
+                [&driver, &fabric, &imex, &toolkits, &cudnn, &training.nccl].map(Clone::clone).concat(),
             );
         }
         Source::Distro { components } => v.set("distro.components", components.clone()),
@@ -249,8 +296,7 @@ pub fn compute(facts: &Facts, config: &Config, stack: &Stack, frameworks: Option
     }
     v.set("cuda.library-dirs", stack.library_dirs());
     v.set("cudnn.packages", cudnn);
-    let debs = stack.cudnn_debs.iter().filter_map(|d| Value::try_from(d).ok()); // text only, which TOML has
-    v.set("cudnn.debs", debs.collect::<Vec<_>>());
+    v.set("cudnn.debs", files(&stack.cudnn_debs));
     v.set("expect.gpus", i64::from(stack.expect_gpus.unwrap_or(0)));
     v.set("expect.libraries", expected_libraries(stack));
     v

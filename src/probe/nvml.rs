@@ -18,6 +18,7 @@ const MAX_LINKS: c_uint = 36;
 
 /// Numbers that one call each gives: key and function.
 const NUMBERS: &[(&str, Getter)] = &[
+    ("memory_total", |g| g.memory_total()),
     ("persistence_mode", |g| g.number("nvmlDeviceGetPersistenceMode")),
     ("compute_mode", |g| g.number("nvmlDeviceGetComputeMode")),
     ("pcie_generation", |g| g.number("nvmlDeviceGetCurrPcieLinkGeneration")),
@@ -243,6 +244,14 @@ impl Gpu<'_> {
             to.copy_from_slice(&word.to_ne_bytes());
         }
         Some(String::from(until_zero(&address)))
+    }
+
+    /// From `nvmlMemory_t`: total, free and used bytes. The total counts what the driver keeps for itself, which CUDA's does not.
+    fn memory_total(&self) -> Option<u64> {
+        let mut memory = [0u64; 3];
+        // SAFETY: nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t, nvmlMemory_t *); 24 bytes
+        unsafe { ask!(self, "nvmlDeviceGetMemoryInfo"(*mut u64: memory.as_mut_ptr())) }.ok()?;
+        Some(memory[0])
     }
 
     /// CUDA 13 deprecates the older function.

@@ -293,6 +293,8 @@ mod tests {
             nvswitch: Some(0x22a3),
             nvswitches: 4,
             gpu_name: "NVIDIA H100 80GB HBM3".into(),
+            memory: None,
+            efa: 0,
         }
     }
 

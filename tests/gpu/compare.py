@@ -27,7 +27,7 @@ EXEMPT = [
 # Where one of ours and torch's may differ: copies vary from run to run.
 BANDWIDTH = 0.10
 # Sensors move between two readings.
-DEGREES, MILLIWATTS = 8, 60000
+DEGREES, MILLIWATTS, MEBIBYTE = 8, 60000, (1 << 20) - 1
 # Bits of the clock event reasons that do not come and go with idling: hardware, heat, power brake.
 SERIOUS = 0xE8
 REASONS = {
@@ -186,7 +186,10 @@ def of_smi(gpu):
     gsp = smi_text(gpu, "gsp_firmware_version")
     mode = smi_text(gpu, "compute_mode")
     reasons = clock_reasons(gpu)
+    memory = whole("fb_memory_usage/total")
     return {
+        # nvidia-smi shows whole MiB.
+        "memory_total": (None if memory is None else memory << 20, MEBIBYTE),
         "persistence_mode": (switch(smi_text(gpu, "persistence_mode")), None),
         "compute_mode": (modes.get(mode, mode), None),
         # At rest the link falls back and may do so between two readings: any generation that it has.

@@ -90,6 +90,8 @@ NV(nvmlDeviceGetMaxPcieLinkWidth, nvmlDevice_t, unsigned int *);
 NV(nvmlDeviceGetPcieReplayCounter, nvmlDevice_t, unsigned int *);
 NV(nvmlDeviceGetPowerUsage, nvmlDevice_t, unsigned int *);
 NV(nvmlDeviceGetEnforcedPowerLimit, nvmlDevice_t, unsigned int *);
+NV(nvmlDeviceGetMemoryInfo, nvmlDevice_t, nvmlMemory_t *);
+_Static_assert(sizeof(nvmlMemory_t) == 24 && offsetof(nvmlMemory_t, total) == 0, "nvmlMemory_t");
 NV(nvmlDeviceGetTemperature, nvmlDevice_t, nvmlTemperatureSensors_t, unsigned int *);
 #ifdef nvmlTemperature_v1
 _Static_assert(nvmlTemperature_v1 == (12 | 1 << 24) && sizeof(nvmlTemperature_t) == 12, "nvmlTemperature_t");

@@ -67,13 +67,15 @@ pub fn belongs_to_the_set(name: &str) -> bool {
     !name.starts_with("linux-") && DRIVER_PACKAGES.iter().chain(TOOLKIT_PACKAGES).any(|p| matches(p, name))
 }
 
-/// Shell-style pattern with `*` only.
+/// Shell-style pattern with `*` and `?`, as apt reads those of versions.
 pub fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((start, rest)) => text.strip_prefix(start).is_some_and(|tail| {
-            tail.char_indices().map(|(i, _)| &tail[i..]).chain([""]).any(|t| matches(rest, t))
-        }),
+    match (pattern.chars().next(), text.chars().next()) {
+        (None, _) => text.is_empty(),
+        (Some('*'), first) => {
+            matches(&pattern[1..], text) || first.is_some_and(|c| matches(pattern, &text[c.len_utf8()..]))
+        }
+        (Some(p), Some(t)) if p == '?' || p == t => matches(&pattern[p.len_utf8()..], &text[t.len_utf8()..]),
+        _ => false,
     }
 }
 
@@ -90,6 +92,10 @@ mod tests {
             ("12.8.*-1", "12.8.1-1", true),
             ("12.8.*-1", "12.8.1-2", false),
             ("*", "", true),
+            ("*+cuda12.?", "2.32.3-1+cuda12.9", true),
+            ("*+cuda12.?", "2.32.3-1+cuda13.2", false),
+            ("a?", "a", false),
+            ("é?*", "éü", true),
             ("a", "ab", false),
         ] {
             assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
