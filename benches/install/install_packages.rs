@@ -52,7 +52,9 @@ fn main() -> ExitCode {
     if steps.iter().any(|step| step.packages.is_empty()) {
         return usage("no package is named");
     }
-    steps.iter_mut().for_each(|step| step.recommends = recommends);
+    for step in &mut steps {
+        step.recommends = recommends;
+    }
     install(root, options, &steps)
 }
 

@@ -63,7 +63,7 @@ mod tests {
         "6,600,1,-;nvidia-nvlink: Nvlink Core is being initialized, major device number 240\n";
 
     fn told(lines: &[&str]) -> Refusal {
-        let lines: String = lines.iter().map(|l| format!("3,601,2,-;NVRM: {l}\n")).collect();
+        let lines = lines.iter().map(|l| format!("3,601,2,-;NVRM: {l}\n")).collect::<Vec<_>>().concat();
         last(&format!("{BEGIN}{lines}")).unwrap()
     }
 

@@ -117,13 +117,14 @@ impl Shared {
         let next = outcome.next.take_if(|_| is_last);
         drop(outcome);
         self.changed.notify_all();
-        next.into_iter().for_each(|begin| begin());
+        if let Some(begin) = next {
+            begin();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
@@ -150,7 +151,7 @@ mod tests {
             size: 0,
             disposable: false,
         };
-        let (begin, begun) = channel();
+        let (begin, told) = channel();
         let next = Box::new(move || begin.send(()).unwrap());
         let limits = Limits { threads: 1, memory: 1 << 20, nice: 0 };
         let unpacker = Unpacker::start(stage, policy, vec![package("a"), package("b")], limits, Some(next));
@@ -159,9 +160,9 @@ mod tests {
         while handle.0.outcome().ready.is_empty() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert!(begun.try_recv().is_err(), "one package is not unpacked yet");
+        assert!(told.try_recv().is_err(), "one package is not unpacked yet");
         handle.verified(1);
-        begun.recv_timeout(Duration::from_secs(30)).expect("all are ready");
+        told.recv_timeout(Duration::from_secs(30)).expect("all are ready");
         assert!(handle.all_ready_at().is_some());
     }
 }
