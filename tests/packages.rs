@@ -129,10 +129,8 @@ fn request(packages: &[&str]) -> Request {
 fn packages(names: &[&str]) -> Action {
     Action::AptPackage(AptPackage {
         packages: names.iter().map(|p| (*p).to_owned()).collect(),
-        recommends: false,
         hold: true,
-        pinned: Vec::new(),
-        pinned_version: String::new(),
+        ..AptPackage::default()
     })
 }
 

@@ -9,7 +9,6 @@ use crate::config::Config;
 use crate::config::schema::{CollectiveCheck, Enabled};
 use crate::error::{Code, Error, Result};
 use crate::facts::Facts;
-use crate::host::fetch::redact_url;
 
 /// NCCL in the distributions' own archives (Debian's contrib, Ubuntu's multiverse). Source: their indexes, November 2026.
 const DISTRO_NCCL: [(&str, &str); 3] =
@@ -92,11 +91,6 @@ pub fn choose(facts: &Facts, config: &Config, stack: &Stack) -> Result<Distribut
 
 fn check(config: &Config) -> Result<()> {
     let d = &config.distributed;
-    if let Some(deb) = d.gdrcopy.iter().find(|deb| deb.sha256.is_empty()) {
-        let text = format!("distributed.gdrcopy: {} has no sha256", redact_url(&deb.url));
-        return Err(Error::new(Code::SumUnknown, text)
-            .with_hint("give its sha256: signed indexes are asked for the files of cudnn.deb only"));
-    }
     let torch = config.frameworks.python.iter().any(|f| f == "torch");
     if d.check == CollectiveCheck::Torch && !torch {
         return Err(refused(

@@ -35,6 +35,8 @@ pub enum Kind {
     CudnnVersion,
     /// A list of `{ url, sha256 }`.
     Debs,
+    /// Package files, each with its sum.
+    SummedDebs,
     /// A list of EC2 instance types.
     InstanceTypes,
     /// A list of container runtimes.
@@ -95,6 +97,7 @@ impl Kind {
                 "\"auto\", \"none\", a version such as \"12.8\" or a list such as [\"12.8\", \"13.0\"]".into()
             }
             Self::CudnnVersion => "\"auto\", \"none\" or a version such as \"9.8.0\"".into(),
+            Self::SummedDebs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }",
             Self::Debs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }, or without sha256 for a file in a \
                           signed repository".into(),
             Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
@@ -386,7 +389,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "distributed.gdrcopy",
-        kind: Kind::Debs,
+        kind: Kind::SummedDebs,
         example: "[{ url = \"https://example.com/gdrdrv-dkms_2.5.1-1_amd64.Ubuntu22_04.deb\", sha256 = \
                   \"1f2e0d4c7b6a59881f2e0d4c7b6a59881f2e0d4c7b6a59881f2e0d4c7b6a5988\" }]",
         meaning: "Packages of GDRCopy to install from these URLs (`gdrdrv-dkms`, `libgdrapi`); its kernel module `gdrdrv` is loaded. No \

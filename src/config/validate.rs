@@ -178,7 +178,7 @@ impl Walk<'_> {
             Kind::InstanceTypes => self.names(key, value, instance_type),
             Kind::Runtimes => self.names(key, value, |s| choice(s, keys::RUNTIMES)),
             Kind::ContainerToolkit => self.string(key, value, container_toolkit),
-            Kind::Debs => self.debs(key, value),
+            Kind::Debs | Kind::SummedDebs => self.debs(key, value),
             Kind::Frameworks => self.frameworks(key, value),
             Kind::Url => self.string(key, value, |s| none_or(s, |s| url::check(s).map(drop))),
         }
@@ -383,6 +383,8 @@ impl Walk<'_> {
             "the entry has no url"
         } else if of("url").starts_with("s3://") && !has("sha256") {
             "the entry has no sha256, and no signed index of a bucket is read"
+        } else if matches!(key.kind, Kind::SummedDebs) && !has("sha256") {
+            "the entry has no sha256, and no signed index is asked for it"
         } else if has("repository") != has("signed-by") {
             "repository and signed-by go together"
         } else if has("repository") && has("sha256") {

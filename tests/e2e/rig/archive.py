@@ -55,10 +55,12 @@ def serve(work, *arguments, netns=None, bind="127.0.0.1", port=0):
 
 
 class Archive:
-    """The cached archive of one Debian release, served on loopback while the object lives."""
+    """The cached archive of one Debian release, served on loopback while the object lives; `security`: with its updates."""
 
-    def __init__(self, work, suite=HOST_SUITE):
+    def __init__(self, work, suite=HOST_SUITE, security=True):
         self.work, self.suite, self.upstreams = work, suite, mirrors()
+        if not security:
+            self.upstreams.pop("debian-security", None)
         self.cache = os.path.join(work, "archive")
         self.server, port = serve(work, *self.proxy_arguments())
         self.base_url = f"http://127.0.0.1:{port}"
