@@ -97,7 +97,7 @@ impl Kind {
                 "\"auto\", \"none\", a version such as \"12.8\" or a list such as [\"12.8\", \"13.0\"]".into()
             }
             Self::CudnnVersion => "\"auto\", \"none\" or a version such as \"9.8.0\"".into(),
-            Self::SummedDebs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }",
+            Self::SummedDebs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }".into(),
             Self::Debs => "a list of { url = \"https://…\", sha256 = \"64 hexadecimal digits\" }, or without sha256 for a file in a \
                           signed repository".into(),
             Self::InstanceTypes => "a list of instance types such as [\"g5.xlarge\"]".into(),
