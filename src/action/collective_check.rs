@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Check, Converge};
+use super::{Applied, Check, Converge, trial};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::{Call, Output};
@@ -17,8 +17,6 @@ use crate::host::fetch::redact_text;
 const PROGRAM: &str = include_str!("../../steps/files/all_reduce.py");
 /// Building code for a new GPU and setting up a ring over eight of them take a minute or two.
 const LIMIT: Duration = Duration::from_mins(10);
-/// Who does it: nobody, on every Debian and Ubuntu.
-const NOBODY: &str = "65534";
 /// Where nccl-tests are usually put: by their own build in the usual places, and by AWS's guides.
 const PLACES: [&str; 4] = [
     "/opt/nccl-tests/build/all_reduce_perf",
@@ -70,12 +68,6 @@ struct Printed {
     bandwidth: f64,
 }
 
-/// What `check` saw, for the `apply` of the same action.
-struct Seen {
-    action: CollectiveCheck,
-    error: Error,
-}
-
 fn failed(text: impl Into<String>) -> Error {
     Error::new(Code::CollectiveFailed, text)
 }
@@ -93,15 +85,6 @@ fn nccl_tests(text: &str) -> Option<Outcome> {
 }
 
 impl CollectiveCheck {
-    /// nobody, with nothing of the caller's environment and no new privileges.
-    fn call(words: impl IntoIterator<Item = String>) -> Call {
-        Call::new("setpriv")
-            .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--no-new-privs", "--"])
-            .args(words)
-            .env("HOME", "/nonexistent")
-            .limit(LIMIT)
-    }
-
     fn processes(&self) -> u32 {
         if self.gpu { self.gpus.max(1) } else { ON_CPU }
     }
@@ -121,7 +104,8 @@ impl CollectiveCheck {
         ];
         let program = ["--no_python", python.as_str(), "-I", "-B", "-c", PROGRAM, device];
         let words = [&[python.as_str()], &torchrun[..], &meeting, &program].concat();
-        Self::call(words.into_iter().map(str::to_owned))
+        trial::as_nobody(words)
+            .limit(LIMIT)
             .env("OMP_NUM_THREADS", "1")
             .env("GLOO_SOCKET_IFNAME", "lo")
             .env("CUDA_CACHE_DISABLE", "1")
@@ -153,7 +137,7 @@ impl CollectiveCheck {
             self.torchrun()
         } else {
             match self.program(host)? {
-                Ok(words) => Self::call(words),
+                Ok(words) => trial::as_nobody(words).limit(LIMIT),
                 Err(error) => return Ok(Err(error)),
             }
         };
@@ -229,19 +213,12 @@ fn words_of(output: &Output) -> String {
 
 impl Converge for CollectiveCheck {
     async fn check(&self, host: &Host) -> Result<Check> {
-        Ok(match self.look(host).await? {
-            Ok(evidence) => Check::satisfied(evidence),
-            Err(error) => {
-                let why = error.message().to_owned();
-                host.keep_look(Seen { action: self.clone(), error });
-                Check::needed(why)
-            }
-        })
+        Ok(trial::check(host, self, self.look(host).await?))
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        if let Some(seen) = host.take_look::<Seen>().filter(|seen| seen.action == *self) {
-            return Err(seen.error);
+        if let Some(error) = trial::found(host, self) {
+            return Err(error);
         }
         self.look(host).await?.map(|_| Applied::Done)
     }

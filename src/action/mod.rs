@@ -37,6 +37,7 @@ pub mod python_environment;
 pub(crate) mod repository;
 pub mod service;
 pub mod training_check;
+mod trial;
 mod unload;
 
 pub(crate) use package_set::recorded_files;

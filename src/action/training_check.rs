@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Check, Converge};
+use super::{Applied, Check, Converge, trial};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::host::exec::Call;
@@ -18,8 +18,6 @@ const PROGRAM: &str = include_str!("../../steps/files/training_check.py");
 const LIMIT: Duration = Duration::from_mins(10);
 /// The loss must fall to less than this part. All of them reach a tenth.
 const LEARNT: f64 = 0.7;
-/// Who trains: nobody, on every Debian and Ubuntu.
-const NOBODY: &str = "65534";
 
 /// Frameworks that learn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,12 +39,6 @@ struct Outcome {
     gpu: bool,
     before: Option<f64>,
     after: Option<f64>,
-}
-
-/// What `check` saw, for the `apply` of the same action.
-struct Seen {
-    action: TrainingCheck,
-    error: Error,
 }
 
 impl TrainingCheck {
@@ -71,10 +63,7 @@ impl TrainingCheck {
 
     fn call(&self, what: &str) -> Call {
         let device = if self.gpu { "gpu" } else { "cpu" };
-        Call::new("setpriv")
-            .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--no-new-privs", "--"])
-            .args([&format!("{}/bin/python", self.path), "-I", "-B", "-", what, device])
-            .env("HOME", "/nonexistent")
+        trial::as_nobody([&format!("{}/bin/python", self.path), "-I", "-B", "-", what, device])
             .env("KERAS_HOME", "/nonexistent/keras")
             .env("CUDA_CACHE_DISABLE", "1")
             .env("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -151,19 +140,12 @@ impl Converge for TrainingCheck {
         if !host.files.exists(format!("{}/bin/python", self.path))? {
             return Ok(Check::needed(format!("{} has no Python yet", self.path)));
         }
-        Ok(match Box::pin(self.train_all(host)).await? {
-            Ok(evidence) => Check::satisfied(evidence),
-            Err(error) => {
-                let why = error.message().to_owned();
-                host.keep_look(Seen { action: self.clone(), error });
-                Check::needed(why)
-            }
-        })
+        Ok(trial::check(host, self, Box::pin(self.train_all(host)).await?))
     }
 
     async fn apply(&self, host: &Host) -> Result<Applied> {
-        if let Some(seen) = host.take_look::<Seen>().filter(|seen| seen.action == *self) {
-            return Err(seen.error);
+        if let Some(error) = trial::found(host, self) {
+            return Err(error);
         }
         Box::pin(self.train_all(host)).await?.map(|_| Applied::Done)
     }
