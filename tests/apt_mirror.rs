@@ -81,6 +81,8 @@ fn it_is_planned_on_ubuntu_in_a_known_region_where_it_is_asked_for() {
         cudnn_debs: Vec::new(),
         fabric_manager: None,
         expect_gpus: None,
+        most_efa: None,
+        gpu_memory: None,
         reasons: Vec::new(),
         unverified: Vec::new(),
     };

@@ -173,6 +173,8 @@ fn stack() -> Stack {
         cudnn_debs: Vec::new(),
         fabric_manager: None,
         expect_gpus: None,
+        most_efa: None,
+        gpu_memory: None,
         reasons: Vec::new(),
         unverified: Vec::new(),
     }

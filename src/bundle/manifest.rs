@@ -237,6 +237,8 @@ pub(crate) fn example(files: &[(&str, &[u8])]) -> Manifest {
             cudnn_debs: Vec::new(),
             fabric_manager: None,
             expect_gpus: None,
+            most_efa: None,
+            gpu_memory: None,
             reasons: Vec::new(),
             unverified: Vec::new(),
         },

@@ -53,6 +53,13 @@ pub struct Stack {
     pub fabric_manager: Option<Vec<String>>,
     /// How many GPUs the machine must have, when that is known.
     pub expect_gpus: Option<u32>,
+    /// The most EFA devices that the machine can have, by its instance type or, where an image is made, by those that it is for;
+    /// `None` where the catalog knows none of them.
+    #[serde(default)]
+    pub most_efa: Option<u32>,
+    /// Memory of each GPU of the machine's instance type by EC2's figures, MiB.
+    #[serde(default)]
+    pub gpu_memory: Option<u32>,
     /// One sentence per choice, for `plan` and the status file.
     pub reasons: Vec<String>,
     /// What this rests on that no source confirms; also the last of the reasons.
@@ -281,6 +288,8 @@ fn attempt(ctx: Context, earlier: Option<&Stack>) -> Result<Choice> {
         cudnn_debs,
         fabric_manager,
         expect_gpus: target.expect,
+        most_efa: super::distributed::most_efa(ctx.catalog, ctx.facts, ctx.config),
+        gpu_memory: ctx.catalog.type_of(ctx.facts).and_then(|t| t.memory),
         reasons,
         unverified: Vec::new(),
     };

@@ -12,6 +12,7 @@ use super::tables::{
 use super::version::Version;
 use crate::embedded::inflate_text;
 use crate::error::{Code, Error, Result};
+use crate::facts::Facts;
 use crate::facts::os::Arch;
 use crate::text::position;
 
@@ -171,6 +172,11 @@ impl Catalog {
     pub fn instance_type(&self, name: &str) -> Option<InstanceType> {
         let (family, size) = name.split_once('.')?;
         self.nvidia_type(name, family, size).or_else(|| self.refused_type(name, family))
+    }
+
+    /// The type of this very instance.
+    pub fn type_of(&self, facts: &Facts) -> Option<InstanceType> {
+        self.instance_type(facts.identity.instance_type()?)
     }
 
     fn nvidia_type(&self, name: &str, family: &str, size: &str) -> Option<InstanceType> {

@@ -56,22 +56,34 @@ pub struct Efa {
 }
 
 /// Whether anything of it is asked for: then the environment is written.
-pub fn is_wanted(facts: &Facts, config: &Config) -> bool {
+pub fn is_wanted(facts: &Facts, config: &Config, stack: &Stack) -> bool {
     let d = &config.distributed;
-    d.nccl != "none" || !d.gdrcopy.is_empty() || d.check != CollectiveCheck::None || wants_efa(facts, config)
+    d.nccl != "none"
+        || !d.gdrcopy.is_empty()
+        || d.check != CollectiveCheck::None
+        || wants_efa(facts, config, stack)
+}
+
+/// Whether an image is made, on a machine without a GPU, for machines that are named.
+fn bakes(facts: &Facts, config: &Config) -> bool {
+    facts.gpu.gpus.is_empty() && !config.policy.bake_for.is_empty()
+}
+
+/// The most EFA devices that the machine can have, or any of those that an image is for.
+pub(super) fn most_efa(catalog: &Catalog, facts: &Facts, config: &Config) -> Option<u32> {
+    if !bakes(facts, config) {
+        return catalog.type_of(facts).map(|t| t.efa);
+    }
+    let types = config.policy.bake_for.iter().filter_map(|name| catalog.instance_type(name));
+    types.map(|t| t.efa).max()
 }
 
 /// Whether EFA is to be set up: asked for, or left to the machine, which has devices. While an image is baked, the types that
 /// it is for decide.
-pub fn wants_efa(facts: &Facts, config: &Config) -> bool {
+pub fn wants_efa(facts: &Facts, config: &Config, stack: &Stack) -> bool {
     match &config.distributed.efa {
         Enabled::Fixed(wanted) => *wanted,
-        Enabled::Auto(_) if facts.gpu.gpus.is_empty() && !config.policy.bake_for.is_empty() => {
-            let can = |catalog: &Catalog| {
-                config.policy.bake_for.iter().any(|t| catalog.instance_type(t).is_some_and(|t| t.efa > 0))
-            };
-            Catalog::embedded().is_ok_and(|catalog| can(&catalog))
-        }
+        Enabled::Auto(_) if bakes(facts, config) => stack.most_efa.is_some_and(|most| most > 0),
         Enabled::Auto(_) => !facts.efa.is_empty(),
     }
 }
@@ -82,7 +94,7 @@ pub fn choose(facts: &Facts, config: &Config, stack: &Stack) -> Result<Distribut
     let gdrcopy = config.distributed.gdrcopy.iter();
     Ok(Distributed {
         nccl: nccl(facts, config, stack)?,
-        efa: wants_efa(facts, config).then(|| efa(facts, config)).transpose()?,
+        efa: wants_efa(facts, config, stack).then(|| efa(facts, config, stack)).transpose()?,
         gdrcopy: gdrcopy
             .map(|d| Deb { url: d.url.clone(), sha256: d.sha256.to_ascii_lowercase(), index: None })
             .collect(),
@@ -160,10 +172,10 @@ fn of_distribution(distro: &str, wish: &str) -> Result<()> {
 }
 
 /// EFA's installer: the configured one, or one that is known here.
-fn efa(facts: &Facts, config: &Config) -> Result<Efa> {
+fn efa(facts: &Facts, config: &Config, stack: &Stack) -> Result<Efa> {
     let d = &config.distributed;
     if d.efa == Enabled::Fixed(true) && facts.efa.is_empty() && !facts.gpu.gpus.is_empty() {
-        return Err(no_device(facts));
+        return Err(no_device(facts, stack));
     }
     if bundle::is_wanted(config) {
         return Err(refused("distributed.efa: a bundle does not hold EFA's installer").with_hint(
@@ -195,11 +207,10 @@ fn installer_url(version: &str) -> String {
     format!("https://efa-installer.amazonaws.com/aws-efa-installer-{version}.tar.gz")
 }
 
-fn no_device(facts: &Facts) -> Error {
+fn no_device(facts: &Facts, stack: &Stack) -> Error {
     let name = facts.identity.instance.as_ref().map(|i| i.value.instance_type.as_str());
-    let can = name.and_then(|name| Catalog::embedded().ok()?.instance_type(name)).map(|t| t.efa);
     let error = refused("distributed.efa = true, and this machine has no EFA device");
-    match (name, can) {
+    match (name, stack.most_efa) {
         (Some(name), Some(0)) => error.with_hint(format!(
             "{name} can have none: use a larger size, or write efa = \"auto\" for a fleet of several types"
         )),
@@ -296,12 +307,15 @@ mod tests {
         let text = refusal("ubuntu2204", "g5.xlarge", must);
         assert!(text.contains("has no EFA device; g5.xlarge can have none"), "{text}");
         // Baked without a GPU: the types that it is for.
-        let (facts, on) = (
-            machine::facts("ubuntu2204", crate::facts::os::Arch::Amd64),
-            "[distributed]\nefa = \"auto\"\n[policy]\n",
-        );
-        assert!(wants_efa(&facts, &config(&format!("{on}for = [\"g5.xlarge\", \"p5.48xlarge\"]"))));
-        assert!(!wants_efa(&facts, &config(&format!("{on}for = [\"g5.xlarge\"]"))));
+        let baked = |types: &str| {
+            let facts = machine::facts("ubuntu2204", crate::facts::os::Arch::Amd64);
+            let config = config(&format!("{auto}[policy]\non-no-gpu = \"install\"\nfor = [{types}]"));
+            match crate::catalog::choose(&Catalog::embedded().unwrap(), &facts, &config, None).unwrap() {
+                Choice::Install(stack) => wants_efa(&facts, &config, &stack),
+                Choice::Nothing { why } => panic!("{why}"),
+            }
+        };
+        assert!(baked("\"g5.xlarge\", \"p5.48xlarge\"") && !baked("\"g5.xlarge\""));
     }
 
     #[test]

@@ -8,10 +8,10 @@ use toml::{Spanned, Value};
 
 use super::{containers, distributed, mount_unit, unattended};
 use crate::bundle;
+use crate::catalog::Stack;
 use crate::catalog::choose::{self, Source};
 use crate::catalog::distributed::{self as training, Distributed};
 use crate::catalog::frameworks::Frameworks;
-use crate::catalog::{Catalog, Stack};
 use crate::config::Config;
 use crate::config::schema::{AptMirror, CollectiveCheck, FileSystem};
 use crate::facts::Facts;
@@ -151,15 +151,11 @@ fn container_values(v: &mut Values, facts: &Facts, config: &Config, stack: &Stac
             _ => String::new(),
         },
     );
-    v.set("containers.memory", if config.containers.node_labels { memory(facts) } else { 0 });
+    v.set(
+        "containers.memory",
+        stack.gpu_memory.filter(|_| config.containers.node_labels).map_or(0, i64::from),
+    );
     v.set("containers.cuda", stack.toolkits.first().map(|t| t.version.clone()).unwrap_or_default());
-}
-
-/// What the catalog knows of this instance type.
-fn memory(facts: &Facts) -> i64 {
-    let name = facts.identity.instance.as_ref().map(|i| i.value.instance_type.as_str());
-    let found = name.and_then(|name| Catalog::embedded().ok()?.instance_type(name)?.memory);
-    found.map_or(0, i64::from)
 }
 
 fn framework_values(v: &mut Values, facts: &Facts, config: &Config, chosen: &Frameworks) {
@@ -183,6 +179,7 @@ fn training_values(
     v: &mut Values,
     facts: &Facts,
     config: &Config,
+    stack: &Stack,
     frameworks: Option<&Frameworks>,
     chosen: &Distributed,
 ) {
@@ -193,7 +190,7 @@ fn training_values(
         v.set("efa.sha256", efa.sha256.clone());
     }
     v.set("efa.devices", i64::try_from(facts.efa.len()).unwrap_or(i64::MAX));
-    let efa = training::wants_efa(facts, config);
+    let efa = training::wants_efa(facts, config, stack);
     v.set("distributed.profile", distributed::profile(efa));
     v.set("distributed.environment", distributed::environment(efa));
     v.set("distributed.limits", distributed::limits());
@@ -240,7 +237,7 @@ pub fn compute(
     if let Some(chosen) = frameworks {
         framework_values(&mut v, facts, config, chosen);
     }
-    training_values(&mut v, facts, config, frameworks, training);
+    training_values(&mut v, facts, config, stack, frameworks, training);
     let toolkits: Vec<String> = stack.toolkits.iter().flat_map(|t| t.packages.clone()).collect();
     let cudnn = stack.cudnn.as_ref().map(|c| c.packages.clone()).unwrap_or_default();
     let driver = stack.driver.as_ref().map(|d| d.packages.clone()).unwrap_or_default();

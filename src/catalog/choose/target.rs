@@ -124,7 +124,7 @@ pub(super) fn find(
     config: &Config,
     reasons: &mut Vec<String>,
 ) -> Result<Outcome<Target>> {
-    let instance_type = facts.identity.instance_type().and_then(|name| catalog.instance_type(name));
+    let instance_type = catalog.type_of(facts);
     if !facts.gpu.gpus.is_empty() {
         return on_bus(catalog, facts, config, instance_type.as_ref(), reasons).map(Outcome::Go);
     }
