@@ -58,10 +58,8 @@ fn artefacts(action: &Action, kernel: bool) -> Vec<Artefact<'_>> {
     }
 }
 
-/// Where a package file by URL lies in a bundle.
-pub(super) fn deb_path(sha256: &str) -> String {
-    format!("debs/{sha256}.deb")
-}
+/// Where package files by URL lie in a bundle.
+pub(super) const DEBS: &str = "debs/";
 
 /// Where a file comes from.
 enum From {
@@ -219,7 +217,7 @@ impl Collector {
         }
         let named = host.files.outside(&named)?;
         let request = Request { packages: vec![named.display().to_string()], ..Request::default() };
-        let file = File { path: deb_path(&deb.sha256), size, sha256: deb.sha256.clone() };
+        let file = File { path: format!("{DEBS}{}.deb", deb.sha256), size, sha256: deb.sha256.clone() };
         self.wanted.insert(file.path.clone(), (file, From::Path(named)));
         self.packages(&request).await
     }

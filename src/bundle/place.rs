@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
+use super::collect::DEBS;
 use super::manifest::{File, Manifest};
 use super::{Location, Opened, manifest, verify};
 use crate::error::{Code, Error, Result};
@@ -156,10 +157,11 @@ impl Opened {
     /// Package files by URL are looked for in the cache before anything is fetched.
     fn fill_cache(&self, host: &Host) -> Result<()> {
         host.files.make_dir(CACHE_DIR, 0o755)?;
-        for deb in &self.manifest.stack.cudnn_debs {
-            let path = format!("{FILES}/{}", super::collect::deb_path(&deb.sha256));
-            let bytes = host.files.read(path)?.unwrap_or_default(); // it has been looked at
-            host.files.write(format!("{CACHE_DIR}/{}", deb.sha256), &bytes, 0o644)?;
+        for file in self.manifest.files.iter().filter(|f| f.path.starts_with(DEBS)) {
+            let cached = format!("{CACHE_DIR}/{}", file.sha256);
+            host.files.remove(&cached)?;
+            // What lies in the cache is hashed again before it is used.
+            host.files.link_or_copy(format!("{FILES}/{}", file.path), cached)?;
         }
         Ok(())
     }
