@@ -196,6 +196,34 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn until_the_new_manifest_is_there_nothing_of_the_old_bundle_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, at) = (Files::new("/".into()), dir.path().display().to_string());
+        let named = |content: &[u8]| {
+            let mut manifest = example(&[("debs/a.deb", content)]);
+            manifest.directory = manifest::directory_of(manifest.files.iter());
+            manifest
+        };
+        let (old, new) = (named(b"old"), named(b"new"));
+        let lies = |manifest: &Manifest| format!("{at}/{}/debs/a.deb", manifest.directory);
+        files.write(lies(&old), b"old", 0o644).unwrap();
+        files.write(format!("{at}/manifest.json"), &old.text(), 0o644).unwrap();
+        let remote = Remote::new(&crate::config::schema::AwsConfig::default(), None, None);
+        let mut store = Store::open(&Location::Directory(at.clone()), remote).await.unwrap();
+        store.begin(new.files.iter());
+        files.write(format!("{at}/{WORK}/new"), b"new", 0o644).unwrap();
+        store.put(Path::new(&format!("{at}/{WORK}/new")), &new.files[0]).await.unwrap();
+        // Its place is taken, so the manifest cannot be written: as if the disk were full in that moment.
+        files.remove(format!("{at}/manifest.json")).unwrap();
+        files.make_dir(format!("{at}/manifest.json/in-the-way"), 0o755).unwrap();
+        store.publish(&new, &new.text(), dir.path()).await.unwrap_err();
+        assert_eq!(files.read(lies(&old)).unwrap().unwrap(), b"old");
+        files.remove_tree(format!("{at}/manifest.json")).unwrap();
+        store.publish(&new, &new.text(), dir.path()).await.unwrap();
+        assert!(!files.exists(lies(&old)).unwrap() && files.exists(lies(&new)).unwrap());
+    }
+
     #[test]
     fn a_place_is_free_ours_or_somebodys() {
         let dir = tempfile::tempdir().unwrap();
