@@ -315,7 +315,23 @@ mod tests {
                 Choice::Nothing { why } => panic!("{why}"),
             }
         };
-        assert!(baked("\"g5.xlarge\", \"p5.48xlarge\"") && !baked("\"g5.xlarge\""));
+        assert!(baked("\"g5.xlarge\", \"g5.8xlarge\"") && !baked("\"g5.xlarge\""));
+    }
+
+    #[test]
+    fn tables_in_place_of_the_built_in_ones_count() {
+        let mut catalog = Catalog::embedded().unwrap();
+        let facts = machine::instance("ubuntu2204", &catalog.instance_type("g5.xlarge").unwrap());
+        let most =
+            |catalog: &Catalog| match crate::catalog::choose(catalog, &facts, &config(""), None).unwrap() {
+                Choice::Install(stack) => (stack.most_efa, stack.gpu_memory),
+                Choice::Nothing { why } => panic!("{why}"),
+            };
+        assert_eq!(most(&catalog).0, Some(0));
+        let family = catalog.instances.family.iter_mut().find(|f| f.name == "g5").unwrap();
+        family.efa.insert("xlarge".into(), 2);
+        family.memory = Some(1234);
+        assert_eq!(most(&catalog), (Some(2), Some(1234)));
     }
 
     #[test]
