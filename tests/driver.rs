@@ -160,6 +160,10 @@ fn a_branch_that_could_stay_beside_another_goes_with_all_that_hangs_on_it() {
     );
     brings(&m, &new, "nvidia-tesla-470-alternative 470.256.02-1 would keep another driver in use");
     assert!(set(&m).iter().all(|line| !line.contains("tesla")), "{:?}", set(&m));
+    // Somebody brings the other one back beside it: all that is wanted is there, and one thing more.
+    m.root.run("apt-get", &["-qq", "install", "nvidia-tesla-470-alternative"]);
+    brings(&m, &new, "nvidia-tesla-470-alternative 470.256.02-1 would keep another driver in use");
+    assert!(set(&m).iter().all(|line| !line.contains("tesla")), "{:?}", set(&m));
 }
 
 #[test]

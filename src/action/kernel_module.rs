@@ -216,6 +216,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_module_that_is_not_the_drivers_is_not_told_as_the_drivers() {
+        let (_dir, host) = machine();
+        let module = KernelModule { modules: vec!["gdrdrv".into()], parameters: Vec::new() };
+        let error = module.apply(&host).await.unwrap_err();
+        assert_eq!(error.message(), "gdrdrv does not load in kernel 6.8.0-1021-aws");
+        assert_eq!(error.causes().len(), 1, "modprobe's own words");
+    }
+
+    #[tokio::test]
     async fn a_newer_kernel_with_a_module_asks_for_the_boot_into_it() {
         let (_dir, host) = machine();
         let put = |path: &str| host.files.write(path, b"", 0o644).unwrap();
